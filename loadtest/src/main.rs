@@ -1,0 +1,2 @@
+//! Load generator for relays that speak the pyrycode protocol.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Flags, defaults worked out from the machine, refusals.

@@ -1,0 +1,19 @@
+//! `pyrycode-relay`: routes WebSocket frames between a `pyry` daemon (the *binary*) and its
+//! phones, by server-id, without ever looking inside a frame.
+//!
+//! The modules, in the order in which data meets them:
+//!
+//! - [`config`]: flags and the machine become a checked [`config::Config`], or a refusal
+//! - [`telemetry`]: structured logs, the only keys that they may carry
+//! - [`protocol`]: the wire as pure functions: upgrade, frames, envelope, ids, close codes
+//! - [`relay`]: what one worker knows and decides: registry, outboxes, deadlines; no I/O, no clock
+//! - [`metrics`]: counters that workers write and everyone else reads
+//!
+//! Arrows point downward only: the binary, then the worker and control planes, then `relay`,
+//! then `protocol`, `config`, `metrics` and `telemetry`.
+
+pub mod config;
+pub mod metrics;
+pub mod protocol;
+pub mod relay;
+pub mod telemetry;

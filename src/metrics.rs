@@ -1,0 +1,1 @@
+//! Counters that workers write and everyone else reads.

@@ -1,0 +1,1 @@
+//! The routing envelope between the relay and a binary (PROTOCOL.md, chapter 4).

@@ -1,0 +1,15 @@
+//! The wire, as pure functions and types: no I/O, no clock, no registry.
+//!
+//! - [`upgrade`]: request heads, from bytes to a checked upgrade or the HTTP answer
+//! - [`close`]: every close code and reason, in one table
+//! - [`frames`]: RFC 6455 frames: bytes to messages, messages to bytes
+//! - [`json`]: strict, allocation-free validation of RFC 8259 text
+//! - [`envelope`]: the routing envelope between the relay and a binary
+//! - [`ids`]: server-ids and conn-ids
+
+pub mod close;
+pub mod envelope;
+pub mod frames;
+pub mod ids;
+pub mod json;
+pub mod upgrade;

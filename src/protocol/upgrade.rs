@@ -1,0 +1,1 @@
+//! Request heads: from bytes to a checked upgrade, or to the HTTP answer (PROTOCOL.md, chapter 1).

@@ -1,0 +1,1 @@
+//! Structured logs and the keys that they may carry.
