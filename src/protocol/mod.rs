@@ -12,4 +12,5 @@ pub mod envelope;
 pub mod frames;
 pub mod ids;
 pub mod json;
+mod reply;
 pub mod upgrade;

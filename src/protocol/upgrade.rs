@@ -1,1 +1,393 @@
 //! Request heads: from bytes to a checked upgrade, or to the HTTP answer (PROTOCOL.md, chapter 1).
+//!
+//! httparse reads the syntax. It forgives more than RFC 9112 asks for (bare LF, repeated empty
+//! lines), and what it forgives, request smuggling lives on: [`HeadScanner`] refuses it first.
+
+pub use super::reply::{Health, Reply, write_switching_protocols};
+
+use super::ids::ServerId;
+use std::fmt;
+use tungstenite::handshake::derive_accept_key;
+
+/// The longest request head, in bytes.
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// The most header lines.
+pub const MAX_HEADERS: usize = 64;
+/// The longest device name or version that is kept; they only go to logs.
+const MAX_LABEL_BYTES: usize = 256;
+
+/// Where a request leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `/v1/server`
+    Server,
+    /// `/v1/client`
+    Client,
+    /// `/healthz`
+    Healthz,
+    /// Anything else.
+    NotFound,
+}
+
+/// A checked request for a WebSocket, not answered yet. Plain data: it may cross threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// The id that the peer claims or asks for.
+    pub server_id: ServerId,
+    /// `Sec-WebSocket-Accept` of the answer.
+    pub accept_key: [u8; 28],
+    /// Who asks.
+    pub role: Role,
+}
+
+/// Who asks for a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// The daemon.
+    Binary {
+        /// `X-Pyrycode-Version`; the peer's text, at most 256 bytes, for logs.
+        version: Box<str>,
+    },
+    /// A phone. Its token was there, and is forgotten.
+    Phone {
+        /// `X-Pyrycode-Device-Name`; the peer's text, at most 256 bytes, for logs.
+        device_name: Option<Box<str>>,
+    },
+}
+
+/// What the bytes of a head come to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one call; a box would cost each request an allocation"
+)]
+pub enum Head<'b> {
+    /// More bytes are needed.
+    Incomplete,
+    /// Not a request that can be answered otherwise; the connection ends with the reply.
+    Refused(Reply),
+    /// A whole head.
+    Complete {
+        /// The request.
+        request: Request<'b>,
+        /// The head's length; what follows it is the caller's.
+        consumed: usize,
+    },
+}
+
+/// Reads one head that arrives in any number of pieces, in time linear in its length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadScanner {
+    /// The end of the head is not before this.
+    searched: u32,
+    /// How much there was when the syntax was last looked at.
+    looked_at: u32,
+}
+
+impl HeadScanner {
+    /// `bytes` is everything received since the head's start. A head that is not complete is
+    /// looked at each time it has doubled, so that nonsense (a TLS hello, an HTTP/2 preface) is
+    /// refused when it is seen, not when its time is up.
+    pub fn parse<'b>(&mut self, bytes: &'b [u8]) -> Head<'b> {
+        // One empty line before the request line is ignored (RFC 9112, section 2.2).
+        let (skipped, head) = match bytes {
+            [b'\r', b'\n', head @ ..] => (2, head),
+            [] | [b'\r'] => return Head::Incomplete,
+            head => (0, head),
+        };
+        let from = (self.searched as usize).min(head.len());
+        let end = head.get(from..).and_then(|rest| find(rest, b"\r\n\r\n")).map(|at| from + at + 4);
+        self.searched = head.len().saturating_sub(3) as u32;
+        let Some(end) = end else {
+            if bytes.len() > MAX_HEAD_BYTES {
+                return Head::Refused(Reply::HeadTooLarge);
+            }
+            if head.len() >= 2 * self.looked_at as usize {
+                self.looked_at = head.len() as u32;
+                return early_refusal(head).map_or(Head::Incomplete, Head::Refused);
+            }
+            return Head::Incomplete;
+        };
+        if skipped + end > MAX_HEAD_BYTES {
+            return Head::Refused(Reply::HeadTooLarge);
+        }
+        match Request::parse(head.get(..end).unwrap_or_default()) {
+            Ok(request) => Head::Complete { request, consumed: skipped + end },
+            Err(reply) => Head::Refused(reply),
+        }
+    }
+}
+
+/// What is wrong with an incomplete head already.
+fn early_refusal(head: &[u8]) -> Option<Reply> {
+    if !line_ends_are_sound(head) {
+        return Some(Reply::BadRequest);
+    }
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    match httparse::Request::new(&mut headers).parse(head) {
+        Ok(_) => None,
+        Err(httparse::Error::TooManyHeaders) => Some(Reply::HeadTooLarge),
+        Err(_) => Some(Reply::BadRequest),
+    }
+}
+
+/// Every line ends in CRLF, and no CR stands elsewhere. A CR at the very end may get its LF yet.
+fn line_ends_are_sound(head: &[u8]) -> bool {
+    let mut after_cr = false;
+    for byte in head {
+        if after_cr != (*byte == b'\n') {
+            return false;
+        }
+        after_cr = *byte == b'\r';
+    }
+    true
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// A request head that follows RFC 9112. It holds a secret, the token, so it shows nothing of
+/// itself.
+pub struct Request<'b> {
+    method: &'b str,
+    path: &'b str,
+    is_http_1_1: bool,
+    has_body: bool,
+    headers: [httparse::Header<'b>; MAX_HEADERS],
+    header_count: usize,
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").finish_non_exhaustive()
+    }
+}
+
+impl<'b> Request<'b> {
+    fn parse(head: &'b [u8]) -> Result<Self, Reply> {
+        if !line_ends_are_sound(head) {
+            return Err(Reply::BadRequest);
+        }
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut parsed = httparse::Request::new(&mut headers);
+        match parsed.parse(head) {
+            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+            Err(httparse::Error::TooManyHeaders) => return Err(Reply::HeadTooLarge),
+            _ => return Err(Reply::BadRequest),
+        }
+        let (Some(method), Some(target), Some(minor)) =
+            (parsed.method, parsed.path, parsed.version)
+        else {
+            return Err(Reply::BadRequest);
+        };
+        let header_count = parsed.headers.len();
+        let mut request = Self {
+            method,
+            path: path_of(target).ok_or(Reply::BadRequest)?,
+            is_http_1_1: minor == 1,
+            has_body: false,
+            headers,
+            header_count,
+        };
+        request.check_fields()?;
+        Ok(request)
+    }
+
+    /// The rules of RFC 9112 that span several lines.
+    fn check_fields(&mut self) -> Result<(), Reply> {
+        let values_are_text = self.headers().iter().all(|header| {
+            // httparse lets no control character through but the tab; see its tables.
+            !header.name.is_empty() && header.value.iter().all(|b| *b == b'\t' || *b >= b' ')
+        });
+        let hosts = self.values("host").count();
+        let host_is_sound = match self.values("host").next() {
+            Some(host) => hosts == 1 && is_host(host),
+            None => !self.is_http_1_1,
+        };
+        let codings = self.values("transfer-encoding").count();
+        let length = self.values("content-length").next();
+        let lengths_agree = self.values("content-length").all(|other| Some(other) == length);
+        let length_is_sound = length.is_none_or(|length| {
+            !length.is_empty() && length.len() <= 19 && length.iter().all(u8::is_ascii_digit)
+        });
+        let body_is_clear = codings == 0 || (length.is_none() && self.is_http_1_1);
+        if !(values_are_text && host_is_sound && lengths_agree && length_is_sound && body_is_clear)
+        {
+            return Err(Reply::BadRequest);
+        }
+        let length_is_zero = length.is_none_or(|length| length.iter().all(|digit| *digit == b'0'));
+        self.has_body = codings > 0 || !length_is_zero;
+        Ok(())
+    }
+
+    fn headers(&self) -> &[httparse::Header<'b>] {
+        self.headers.get(..self.header_count).unwrap_or_default()
+    }
+
+    /// The values of a header, line by line, trimmed. `name` is in lower case.
+    fn values(&self, name: &'static str) -> impl Iterator<Item = &'b [u8]> {
+        self.headers()
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| trim(header.value))
+    }
+
+    /// The first value of a header, if it is not empty.
+    fn required(&self, name: &'static str) -> Result<&'b [u8], Reply> {
+        self.values(name).next().filter(|value| !value.is_empty()).ok_or(Reply::BadRequest)
+    }
+
+    /// Whether a header's list of tokens has this one, in any case.
+    fn has_token(&self, name: &'static str, token: &str) -> bool {
+        self.values(name).any(|value| {
+            value
+                .split(|b| *b == b',')
+                .any(|item| trim(item).eq_ignore_ascii_case(token.as_bytes()))
+        })
+    }
+
+    /// Where the request leads: by its path alone, byte for byte.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        match self.path {
+            "/v1/server" => Route::Server,
+            "/v1/client" => Route::Client,
+            "/healthz" => Route::Healthz,
+            _ => Route::NotFound,
+        }
+    }
+
+    /// Whether the method is HEAD: the answer has no body.
+    #[must_use]
+    pub fn is_head(&self) -> bool {
+        self.method == "HEAD"
+    }
+
+    /// Whether the connection may serve another request (RFC 9112, section 9.3). One with a body
+    /// ends it: bodies are not read.
+    #[must_use]
+    pub fn keep_alive(&self) -> bool {
+        let wanted = if self.is_http_1_1 {
+            !self.has_token("connection", "close")
+        } else {
+            self.has_token("connection", "keep-alive")
+        };
+        wanted && !self.has_body
+    }
+
+    /// Checks a request for `/healthz`.
+    ///
+    /// # Errors
+    ///
+    /// 405: the method is neither GET nor HEAD.
+    pub fn healthz(&self) -> Result<(), Reply> {
+        match self.method {
+            "GET" | "HEAD" => Ok(()),
+            _ => Err(Reply::MethodNotAllowed { allow: "GET, HEAD" }),
+        }
+    }
+
+    /// Checks a request for `/v1/server`: the required headers, then the handshake.
+    ///
+    /// # Errors
+    ///
+    /// The answer that the peer is due: 400, 405 or 426.
+    pub fn server_upgrade(&self) -> Result<Upgrade, Reply> {
+        let server_id = self.server_id()?;
+        let version = label(self.required("x-pyrycode-version")?);
+        self.required("user-agent")?;
+        Ok(Upgrade { server_id, accept_key: self.handshake()?, role: Role::Binary { version } })
+    }
+
+    /// Checks a request for `/v1/client`: the required headers, then the handshake.
+    ///
+    /// # Errors
+    ///
+    /// The answer that the peer is due: 400, 405 or 426.
+    pub fn client_upgrade(&self) -> Result<Upgrade, Reply> {
+        let server_id = self.server_id()?;
+        // The token is for the binary, not for us: all that counts is that there is one.
+        self.required("x-pyrycode-token")?;
+        self.required("user-agent")?;
+        let device_name = self.values("x-pyrycode-device-name").next();
+        let device_name = device_name.filter(|name| !name.is_empty()).map(label);
+        Ok(Upgrade { server_id, accept_key: self.handshake()?, role: Role::Phone { device_name } })
+    }
+
+    fn server_id(&self) -> Result<ServerId, Reply> {
+        ServerId::from_header(self.required("x-pyrycode-server")?).ok_or(Reply::BadRequest)
+    }
+
+    /// RFC 6455, section 4.2.1. Returns the accept key.
+    fn handshake(&self) -> Result<[u8; 28], Reply> {
+        let asks =
+            self.has_token("upgrade", "websocket") && self.has_token("connection", "upgrade");
+        if !self.is_http_1_1 || !asks {
+            return Err(Reply::UpgradeRequired);
+        }
+        if self.method != "GET" {
+            return Err(Reply::MethodNotAllowed { allow: "GET" });
+        }
+        let mut versions = self.values("sec-websocket-version");
+        if versions.next() != Some(b"13") || versions.next().is_some() {
+            return Err(Reply::UnsupportedVersion);
+        }
+        let mut keys = self.values("sec-websocket-key");
+        match (keys.next(), keys.next()) {
+            (Some(key), None) if is_key(key) && !self.has_body => {
+                derive_accept_key(key).as_bytes().try_into().map_err(|_| Reply::BadRequest)
+            }
+            _ => Err(Reply::BadRequest),
+        }
+    }
+}
+
+/// Base64 of 16 bytes: 22 characters, of which the last carries two bits, and `==`.
+fn is_key(key: &[u8]) -> bool {
+    let is_base64 = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
+    match key {
+        [digits @ .., b'=', b'='] => {
+            digits.len() == 22
+                && digits.iter().all(is_base64)
+                && matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w'))
+        }
+        _ => false,
+    }
+}
+
+/// A host with an optional port (RFC 9110, section 7.2). An empty one is legal.
+fn is_host(host: &[u8]) -> bool {
+    host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(b))
+}
+
+/// The path of a target in origin-form or absolute-form (RFC 9112, section 3.2), without query.
+fn path_of(target: &str) -> Option<&str> {
+    let is_ascii = target.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    let path = if target.starts_with('/') {
+        target
+    } else {
+        let (scheme, rest) = target.split_once("://")?;
+        let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        let authority_ends = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at_checked(authority_ends)?;
+        if !is_http || authority.is_empty() || !is_host(authority.as_bytes()) {
+            return None;
+        }
+        path
+    };
+    is_ascii.then(|| path.split_once('?').map_or(path, |(path, _)| path))
+}
+
+/// A peer's text for logs: what is not UTF-8 is replaced, what is too long is cut.
+fn label(value: &[u8]) -> Box<str> {
+    let kept = value.get(..MAX_LABEL_BYTES).unwrap_or(value);
+    String::from_utf8_lossy(kept).into()
+}
+
+/// Without the blanks around it (RFC 9110, section 5.6.3).
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
