@@ -1,1 +1,309 @@
-//! Structured logs and the keys that they may carry.
+//! Structured logs: one event a line on stderr, with the allowed keys only (PROTOCOL.md,
+//! chapter 7). A peer's text is quoted and escaped, so that it can forge neither a line nor a key.
+//!
+//! Workers never wait for the log: lines go through a bounded queue to a thread of its own, and
+//! where that cannot keep up they are dropped and counted.
+
+use crate::config::LogFormat;
+use std::cell::Cell;
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::time::SystemTime;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The keys that a line may carry beside `time`, `level`, `event` and `core`.
+pub const ALLOWED_KEYS: [&str; 14] = [
+    "server_id",
+    "conn_id",
+    "binary_conn_id",
+    "device_name",
+    "remote",
+    "binary_version",
+    "err",
+    "path",
+    "from",
+    "to",
+    "close_code",
+    "token_fp",
+    "fcm_message_id",
+    "duration",
+];
+
+/// Values are cut to this length.
+const MAX_VALUE_BYTES: usize = 512;
+/// Lines that may wait for stderr.
+const MAX_WAITING_LINES: usize = 8192;
+
+/// A peer's address as it is logged: IPv4-mapped IPv6 is shown as IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Remote(pub SocketAddr);
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.0.ip().to_canonical(), self.0.port()).fmt(f)
+    }
+}
+
+thread_local! {
+    static CORE: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Lines of this thread carry `core=number` from now on.
+pub fn set_core(number: usize) {
+    CORE.set(Some(number));
+}
+
+/// Keeps the log going; when it is dropped, what waits is written.
+pub struct Guard {
+    _worker: WorkerGuard,
+    dropped: ErrorCounter,
+}
+
+impl Guard {
+    /// Lines that were dropped because stderr could not keep up.
+    #[must_use]
+    pub fn dropped_lines(&self) -> usize {
+        self.dropped.dropped_lines()
+    }
+}
+
+/// Starts the log of the process. Only the first call has an effect.
+#[must_use]
+pub fn init(format: LogFormat, level: Level) -> Guard {
+    let (writer, worker) = NonBlockingBuilder::default()
+        .buffered_lines_limit(MAX_WAITING_LINES)
+        .lossy(true)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(writer)
+        .event_format(Lines(format))
+        .finish();
+    // Fails only where a log was started before.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    Guard { _worker: worker, dropped }
+}
+
+/// Writes an event as one line.
+struct Lines(LogFormat);
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line =
+            Line { format: self.0, out: String::with_capacity(256), event: String::new() };
+        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        let mut fields = Line { format: self.0, out: String::new(), event: String::new() };
+        event.record(&mut fields);
+        line.push("time", &time.to_string());
+        line.push("level", level_name(*event.metadata().level()));
+        line.push("event", &fields.event);
+        line.out.push_str(&fields.out);
+        if let Some(core) = CORE.get() {
+            line.push_bare("core", &core.to_string());
+        }
+        match self.0 {
+            LogFormat::Text => writeln!(writer, "{}", line.out.trim_start()),
+            LogFormat::Json => writeln!(writer, "{{{}}}", line.out.trim_start_matches(',')),
+        }
+    }
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "error",
+        Level::WARN => "warn",
+        Level::INFO => "info",
+        Level::DEBUG => "debug",
+        Level::TRACE => "trace",
+    }
+}
+
+/// A line under way.
+struct Line {
+    format: LogFormat,
+    out: String,
+    event: String,
+}
+
+impl Line {
+    fn push(&mut self, key: &str, value: &str) {
+        match self.format {
+            LogFormat::Text if is_plain(value) => self.push_bare(key, value),
+            LogFormat::Text => {
+                let _ = write!(self.out, " {key}=");
+                push_quoted(&mut self.out, value);
+            }
+            LogFormat::Json => {
+                let _ = write!(self.out, ",\"{key}\":");
+                push_quoted(&mut self.out, value);
+            }
+        }
+    }
+
+    /// For values that need no quotes.
+    fn push_bare(&mut self, key: &str, value: &str) {
+        let _ = match self.format {
+            LogFormat::Text => write!(self.out, " {key}={value}"),
+            LogFormat::Json => write!(self.out, ",\"{key}\":{value}"),
+        };
+    }
+
+    /// The field's key, if it may be logged.
+    fn key(&self, field: &Field) -> Option<&'static str> {
+        ALLOWED_KEYS.into_iter().find(|key| *key == field.name())
+    }
+}
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.event = value.to_owned();
+        } else if let Some(key) = self.key(field) {
+            self.push(key, value);
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if let Some(key) = self.key(field) {
+            self.push_bare(key, &value.to_string());
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        if let Some(key) = self.key(field) {
+            self.push_bare(key, &value.to_string());
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+}
+
+/// Whether a value can stand without quotes in logfmt.
+fn is_plain(value: &str) -> bool {
+    !value.is_empty()
+        && value.len() <= MAX_VALUE_BYTES
+        && value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'=' | b'\\'))
+}
+
+/// A JSON string of printable ASCII: everything else is escaped, line and text direction
+/// controls with the rest.
+fn push_quoted(out: &mut String, value: &str) {
+    out.push('"');
+    let mut kept = value.len().min(MAX_VALUE_BYTES);
+    while !value.is_char_boundary(kept) {
+        kept -= 1;
+    }
+    for c in value.get(..kept).unwrap_or_default().chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            ' '..='~' => out.push(c),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    if kept < value.len() {
+        out.push_str("...");
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, log: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .event_format(Lines(format))
+            .finish();
+        tracing::subscriber::with_default(subscriber, log);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    const HOSTILE: [&str; 8] = [
+        "plain",
+        "two words",
+        "a\nlevel=error event=forged",
+        "\" event=\"forged",
+        "\x1b[31mred\x07",
+        "\u{2028}\u{202e}evil",
+        "back\\slash=",
+        "",
+    ];
+
+    #[test]
+    fn a_hostile_value_stays_one_value_of_one_line() {
+        for value in HOSTILE {
+            let text = logged(LogFormat::Text, || tracing::info!(device_name = value, "event"));
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{text}");
+            let json = logged(LogFormat::Json, || tracing::info!(device_name = value, "event"));
+            assert_eq!(json.lines().count(), 1, "{json}");
+            let object: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(object["device_name"], value);
+            assert_eq!(object["event"], "event");
+        }
+    }
+
+    #[test]
+    fn only_allowed_keys_are_written() {
+        let line = logged(LogFormat::Json, || {
+            tracing::warn!(token = "secret", payload = 5, close_code = 1000, "e");
+        });
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["close_code", "event", "level", "time"]);
+        assert_eq!(object["close_code"], 1000);
+    }
+
+    #[test]
+    fn long_values_are_cut() {
+        let line = logged(LogFormat::Text, || tracing::info!(err = "é".repeat(4000), "e"));
+        assert!(line.len() < 8 * MAX_VALUE_BYTES, "{}", line.len());
+    }
+
+    #[test]
+    fn mapped_addresses_are_shown_as_ipv4() {
+        let mapped: SocketAddr = "[::ffff:10.1.2.3]:80".parse().unwrap();
+        assert_eq!(Remote(mapped).to_string(), "10.1.2.3:80");
+    }
+}

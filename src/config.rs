@@ -1,1 +1,0 @@
-//! Flags, defaults worked out from the machine, refusals.

@@ -1,0 +1,257 @@
+//! The command line: every flag with its unit, default and meaning, and clap's errors as one line.
+
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser};
+
+use super::{
+    DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM, listen,
+    trial_commands, units,
+};
+
+/// The most phones that one server-id may be given.
+const MAX_PHONES: usize = 65_536;
+
+const ABOUT: &str = "\
+Connects phones to a pyry daemon that no one can dial, because it is behind NAT. The daemon (the \
+binary) and its phones all dial out to this relay, which routes their WebSocket messages by \
+server-id. It never looks inside a message and keeps nothing on disk.
+
+Without any flag it serves plain WebSocket on 127.0.0.1:8080, for trying it out.";
+
+/// The command line as it was given: checked flag by flag, not yet against the machine.
+#[derive(Debug, Parser)]
+#[command(
+    name = PROGRAM,
+    version,
+    about = ABOUT,
+    long_about = None,
+    override_usage = "pyrycode-relay [FLAGS]",
+    args_override_self = true
+)]
+pub(super) struct Flags {
+    /// Serve plain WebSocket (no TLS) on this address. `:8080` means all interfaces; port 0 takes
+    /// any free port, which is logged [default: 127.0.0.1:8080]
+    #[arg(help_heading = "Listening", long, value_name = "HOST:PORT", value_parser = listen::parse)]
+    pub(super) insecure_listen: Option<SocketAddr>,
+
+    /// Worker threads, each with its own io_uring and listener, pinned to a CPU; 1 to 1024
+    /// [default: the CPUs that this process may use]
+    #[arg(
+        help_heading = "Resources", long, value_name = "COUNT",
+        value_parser = units::count(MAX_WORKERS)
+    )]
+    pub(super) workers: Option<usize>,
+
+    /// Memory for all messages that wait to be sent or are half read, in the whole process; past
+    /// it the largest backlog is cut. At least 1MiB, and 512KiB for each worker [default: a
+    /// quarter of the memory limit of the cgroup or the machine]
+    #[arg(
+        help_heading = "Resources", long, value_name = "SIZE",
+        value_parser = units::size(MIN_BUDGET_BYTES)
+    )]
+    pub(super) memory_budget: Option<u64>,
+
+    /// Phones that may be connected to one server-id at a time
+    #[arg(
+        help_heading = "Resources", long, value_name = "COUNT", default_value = "16",
+        value_parser = units::count(MAX_PHONES)
+    )]
+    pub(super) max_phones: usize,
+
+    /// How long a server-id and its phones wait for a binary that disconnected
+    #[arg(
+        help_heading = "Holding a server-id", long, value_name = "DURATION",
+        default_value = "30s", value_parser = units::duration(1)
+    )]
+    pub(super) grace: u64,
+
+    /// How long the holder of a server-id has to answer a ping when another binary claims the id,
+    /// before it loses it
+    #[arg(
+        help_heading = "Holding a server-id", long, value_name = "DURATION",
+        default_value = "10s", value_parser = units::duration(1)
+    )]
+    pub(super) probe_timeout: u64,
+
+    /// How often each connection is pinged
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "30s", value_parser = units::duration(1)
+    )]
+    pub(super) heartbeat_interval: u64,
+
+    /// How long a peer has to answer a ping before it is closed
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "30s", value_parser = units::duration(1)
+    )]
+    pub(super) heartbeat_timeout: u64,
+
+    /// How long a request head may take to arrive
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "5s", value_parser = units::duration(1)
+    )]
+    pub(super) header_timeout: u64,
+
+    /// How long one message may take to arrive
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "30s", value_parser = units::duration(1)
+    )]
+    pub(super) message_timeout: u64,
+
+    /// How long a write may make no progress before the connection is cut
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "10s", value_parser = units::duration(1)
+    )]
+    pub(super) write_timeout: u64,
+
+    /// How long a peer has to answer a close before TCP is cut
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "5s", value_parser = units::duration(1)
+    )]
+    pub(super) close_timeout: u64,
+
+    /// How long everyone has to leave after SIGTERM or SIGINT; 0s does not wait
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "10s", value_parser = units::duration(0)
+    )]
+    pub(super) drain_timeout: u64,
+
+    /// How log lines on standard error are written: `text` is logfmt
+    #[arg(
+        help_heading = "Logs", long, value_name = "FORMAT", value_enum,
+        default_value_t = LogFormat::Text
+    )]
+    pub(super) log_format: LogFormat,
+
+    /// The least severe level that is logged
+    #[arg(
+        help_heading = "Logs", long, value_name = "LEVEL", default_value = "info",
+        value_parser = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"])
+            .try_map(|level| level.parse::<Level>())
+    )]
+    pub(super) log_level: Level,
+}
+
+impl Flags {
+    /// Reads `args`, of which the first is the program's name. As in Go's `flag` package one dash
+    /// is as good as two, and of a flag that is given twice the last counts.
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
+        let command = command();
+        let args = double_dashes(&command, args);
+        command
+            .try_get_matches_from(args)
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .map_err(|err| exit(&err))
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            max_phones: self.max_phones,
+            grace_ms: self.grace,
+            probe_timeout_ms: self.probe_timeout,
+            heartbeat_interval_ms: self.heartbeat_interval,
+            heartbeat_timeout_ms: self.heartbeat_timeout,
+            header_timeout_ms: self.header_timeout,
+            message_timeout_ms: self.message_timeout,
+            write_timeout_ms: self.write_timeout,
+            close_timeout_ms: self.close_timeout,
+        }
+    }
+}
+
+pub(super) fn command() -> Command {
+    let [binary, phone] = trial_commands(DEFAULT_LISTEN);
+    Flags::command()
+        // As in Go, what follows a flag is its value, so that `--grace -5s` is told what is wrong.
+        .mut_args(|arg| {
+            let takes_value =
+                arg.get_value_parser().type_id() != clap::builder::ValueParser::bool().type_id();
+            arg.allow_hyphen_values(takes_value)
+        })
+        .after_help(format!(
+            "A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
+             64KiB, 256MiB, 1GiB (or kB, MB, GB, or plain bytes).\n\n\
+             Try it out: start the relay, then in two other terminals play a binary and a phone. \
+             Type {{\"hello\":1}} at the phone, and the binary sees it.\n\n  {binary}\n\n  {phone}"
+        ))
+}
+
+/// Turns Go's `-grace` into `--grace`, and leaves values and single letters as they are.
+fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let long: BTreeSet<&str> = command.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    let mut is_value = true;
+    let mut fixed = Vec::new();
+    for arg in args {
+        let name = arg.to_str().filter(|_| !is_value).map(|text| text.trim_start_matches('-'));
+        is_value = false;
+        match (name, arg.to_str()) {
+            (Some(name), Some(text)) if text.len() - name.len() == 1 && name.len() > 1 => {
+                fixed.push(format!("--{name}").into());
+            }
+            _ => fixed.push(arg.clone()),
+        }
+        if let Some(name) = name {
+            is_value = long.contains(name);
+        }
+    }
+    fixed
+}
+
+/// What clap says in several lines, said in one.
+fn exit(err: &clap::Error) -> Exit {
+    let context = |kind| match err.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+        _ => None,
+    };
+    // clap names a flag together with its value: --grace <DURATION>.
+    let arg = context(ContextKind::InvalidArg).unwrap_or_default();
+    let flag = arg.split(" <").next().unwrap_or_default();
+    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    Exit::refusal(&match err.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let message = err.to_string().trim_end().to_owned();
+            return Exit { code: 0, message, to_stdout: true };
+        }
+        ErrorKind::ValueValidation => {
+            format!("{flag}: {}", err.source().map(ToString::to_string).unwrap_or_default())
+        }
+        ErrorKind::InvalidValue => {
+            let choices = match err.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(choices)) if !choices.is_empty() => choices.join(", "),
+                _ => arg.split(" <").nth(1).unwrap_or_default().trim_end_matches('>').to_owned(),
+            };
+            if value.is_empty() {
+                format!("{flag}: it needs a value: {choices}")
+            } else {
+                format!("{flag}: {value:?} is none of {choices}")
+            }
+        }
+        ErrorKind::UnknownArgument if flag.starts_with('-') => {
+            let hint = context(ContextKind::SuggestedArg)
+                .map(|name| format!("did you mean {name}? "))
+                .unwrap_or_default();
+            format!("{flag} is not a flag of this relay; {hint}`{PROGRAM} --help` lists them all")
+        }
+        ErrorKind::UnknownArgument => {
+            format!("{flag:?} is not a flag; `{PROGRAM} --help` lists them all")
+        }
+        _ => {
+            let text = err.to_string();
+            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            format!("{line}; `{PROGRAM} --help` lists all flags")
+        }
+    })
+}

@@ -1,0 +1,229 @@
+//! The whole command line, on a machine that the test makes up.
+
+use clap::error::ErrorKind;
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn machine() -> Machine {
+    Machine { cpus: vec![0, 2, 3], parallelism: 3, memory_limit_bytes: Some(GIB) }
+}
+
+fn parse_on(machine: Machine, args: &[&str]) -> Result<Config, Exit> {
+    let args = [PROGRAM].iter().chain(args).map(OsString::from);
+    Config::from_flags(&Flags::parse(args)?, machine)
+}
+
+fn parse(args: &[&str]) -> Result<Config, Exit> {
+    parse_on(machine(), args)
+}
+
+fn refusal(args: &[&str]) -> String {
+    let exit = parse(args).unwrap_err();
+    assert_eq!((exit.code, exit.to_stdout), (2, false), "{args:?}");
+    assert!(exit.message.starts_with("pyrycode-relay: "), "{args:?}: {}", exit.message);
+    assert!(!exit.message.contains(char::is_control), "{args:?}: {}", exit.message);
+    exit.message
+}
+
+#[test]
+fn bare_run_takes_the_documented_defaults() {
+    let config = parse(&[]).unwrap();
+    let expected = Config {
+        listen: Listen { addr: "127.0.0.1:8080".parse().unwrap(), is_default: true },
+        workers: 3,
+        cpus: vec![0, 2, 3],
+        memory_budget_bytes: GIB / 4,
+        limits: Limits::default(),
+        drain_timeout: Duration::from_secs(10),
+        log_format: LogFormat::Text,
+        log_level: Level::INFO,
+    };
+    assert_eq!(config, expected);
+    assert_eq!(
+        Limits::default(),
+        Limits {
+            max_phones: 16,
+            grace_ms: 30_000,
+            probe_timeout_ms: 10_000,
+            heartbeat_interval_ms: 30_000,
+            heartbeat_timeout_ms: 30_000,
+            header_timeout_ms: 5_000,
+            message_timeout_ms: 30_000,
+            write_timeout_ms: 10_000,
+            close_timeout_ms: 5_000,
+        }
+    );
+}
+
+#[test]
+fn every_flag_sets_its_own_field_in_every_spelling() {
+    type Change = fn(&mut Config);
+    let table: [(&str, &str, Change); 16] = [
+        ("insecure-listen", ":80", |c| {
+            c.listen = Listen { addr: "[::]:80".parse().unwrap(), is_default: false };
+        }),
+        ("insecure-listen", "127.0.0.1:8080", |c| c.listen.is_default = false),
+        ("workers", "7", |c| c.workers = 7),
+        ("memory-budget", "64MiB", |c| c.memory_budget_bytes = 64 << 20),
+        ("max-phones", "2", |c| c.limits.max_phones = 2),
+        ("grace", "1s", |c| c.limits.grace_ms = 1000),
+        ("probe-timeout", "2s", |c| c.limits.probe_timeout_ms = 2000),
+        ("heartbeat-interval", "3s", |c| c.limits.heartbeat_interval_ms = 3000),
+        ("heartbeat-timeout", "4s", |c| c.limits.heartbeat_timeout_ms = 4000),
+        ("header-timeout", "6s", |c| c.limits.header_timeout_ms = 6000),
+        ("message-timeout", "7s", |c| c.limits.message_timeout_ms = 7000),
+        ("write-timeout", "8s", |c| c.limits.write_timeout_ms = 8000),
+        ("close-timeout", "9s", |c| c.limits.close_timeout_ms = 9000),
+        ("drain-timeout", "0s", |c| c.drain_timeout = Duration::ZERO),
+        ("log-format", "json", |c| c.log_format = LogFormat::Json),
+        ("log-level", "debug", |c| c.log_level = Level::DEBUG),
+    ];
+    for (flag, value, change) in table {
+        let mut expected = parse(&[]).unwrap();
+        change(&mut expected);
+        for dashes in ["-", "--"] {
+            let name = format!("{dashes}{flag}");
+            let joined = format!("{name}={value}");
+            assert_eq!(parse(&[&joined]), Ok(expected.clone()), "{joined}");
+            assert_eq!(parse(&[&name, value]), Ok(expected.clone()), "{name} {value}");
+        }
+    }
+}
+
+#[test]
+fn refusals_say_which_flag_and_how_to_mend_it() {
+    let table: &[(&[&str], &str)] = &[
+        (&["--grace", "30"], "--grace: \"30\" has no unit; write 30s or 500ms"),
+        (&["-grace=30"], "--grace: \"30\" has no unit; write 30s or 500ms"),
+        (&["--grace", "-5s"], "--grace: \"-5s\" is no duration from 0 up; write 30s or 500ms"),
+        (&["--grace", "--workers"], "--grace: \"--workers\" is no duration"),
+        (&["-grace", "-workers"], "--grace: \"-workers\" is no duration"),
+        (&["--grace=0s"], "--grace: \"0s\" is too short; it must be at least 1ms"),
+        (&["--grace="], "--grace: it is empty; write 30s or 500ms"),
+        (&["--grace"], "--grace: it needs a value: DURATION"),
+        (&["--grace=48h"], "--grace: \"48h\" is too long; it must be at most 24h"),
+        (&["--probe-timeout=0s"], "--probe-timeout: \"0s\" is too short"),
+        (&["--heartbeat-interval=0s"], "--heartbeat-interval: \"0s\" is too short"),
+        (&["--heartbeat-timeout=0s"], "--heartbeat-timeout: \"0s\" is too short"),
+        (&["--header-timeout=0s"], "--header-timeout: \"0s\" is too short"),
+        (&["--message-timeout=0s"], "--message-timeout: \"0s\" is too short"),
+        (&["--write-timeout=0s"], "--write-timeout: \"0s\" is too short"),
+        (&["--close-timeout=0s"], "--close-timeout: \"0s\" is too short"),
+        (&["--drain-timeout=10"], "--drain-timeout: \"10\" has no unit"),
+        (&["--max-phones=0"], "--max-phones: \"0\" is too few; it must be at least 1"),
+        (&["--max-phones=65537"], "--max-phones: \"65537\" is too large"),
+        (&["--workers=0"], "--workers: \"0\" is too few; it must be at least 1"),
+        (&["--workers=1025"], "--workers: \"1025\" is too large; it must be at most 1024"),
+        (&["--workers", "-1"], "--workers: \"-1\" is not a number"),
+        (&["--memory-budget=256M"], "write 256MiB or 256MB"),
+        (&["--memory-budget=1KiB"], "--memory-budget: \"1KiB\" is too little"),
+        (&["--memory-budget=2GiB"], "--memory-budget: 2048MiB is more than the 1024MiB"),
+        (
+            &["--memory-budget=1MiB", "--workers=4"],
+            "--memory-budget: 1MiB is too little for 4 workers; give it at least 2MiB, or lower \
+             --workers",
+        ),
+        (&["--insecure-listen=8080"], "--insecure-listen: \"8080\" is not host:port; write"),
+        (&["--insecure-listen="], "--insecure-listen: \"\" is not host:port; write"),
+        (&["--insecure-listen"], "--insecure-listen: it needs a value: HOST:PORT"),
+        (&["--log-format=xml"], "--log-format: \"xml\" is none of text, json"),
+        (&["--log-format"], "--log-format: it needs a value: text, json"),
+        (&["--log-level=loud"], "--log-level: \"loud\" is none of error, warn, info, debug"),
+        (&["--grce=3s"], "--grce is not a flag of this relay; did you mean --grace? "),
+        (&["-grce=3s"], "--grce is not a flag of this relay; did you mean --grace? "),
+        (&["--domain=example.org"], "--domain is not a flag of this relay; "),
+        (&["--tls-cert", "x"], "--tls-cert is not a flag of this relay; "),
+        (&["--rate-limit=off"], "--rate-limit is not a flag of this relay; "),
+        (&["-x"], "-x is not a flag of this relay; "),
+        (&["serve"], "\"serve\" is not a flag; `pyrycode-relay --help` lists them all"),
+        (&["--", "--grace=1s"], "--grace=1s is not a flag"),
+        (&["a\nb"], "\"a\\nb\" is not a flag"),
+        (&["--a\nb\u{1b}[31m"], "--a\\nb\\u{1b}[31m is not a flag"),
+        (&["--version=true"], "'true'"),
+    ];
+    for (args, says) in table {
+        let message = refusal(args);
+        assert!(message.contains(says), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn arguments_that_are_not_text_are_refused() {
+    use std::os::unix::ffi::OsStringExt as _;
+    for arg in [&b"--grace=\xff"[..], b"\xff", b"-\xff=1"] {
+        let args = [PROGRAM.into(), OsString::from_vec(arg.to_vec())];
+        let exit = Flags::parse(args).unwrap_err();
+        assert_eq!(exit.code, 2, "{}", exit.message);
+        assert!(!exit.message.contains(char::is_control), "{}", exit.message);
+    }
+}
+
+#[test]
+fn last_of_a_repeated_flag_counts() {
+    assert_eq!(parse(&["--grace=1s", "-grace", "2s"]).unwrap().limits.grace_ms, 2000);
+}
+
+#[test]
+fn budget_follows_the_memory_limit_and_the_workers() {
+    let budget = |limit: Option<u64>, workers: &str| {
+        let machine = Machine { memory_limit_bytes: limit, ..machine() };
+        parse_on(machine, &["--workers", workers]).map(|config| config.memory_budget_bytes)
+    };
+    assert_eq!(budget(Some(GIB), "1"), Ok(GIB / 4));
+    assert_eq!(budget(None, "1"), Ok(64 << 20));
+    assert_eq!(budget(Some(2 << 20), "1"), Ok(1 << 20));
+    assert_eq!(budget(Some(1 << 19), "1"), Ok(1 << 20));
+    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB / 2));
+    let message = budget(Some(16 << 20), "64").unwrap_err().message;
+    assert!(message.contains("16MiB is too little for 64 workers"), "{message}");
+}
+
+#[test]
+fn workers_default_to_what_the_machine_leaves_within_bounds() {
+    for (parallelism, workers) in [(0, 1), (1, 1), (8, 8), (4096, 1024)] {
+        let config = parse_on(Machine { parallelism, ..machine() }, &[]).unwrap();
+        assert_eq!(config.workers, workers);
+    }
+}
+
+#[test]
+fn version_goes_to_stdout() {
+    for flag in ["--version", "-version", "-V"] {
+        let exit = parse(&[flag]).unwrap_err();
+        let message = format!("pyrycode-relay {VERSION}");
+        assert_eq!(exit, Exit { code: 0, message, to_stdout: true });
+    }
+}
+
+#[test]
+fn help_goes_to_stdout_and_names_every_flag() {
+    for flag in ["--help", "-help", "-h"] {
+        let exit = parse(&[flag]).unwrap_err();
+        assert_eq!((exit.code, exit.to_stdout), (0, true));
+        for arg in flags::command().get_arguments() {
+            let name = format!("--{} <", arg.get_long().unwrap());
+            assert!(exit.message.contains(&name), "{name}");
+            assert!(arg.get_help().is_some_and(|help| !help.to_string().is_empty()), "{name}");
+        }
+        let words: Vec<&str> = exit.message.split_whitespace().collect();
+        for command in trial_commands(DEFAULT_LISTEN) {
+            assert!(words.join(" ").contains(&command), "{command}");
+        }
+    }
+}
+
+#[test]
+fn flags_are_put_together_as_clap_wants_it() {
+    flags::command().debug_assert();
+    let err = flags::command().try_get_matches_from([PROGRAM, "--help"]).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::DisplayHelp);
+}
+
+#[test]
+fn from_args_reads_this_machine() {
+    let config = Config::from_args([PROGRAM.into(), "--insecure-listen=:0".into()]).unwrap();
+    assert!(config.workers >= 1 && !config.cpus.is_empty());
+    assert!(config.memory_budget_bytes >= MIN_BUDGET_BYTES);
+}
