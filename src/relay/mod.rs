@@ -1,1 +1,267 @@
 //! What one worker knows and decides: plain data, events and a clock value in, actions out.
+//!
+//! [`Relay`] is a whole WebSocket relay without a socket. The shell that owns the sockets tells
+//! it what arrived ([`Relay::on_bytes`], [`Relay::on_end`]), what the kernel took
+//! ([`Relay::on_written`]) and what time it is ([`Relay::on_timers`]); the relay answers with
+//! [`Action`]s. It opens no socket, spawns no task and reads no clock, so that whole crowds of
+//! peers can be run through it in one thread under virtual time.
+//!
+//! - [`connection`]: one connection's state and its deadlines
+//! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
+//! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
+//! - `sessions`: claims, registrations, probes, grace (chapter 3)
+//! - `forward`: frames across, and backpressure (chapters 4 and 5)
+//! - `output`: what is queued for a socket, and what the kernel took
+//! - `memory`: the budget, and who goes when it runs short (chapter 5)
+//! - `closing`: one close frame each, then the end of TCP (chapter 2)
+//! - `deadlines`: heartbeats and everything else that time brings about
+//! - [`registry`], [`outbox`], [`budget`], [`backlogs`], [`timers`]: the data they stand on
+//!
+//! # The life of a connection
+//!
+//! [`Relay::accept`] makes a connection, [`Relay::release`] ends it, and its [`Key`] is not reused
+//! in between. Once the relay has said [`Action::Cut`], the connection is dead to it: the shell
+//! ends the socket, waits until the kernel has returned every buffer, and releases the key.
+
+mod closing;
+mod deadlines;
+mod forward;
+mod head;
+mod input;
+mod memory;
+mod output;
+mod sessions;
+
+pub mod backlogs;
+pub mod budget;
+pub mod connection;
+pub mod outbox;
+pub mod registry;
+pub mod timers;
+
+use crate::config::Limits;
+use crate::metrics::Metrics;
+use crate::protocol::ids::ServerId;
+use crate::protocol::upgrade::Upgrade;
+use crate::telemetry::Remote;
+use ahash::RandomState;
+use backlogs::Backlogs;
+use budget::{Budget, SharedBudget};
+use connection::{Connection, Stage};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use registry::{EntryKey, Registry};
+use slab::Slab;
+use std::sync::Arc;
+use timers::{Millis, Wheel};
+
+/// Names a connection of one worker, from [`Relay::accept`] to [`Relay::release`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(pub u32);
+
+/// What the shell is to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Something may be written: ask [`Relay::begin_write`]. Best done once per turn.
+    Write(Key),
+    /// Reading had stopped and may go on.
+    Read(Key),
+    /// Nothing more will be written: end the sending direction (a FIN), go on reading.
+    FinishWriting(Key),
+    /// Dead: end the socket both ways, then [`Relay::release`].
+    Cut(Key),
+    /// Another worker owns the server-id: move the socket there with this, and release the key.
+    HandOver {
+        /// The connection here.
+        key: Key,
+        /// The owner's number.
+        worker: usize,
+        /// What the owner needs to go on.
+        ticket: Box<HandOver>,
+    },
+    /// Memory runs short and this worker holds the largest backlog: have it call
+    /// [`Relay::shed_under_pressure`].
+    AskToShed(usize),
+}
+
+/// A connection between two workers: plain data, beside its socket. No read or write of the
+/// socket is under way while it is on its way.
+#[derive(Debug)]
+pub struct HandOver {
+    /// Who the peer is.
+    pub remote: Remote,
+    /// The checked request; not answered yet.
+    pub upgrade: Upgrade,
+    /// Bytes that followed the request: the first WebSocket bytes.
+    pub unread: Vec<u8>,
+}
+
+/// Which worker owns a server-id. The same for all workers of a process.
+#[derive(Clone)]
+pub struct Owners {
+    hasher: RandomState,
+    workers: usize,
+}
+
+impl Owners {
+    /// `seeds` must be random: server-ids are chosen by peers.
+    #[must_use]
+    pub fn new(seeds: [u64; 4], workers: usize) -> Self {
+        let [a, b, c, d] = seeds;
+        Self { hasher: RandomState::with_seeds(a, b, c, d), workers: workers.max(1) }
+    }
+
+    /// The owner's number.
+    #[must_use]
+    pub fn owner_of(&self, id: &ServerId) -> usize {
+        (self.hasher.hash_one(id.as_str()) % self.workers as u64) as usize
+    }
+}
+
+/// What a relay is made of.
+pub struct Settings {
+    /// This worker's number, from 0.
+    pub worker: usize,
+    /// Who owns what.
+    pub owners: Owners,
+    /// Limits and deadlines.
+    pub limits: Limits,
+    /// The memory budget of the process.
+    pub budget: Arc<SharedBudget>,
+    /// Counters of the process.
+    pub metrics: Arc<Metrics>,
+    /// Random; conn-ids are made of it.
+    pub seed: [u8; 32],
+}
+
+/// One worker's share of the relay.
+pub struct Relay {
+    worker: usize,
+    owners: Owners,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    connections: Slab<Connection>,
+    registry: Registry,
+    wheel: Wheel<TimerOwner>,
+    budget: Budget,
+    backlogs: Backlogs,
+    rng: StdRng,
+    actions: Vec<Action>,
+    shutting_down: bool,
+    binaries: u64,
+    phones: u64,
+}
+
+/// Whose timer fired.
+#[derive(Debug, Clone, Copy)]
+enum TimerOwner {
+    Connection(Key),
+    Entry(EntryKey),
+}
+
+impl Relay {
+    /// A relay with no connections.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let Settings { worker, owners, limits, budget, metrics, seed } = settings;
+        Self {
+            registry: Registry::new(owners.hasher.clone(), limits.max_phones),
+            budget: Budget::new(budget, worker),
+            rng: StdRng::from_seed(seed),
+            connections: Slab::new(),
+            wheel: Wheel::default(),
+            backlogs: Backlogs::default(),
+            actions: Vec::new(),
+            shutting_down: false,
+            binaries: 0,
+            phones: 0,
+            worker,
+            owners,
+            limits,
+            metrics,
+        }
+    }
+
+    /// A connection was accepted; its request head is expected next.
+    pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
+        let key = self.insert(Connection::new(remote));
+        self.await_head(now, key);
+        key
+    }
+
+    /// A connection came from another worker, because this one owns its server-id.
+    pub fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
+        let HandOver { remote, upgrade, mut unread } = ticket;
+        let key = self.insert(Connection::new(remote));
+        self.open(now, key, upgrade, &mut unread);
+        key
+    }
+
+    /// The socket is gone and the kernel holds none of its buffers: the key may be reused.
+    pub fn release(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        debug_assert!(matches!(connection.stage, Stage::Cut), "released while alive");
+        let timer = connection.timer;
+        self.wheel.remove(timer);
+        self.connections.remove(key.0 as usize);
+    }
+
+    /// Whether the shell should have a read under way for this connection.
+    #[must_use]
+    pub fn wants_read(&self, key: Key) -> bool {
+        self.connection(key).is_some_and(Connection::wants_read)
+    }
+
+    /// When [`Relay::on_timers`] should be called next.
+    #[must_use]
+    pub fn next_wake_ms(&self) -> Option<Millis> {
+        self.wheel.next_wake_ms()
+    }
+
+    /// Moves the actions that came up since the last call to `into`.
+    pub fn take_actions(&mut self, into: &mut Vec<Action>) {
+        into.append(&mut self.actions);
+    }
+
+    /// How many connections there are, dead ones that are not released included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Bytes that this worker has charged to the memory budget.
+    #[must_use]
+    pub fn charged_bytes(&self) -> u64 {
+        self.budget.charged_bytes()
+    }
+
+    fn insert(&mut self, connection: Connection) -> Key {
+        let key = Key(self.connections.insert(connection) as u32);
+        let timer = self.wheel.add(TimerOwner::Connection(key));
+        if let Some(connection) = self.connection_mut(key) {
+            connection.timer = timer;
+        }
+        key
+    }
+
+    fn connection(&self, key: Key) -> Option<&Connection> {
+        self.connections.get(key.0 as usize)
+    }
+
+    fn connection_mut(&mut self, key: Key) -> Option<&mut Connection> {
+        self.connections.get_mut(key.0 as usize)
+    }
+
+    /// Arms the connection's timer for the earliest of its deadlines, or leaves it earlier.
+    fn arm(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get(key.0 as usize) {
+            self.wheel.arm_by(connection.timer, connection.due.earliest());
+        }
+    }
+
+    fn publish_counts(&self) {
+        if let Some(counters) = self.metrics.worker(self.worker) {
+            counters.set_connected(self.binaries, self.phones);
+        }
+    }
+}

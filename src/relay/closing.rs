@@ -1,0 +1,215 @@
+//! How connections end: one close frame each, then the end of TCP (PROTOCOL.md, chapter 2).
+//!
+//! A registered connection leaves the registry at the moment its end is decided, not when TCP is
+//! through with it. There are three ways out:
+//!
+//! - *close*: a close frame of ours, then up to the close timeout for the peer's answer;
+//! - *echo*: the answer to the peer's close frame;
+//! - *lose*: no close frame, because the peer is gone or would not read it.
+
+use super::connection::{Closing, Due, Stage};
+use super::timers::{Millis, NEVER};
+use super::{Action, Key, Relay};
+use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
+use crate::protocol::frames::{Decoder, FrameError};
+
+impl Relay {
+    /// Closes an open connection at once: what waits for it is dropped. The binary is told
+    /// `notice` if the connection is a phone.
+    pub(super) fn close_now(&mut self, now: Millis, key: Key, close: Close, notice: Option<u16>) {
+        let closing = Closing::default();
+        if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.drop_pending(key);
+            self.push_close(key, close);
+            self.leave(now, key, stage, notice);
+        }
+    }
+
+    /// As [`Relay::close_now`], for a connection that the registry has forgotten already.
+    pub(super) fn close_forgotten(&mut self, now: Millis, key: Key, close: Close) {
+        if self.begin_closing(now, key, Closing::default()).is_some() {
+            self.drop_pending(key);
+            self.push_close(key, close);
+        }
+    }
+
+    /// Closes a phone right behind its 101, before it was registered.
+    pub(super) fn turn_away(&mut self, now: Millis, key: Key, close: Close) {
+        let due = now + self.limits.close_timeout_ms;
+        let Some(connection) = self.connection_mut(key) else { return };
+        connection.stage = Stage::Closing(Closing::default());
+        connection.due.stage = due;
+        self.arm(key);
+        self.push_close(key, close);
+    }
+
+    /// Closes an open phone after everything that waits for it, as its binary has asked.
+    pub(super) fn close_in_turn(&mut self, now: Millis, key: Key, close: Close) {
+        let closing = Closing { then: Some(close), ..Closing::default() };
+        if let Some(stage) = self.begin_closing(now, key, closing) {
+            if let Some(connection) = self.connection_mut(key) {
+                // Starts when the close frame itself is with the kernel.
+                connection.due.stage = NEVER;
+            }
+            self.leave(now, key, stage, None);
+            self.after_flush(now, key);
+        }
+    }
+
+    /// The peer broke the rules of framing: it can no longer be understood.
+    pub(super) fn fail(&mut self, now: Millis, key: Key, error: FrameError) {
+        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.drop_pending(key);
+            self.push_close(key, error.close());
+            self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
+        }
+    }
+
+    /// The peer has sent its close frame.
+    pub(super) fn on_peer_close(&mut self, now: Millis, key: Key, code: Option<u16>) {
+        let Some(connection) = self.connection_mut(key) else { return };
+        if let Stage::Closing(closing) = &mut connection.stage {
+            closing.answered = true;
+            closing.discard = true;
+            // Whatever still waited for its turn, the peer has had enough.
+            if let Some(close) = closing.then.take() {
+                self.drop_pending(key);
+                self.push_close(key, close);
+            }
+            return self.after_flush(now, key);
+        }
+        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.drop_pending(key);
+            self.push_close_echo(key, code);
+            self.leave(now, key, stage, Some(code.unwrap_or(NO_CODE)));
+        }
+    }
+
+    /// Ends the connection without a close frame.
+    pub(super) fn lose(&mut self, now: Millis, key: Key, why: &'static str) {
+        let Some(connection) = self.connection(key) else { return };
+        if connection.is_open() {
+            tracing::info!(remote = %connection.remote, err = why, "connection_lost");
+        }
+        let stage = self.cut_from(key);
+        self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
+    }
+
+    /// Ends a connection that is not registered, or no longer.
+    pub(super) fn cut(&mut self, key: Key) {
+        self.cut_from(key);
+    }
+
+    fn cut_from(&mut self, key: Key) -> Stage {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };
+        let stage = std::mem::replace(&mut connection.stage, Stage::Cut);
+        if matches!(stage, Stage::Cut) {
+            return stage;
+        }
+        connection.decoder = Decoder::default();
+        connection.due = Due::NOTHING;
+        let released = connection.outbox.clear() + connection.input_charge as usize;
+        connection.input_charge = 0;
+        let timer = connection.timer;
+        self.wheel.arm_at(timer, NEVER);
+        self.budget.release(released);
+        self.note_charge(key);
+        self.actions.push(Action::Cut(key));
+        stage
+    }
+
+    /// From open to closing; returns the stage that it leaves, `None` if it was not open.
+    fn begin_closing(&mut self, now: Millis, key: Key, closing: Closing) -> Option<Stage> {
+        let due = now + self.limits.close_timeout_ms;
+        let connection = self.connections.get_mut(key.0 as usize)?;
+        if !connection.is_open() {
+            return None;
+        }
+        let stage = std::mem::replace(&mut connection.stage, Stage::Closing(closing));
+        connection.due.stage = due;
+        connection.due.ping = NEVER;
+        connection.due.pong = NEVER;
+        connection.due.message = NEVER;
+        if connection.paused {
+            connection.paused = false;
+            self.actions.push(Action::Read(key));
+        }
+        self.arm(key);
+        Some(stage)
+    }
+
+    fn drop_pending(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let released = connection.outbox.drop_pending();
+        self.budget.release(released);
+        self.note_charge(key);
+    }
+
+    /// The kernel has everything that was queued: takes the next step of an ending, or of a move.
+    pub(super) fn after_flush(&mut self, now: Millis, key: Key) {
+        let due = now + self.limits.close_timeout_ms;
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        if !connection.outbox.is_empty() {
+            return;
+        }
+        match &mut connection.stage {
+            Stage::Closing(closing) => {
+                if let Some(close) = closing.then.take() {
+                    return self.push_close(key, close);
+                }
+                if connection.ended {
+                    return self.cut(key);
+                }
+                connection.due.stage = connection.due.stage.min(due);
+                if closing.answered && !closing.finished {
+                    closing.finished = true;
+                    self.actions.push(Action::FinishWriting(key));
+                }
+                self.arm(key);
+            }
+            Stage::Moving(_) => self.move_if_flushed(now, key),
+            _ => {}
+        }
+    }
+
+    /// The peer has ended its direction (`clean`), or reading failed.
+    pub fn on_end(&mut self, now: Millis, key: Key, clean: bool) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        connection.ended = true;
+        match connection.stage {
+            // What is queued may still reach a peer that has only stopped sending.
+            Stage::Closing(_) if clean => self.after_flush(now, key),
+            Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
+            _ => self.lose(now, key, if clean { "ended without a close frame" } else { "reset" }),
+        }
+    }
+
+    /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
+    pub fn shut_down(&mut self, now: Millis) {
+        self.shutting_down = true;
+        self.registry.clear();
+        self.binaries = 0;
+        self.phones = 0;
+        self.publish_counts();
+        let keys: Vec<Key> = self.connections.iter().map(|(key, _)| Key(key as u32)).collect();
+        for key in keys {
+            let Some(connection) = self.connection_mut(key) else { continue };
+            match &mut connection.stage {
+                Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } => {
+                    self.close_forgotten(now, key, Close::SHUTTING_DOWN);
+                }
+                Stage::Closing(closing) => {
+                    if let Some(close) = closing.then.take() {
+                        self.drop_pending(key);
+                        self.push_close(key, close);
+                    }
+                }
+                Stage::Head(_) if !connection.outbox.is_empty() => self.hang_up(now, key),
+                Stage::Head(_) | Stage::Moving(_) => self.cut(key),
+                Stage::Cut => {}
+            }
+        }
+    }
+}

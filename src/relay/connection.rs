@@ -1,0 +1,187 @@
+//! One connection's state, as plain data, and its deadlines.
+
+use super::backlogs::Place;
+use super::outbox::Outbox;
+use super::registry::EntryKey;
+use super::timers::{Millis, NEVER, TimerId};
+use crate::protocol::close::Close;
+use crate::protocol::frames::Decoder;
+use crate::protocol::ids::ConnId;
+use crate::protocol::upgrade::{HeadScanner, Upgrade};
+use crate::telemetry::Remote;
+use std::collections::VecDeque;
+
+/// Everything the relay knows of one connection.
+pub struct Connection {
+    /// Who the peer is.
+    pub remote: Remote,
+    /// How far it has come.
+    pub stage: Stage,
+    /// Incoming frames.
+    pub decoder: Decoder,
+    /// Outgoing bytes.
+    pub outbox: Outbox,
+    /// Armed for the earliest of `due`, or before.
+    pub timer: TimerId,
+    /// What time will bring.
+    pub due: Due,
+    /// Pings sent and the last of them that was answered.
+    pub heartbeat: Heartbeat,
+    /// Bytes charged for input that is half read or held back.
+    pub input_charge: u32,
+    /// Where it stands among the backlogs.
+    pub place: Place,
+    /// An [`Action::Write`](super::Action::Write) is out and not yet answered.
+    pub write_queued: bool,
+    /// The peer has ended its direction.
+    pub ended: bool,
+    /// Reading has stopped, until a backlog drains.
+    pub paused: bool,
+}
+
+/// How far a connection has come.
+pub enum Stage {
+    /// A request head is expected; `due.stage` is its deadline.
+    Head(Box<Head>),
+    /// The request is checked and another worker owns its id; earlier answers must leave first.
+    Moving(Box<Moving>),
+    /// A binary that claims a held id, while the holder is probed.
+    Newcomer(Box<Newcomer>),
+    /// A binary that holds an id.
+    Binary {
+        /// Its id.
+        entry: EntryKey,
+        /// Its name in logs.
+        conn_id: ConnId,
+    },
+    /// A phone that is registered.
+    Phone {
+        /// Its id.
+        entry: EntryKey,
+        /// Its name for the binary.
+        conn_id: ConnId,
+        /// Bytes it sent since the binary's outbox was full.
+        congested_bytes: u32,
+    },
+    /// Our last bytes are queued or sent; `due.stage` is when TCP is cut, once it is set.
+    Closing(Closing),
+    /// Dead; waits for its release.
+    Cut,
+}
+
+/// A connection whose request head is expected.
+#[derive(Default)]
+pub struct Head {
+    /// The head so far, if it did not arrive whole.
+    pub received: Vec<u8>,
+    /// How far it was searched.
+    pub scanner: HeadScanner,
+}
+
+/// A connection on its way to another worker.
+pub struct Moving {
+    /// The owner's number.
+    pub worker: usize,
+    /// The checked request.
+    pub upgrade: Upgrade,
+    /// Bytes that followed it.
+    pub unread: Vec<u8>,
+}
+
+/// A binary that waits for the outcome of a probe.
+pub struct Newcomer {
+    /// The id that it claims.
+    pub entry: EntryKey,
+    /// Its name in logs.
+    pub conn_id: ConnId,
+    /// Messages that it sent meanwhile, to be handled if it wins.
+    pub held: VecDeque<Vec<u8>>,
+}
+
+/// How a connection ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Closing {
+    /// The close frame that follows what is still queued; `None` once it is queued itself.
+    pub then: Option<Close>,
+    /// The peer owes no answer: it has sent its close frame, or can no longer be understood.
+    pub answered: bool,
+    /// Input is thrown away unread.
+    pub discard: bool,
+    /// The sending direction has ended.
+    pub finished: bool,
+}
+
+/// Heartbeat pings carry their number, so that a pong names the ping that it answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Number of the last ping sent; 0 for none.
+    pub sent: u32,
+    /// Number of the last ping answered.
+    pub answered: u32,
+}
+
+/// When something must have happened, each [`NEVER`] while it is not awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// The request head is complete, or TCP has closed, by the stage.
+    pub stage: Millis,
+    /// The next heartbeat ping is sent.
+    pub ping: Millis,
+    /// The last ping is answered.
+    pub pong: Millis,
+    /// The message under way is complete.
+    pub message: Millis,
+    /// The write under way has made progress.
+    pub write: Millis,
+}
+
+impl Due {
+    /// Nothing is awaited.
+    pub const NOTHING: Self =
+        Self { stage: NEVER, ping: NEVER, pong: NEVER, message: NEVER, write: NEVER };
+
+    /// The first of them.
+    #[must_use]
+    pub fn earliest(&self) -> Millis {
+        self.stage.min(self.ping).min(self.pong).min(self.message).min(self.write)
+    }
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    #[must_use]
+    pub fn new(remote: Remote) -> Self {
+        Self {
+            remote,
+            stage: Stage::Head(Box::default()),
+            decoder: Decoder::default(),
+            outbox: Outbox::default(),
+            timer: TimerId::NONE,
+            due: Due::NOTHING,
+            heartbeat: Heartbeat::default(),
+            input_charge: 0,
+            place: Place::default(),
+            write_queued: false,
+            ended: false,
+            paused: false,
+        }
+    }
+
+    /// Bytes charged for everything that is queued or half read.
+    #[must_use]
+    pub fn charged(&self) -> usize {
+        self.outbox.charged() + self.input_charge as usize
+    }
+
+    /// Whether a read should be under way.
+    #[must_use]
+    pub fn wants_read(&self) -> bool {
+        !self.ended && !self.paused && !matches!(self.stage, Stage::Moving(_) | Stage::Cut)
+    }
+
+    /// Whether WebSocket messages are exchanged: after the 101, before any close frame.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. })
+    }
+}

@@ -1,0 +1,166 @@
+//! Frames across, and backpressure (PROTOCOL.md, chapters 4 and 5).
+
+use super::connection::{Connection, Stage};
+use super::outbox::charge_of;
+use super::registry::EntryKey;
+use super::timers::Millis;
+use super::{Action, Key, Relay};
+use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
+use crate::protocol::envelope::{self, Envelope, EnvelopeError};
+use crate::protocol::ids::ConnId;
+use std::num::NonZeroU16;
+use tracing::{debug, info, warn};
+
+/// What may wait for one phone, by charge.
+const PHONE_OUTBOX_BYTES: usize = 4 * 1024 * 1024;
+
+/// What one phone may still send while its binary's outbox is full, so that a ping behind a
+/// message or two is still read and answered.
+const CONGESTED_PHONE_BYTES: u32 = 16 * 1024;
+
+impl Relay {
+    /// One JSON value of a phone, trimmed: wrapped and queued for the holder of its id.
+    pub(super) fn on_phone_frame(&mut self, now: Millis, phone: Key, frame: &[u8]) {
+        let Some(Connection { stage: Stage::Phone { entry, conn_id, .. }, .. }) =
+            self.connection(phone)
+        else {
+            return;
+        };
+        let (entry, conn_id) = (*entry, *conn_id);
+        let payload_bytes = envelope::wrapped_len(frame.len());
+        let holder = self.registry.entry(entry).and_then(|entry| entry.holder());
+        let forwarded = holder.is_some_and(|holder| {
+            self.push_text(now, holder, payload_bytes, |out| {
+                envelope::push_wrapped(out, &conn_id, frame);
+            })
+        });
+        match holder {
+            Some(holder) if forwarded => {
+                if self.is_full(holder) {
+                    self.slow_down(phone, entry, payload_bytes);
+                }
+            }
+            _ => {
+                let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
+                info!(server_id, conn_id = conn_id.as_str(), "phone_frame_undeliverable");
+                self.close_now(now, phone, Close::NORMAL, Some(GONE_WITHOUT_CLOSE));
+            }
+        }
+    }
+
+    /// The binary's outbox is full and this phone goes on sending: it is no longer read.
+    fn slow_down(&mut self, phone: Key, entry: EntryKey, sent_bytes: usize) {
+        let Some(connection) = self.connection_mut(phone) else { return };
+        let Stage::Phone { congested_bytes, .. } = &mut connection.stage else { return };
+        *congested_bytes = congested_bytes.saturating_add(sent_bytes as u32);
+        connection.paused = *congested_bytes >= CONGESTED_PHONE_BYTES;
+        if let Some(entry) = self.registry.entry_mut(entry) {
+            entry.phones_paused = true;
+        }
+    }
+
+    /// The binary's outbox has drained, or there is no binary any more: its phones are read again.
+    pub(super) fn resume_phones(&mut self, now: Millis, entry: EntryKey) {
+        let Some(held) = self.registry.entry_mut(entry) else { return };
+        held.phones_paused = false;
+        for phone in held.phones.clone() {
+            let Some(connection) = self.connection_mut(phone) else { continue };
+            if let Stage::Phone { congested_bytes, .. } = &mut connection.stage {
+                *congested_bytes = 0;
+            }
+            if std::mem::take(&mut connection.paused) {
+                self.resume_deadlines(now, phone);
+                self.actions.push(Action::Read(phone));
+            }
+        }
+    }
+
+    /// An envelope in a text message of the holder.
+    pub(super) fn on_binary_text(&mut self, now: Millis, binary: Key, text: &str) {
+        self.on_envelope(now, binary, envelope::unwrap_str(text));
+    }
+
+    /// An envelope in a message of the holder that is not known to be UTF-8.
+    pub(super) fn on_binary_message(&mut self, now: Millis, binary: Key, bytes: &[u8]) {
+        self.on_envelope(now, binary, envelope::unwrap(bytes));
+    }
+
+    fn on_envelope(
+        &mut self,
+        now: Millis,
+        binary: Key,
+        envelope: Result<Envelope<'_>, EnvelopeError>,
+    ) {
+        let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) = self.connection(binary)
+        else {
+            return;
+        };
+        let entry = *entry;
+        match envelope {
+            Ok(Envelope::Frame { to, frame, close_code }) => {
+                self.deliver(now, entry, to, Some(frame), close_code);
+            }
+            Ok(Envelope::Close { to, close_code }) => {
+                self.deliver(now, entry, to, None, Some(close_code));
+            }
+            // Push wake is off without credentials, and a request then goes nowhere.
+            Ok(Envelope::PushWake { .. }) => debug!("push_wake_off"),
+            Err(error) => {
+                let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
+                warn!(server_id, err = %error, "binary_forwarder_bad_envelope");
+            }
+        }
+    }
+
+    /// What a binary has for one of its phones: a frame, a close, or both in this order.
+    fn deliver(
+        &mut self,
+        now: Millis,
+        entry: EntryKey,
+        to: Option<ConnId>,
+        frame: Option<&[u8]>,
+        close_code: Option<NonZeroU16>,
+    ) {
+        let Some(phone) = to.and_then(|to| self.find_phone(entry, to)) else {
+            let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
+            let conn_id = to.as_ref().map(ConnId::as_str);
+            return warn!(server_id, conn_id, "binary_forwarder_unknown_conn_id");
+        };
+        let close = close_code.map(|code| Close::directive(code.get()));
+        if let Some(frame) = frame {
+            let queued = self.connection(phone).map_or(0, |c| c.outbox.charged());
+            let fits = queued + charge_of(frame.len()) <= PHONE_OUTBOX_BYTES;
+            if !fits || !self.push_text(now, phone, frame.len(), |out| out.extend(frame)) {
+                let notice = if close.is_some() { None } else { Some(GONE_WITHOUT_CLOSE) };
+                return self.close_now(now, phone, close.unwrap_or(Close::BACKLOG_FULL), notice);
+            }
+        }
+        if let Some(close) = close {
+            self.close_in_turn(now, phone, close);
+        }
+    }
+
+    /// The phone with this name, if it is one of this id's.
+    fn find_phone(&self, of: EntryKey, name: ConnId) -> Option<Key> {
+        let key = Key(name.slot());
+        match self.connection(key)?.stage {
+            Stage::Phone { entry, conn_id, .. } => (entry == of && conn_id == name).then_some(key),
+            _ => None,
+        }
+    }
+
+    /// Tells the holder of an id that one of its phones is gone. A holder that cannot be told is
+    /// cut: it must not believe in a phone that is not there.
+    pub(super) fn notify(&mut self, now: Millis, entry: EntryKey, conn_id: ConnId, code: u16) {
+        let Some(holder) = self.registry.entry(entry).and_then(|entry| entry.holder()) else {
+            return;
+        };
+        let payload_bytes = envelope::close_notice_len(code);
+        let told = self.push_text(now, holder, payload_bytes, |out| {
+            envelope::push_close_notice(out, &conn_id, code);
+        });
+        if !told {
+            self.lose(now, holder, "memory budget");
+        }
+    }
+}

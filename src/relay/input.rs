@@ -1,0 +1,164 @@
+//! Bytes to messages, and what a message means for a phone, a binary and a newcomer.
+
+use super::connection::{Closing, Connection, Stage};
+use super::timers::{Millis, NEVER};
+use super::{Key, Relay};
+use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
+use crate::protocol::frames::{self, Incoming};
+use crate::protocol::json;
+
+/// A newcomer's messages are read ahead to this many bytes while it waits for a probe.
+const NEWCOMER_HELD_BYTES: usize = 64 * 1024;
+
+impl Relay {
+    /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
+    pub fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
+        let Some(connection) = self.connection(key) else { return };
+        match &connection.stage {
+            Stage::Head(_) => self.on_head_bytes(now, key, input),
+            Stage::Closing(Closing { discard: true, .. }) | Stage::Cut => {}
+            Stage::Moving(_) => debug_assert!(false, "read while moving"),
+            _ => self.on_frame_bytes(now, key, input),
+        }
+    }
+
+    /// Whether frames of this connection still have a meaning.
+    fn reads_frames(&self, key: Key) -> bool {
+        self.connection(key).is_some_and(|connection| {
+            connection.is_open()
+                || matches!(connection.stage, Stage::Closing(Closing { discard: false, .. }))
+        })
+    }
+
+    fn on_frame_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
+        let Some(connection) = self.connection_mut(key) else { return };
+        // Apart from its connection while a message may change that.
+        let mut decoder = std::mem::take(&mut connection.decoder);
+        let mut rest = input;
+        loop {
+            match decoder.next(&mut rest) {
+                Ok(Some(message)) => {
+                    self.on_message(now, key, message);
+                    if !self.reads_frames(key) {
+                        return;
+                    }
+                    self.message_completed(key);
+                }
+                Ok(None) => break,
+                Err(error) => return self.on_frame_error(now, key, error),
+            }
+        }
+        let message_due = now + self.limits.message_timeout_ms;
+        let (half_read, buffered) = (decoder.is_mid_message(), decoder.buffered_bytes());
+        let fragment_completed = decoder.take_fragment_completed();
+        let Some(connection) = self.connection_mut(key) else { return };
+        connection.decoder = decoder;
+        if fragment_completed && let Stage::Binary { entry, .. } = connection.stage {
+            self.holder_lives(now, entry);
+        }
+        let Some(connection) = self.connection_mut(key) else { return };
+        if !half_read {
+            connection.due.message = NEVER;
+        } else if connection.due.message == NEVER && connection.is_open() {
+            connection.due.message = message_due;
+            self.arm(key);
+        }
+        self.charge_half_read(now, key, buffered);
+    }
+
+    /// The next half-read message has its full time.
+    fn message_completed(&mut self, key: Key) {
+        if let Some(connection) = self.connection_mut(key) {
+            connection.due.message = NEVER;
+        }
+    }
+
+    /// Charges what the decoder holds, beside what a newcomer has sent ahead.
+    fn charge_half_read(&mut self, now: Millis, key: Key, buffered: usize) {
+        let Some(connection) = self.connection(key) else { return };
+        let held = match &connection.stage {
+            Stage::Newcomer(newcomer) => newcomer.held.iter().map(Vec::len).sum(),
+            _ => 0,
+        };
+        if connection.input_charge as usize != buffered + held {
+            self.charge_input(now, key, buffered + held);
+        }
+    }
+
+    fn on_frame_error(&mut self, now: Millis, key: Key, error: frames::FrameError) {
+        let Some(Connection { stage, remote, .. }) = self.connection_mut(key) else { return };
+        if let Stage::Closing(closing) = stage {
+            // Our close frame is out; its answer can no longer be told from the rest.
+            closing.answered = true;
+            closing.discard = true;
+            return self.after_flush(now, key);
+        }
+        tracing::info!(
+            remote = %remote,
+            err = %error,
+            close_code = error.close().code,
+            "websocket_protocol_error"
+        );
+        self.charge_input(now, key, 0);
+        self.fail(now, key, error);
+    }
+
+    fn on_message(&mut self, now: Millis, key: Key, message: Incoming<'_>) {
+        let Some(connection) = self.connection(key) else { return };
+        if let Stage::Closing(_) = connection.stage {
+            // Our close frame is queued or sent: only the peer's answer to it still counts.
+            if let Incoming::Close(code) = message {
+                self.on_peer_close(now, key, code);
+            }
+            return;
+        }
+        if let Stage::Binary { entry, .. } = connection.stage
+            && !matches!(message, Incoming::Close(_))
+        {
+            self.holder_lives(now, entry);
+        }
+        match message {
+            Incoming::Text(text) => self.on_data(now, key, text.as_bytes(), Some(text)),
+            Incoming::Binary(bytes) => self.on_data(now, key, bytes, None),
+            Incoming::Ping(payload) => {
+                let mut pong = Vec::with_capacity(frames::MAX_HEADER_BYTES + payload.len());
+                frames::push_pong(&mut pong, payload);
+                self.push_control(key, &pong);
+            }
+            Incoming::Pong(payload) => self.on_pong(now, key, payload),
+            Incoming::Close(code) => self.on_peer_close(now, key, code),
+        }
+    }
+
+    /// A data message: `text` where it is known to be UTF-8.
+    fn on_data(&mut self, now: Millis, key: Key, bytes: &[u8], text: Option<&str>) {
+        let Some(connection) = self.connection_mut(key) else { return };
+        match &mut connection.stage {
+            Stage::Phone { .. } => {
+                let frame = match text {
+                    Some(text) => json::validate_str(text).map(str::as_bytes),
+                    None => json::validate(bytes),
+                };
+                match frame {
+                    Ok(frame) => self.on_phone_frame(now, key, frame),
+                    Err(error) => {
+                        let remote = connection.remote;
+                        tracing::info!(%remote, err = %error, "phone_sent_no_json");
+                        self.close_now(now, key, Close::NORMAL, Some(GONE_WITHOUT_CLOSE));
+                    }
+                }
+            }
+            Stage::Binary { .. } => match text {
+                Some(text) => self.on_binary_text(now, key, text),
+                None => self.on_binary_message(now, key, bytes),
+            },
+            Stage::Newcomer(newcomer) => {
+                newcomer.held.push_back(bytes.to_vec());
+                let held: usize = newcomer.held.iter().map(Vec::len).sum();
+                connection.paused = held > NEWCOMER_HELD_BYTES;
+                self.charge_input(now, key, held);
+            }
+            _ => {}
+        }
+    }
+}

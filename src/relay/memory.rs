@@ -1,0 +1,97 @@
+//! The memory budget, and who goes when it runs short (PROTOCOL.md, chapter 5).
+
+use super::connection::Stage;
+use super::timers::Millis;
+use super::{Action, Key, Relay};
+use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
+
+impl Relay {
+    /// Charges `bytes`, at the expense of the largest backlogs if need be. False if even that
+    /// does not help; then nothing is charged. Any connection may have been closed by this.
+    pub(super) fn make_room(&mut self, now: Millis, bytes: usize) -> bool {
+        if self.budget.try_charge(bytes) {
+            return true;
+        }
+        // Other workers hold part of the budget: the next byte may come from them.
+        if let Some(worker) = self.budget.other_worker_to_shed() {
+            self.actions.push(Action::AskToShed(worker));
+        }
+        while self.shed_largest(now) {
+            if self.budget.try_charge(bytes) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Another worker runs short while this one holds the largest backlog.
+    pub fn shed_under_pressure(&mut self, now: Millis) {
+        if self.budget.shared().is_under_pressure() {
+            self.shed_largest(now);
+        }
+    }
+
+    /// Ends the connection with the largest backlog; false if there is none worth it. A phone is
+    /// closed, and cut if it is in the way again; whoever else hoards memory is cut at once.
+    fn shed_largest(&mut self, now: Millis) -> bool {
+        let charged = |key: &&Key| self.connection(**key).map_or(0, |c| c.charged());
+        let Some(key) = self.backlogs.largest().iter().max_by_key(charged).copied() else {
+            return false;
+        };
+        let Some(connection) = self.connection(key) else { return false };
+        tracing::warn!(
+            remote = %connection.remote,
+            err = "the memory budget is used up and this connection holds the largest backlog",
+            "memory_budget_shed"
+        );
+        match connection.stage {
+            Stage::Phone { .. } if connection.outbox.charged() >= connection.charged() / 2 => {
+                self.close_now(now, key, Close::BACKLOG_FULL, Some(GONE_WITHOUT_CLOSE));
+            }
+            _ => self.lose(now, key, "memory budget"),
+        }
+        true
+    }
+
+    /// Charges the connection for `bytes` of half-read or held input, in place of what it was
+    /// charged before. False if there is no room: then the connection has been cut.
+    pub(super) fn charge_input(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
+        let before = connection.input_charge as usize;
+        if bytes > before {
+            if !self.make_room(now, bytes - before) {
+                self.lose(now, key, "memory budget");
+                return false;
+            }
+        } else {
+            self.budget.release(before - bytes);
+        }
+        match self.connections.get_mut(key.0 as usize) {
+            Some(connection) if !matches!(connection.stage, Stage::Cut) => {
+                connection.input_charge = bytes as u32;
+                self.note_charge(key);
+                true
+            }
+            _ => {
+                // It was itself the largest backlog.
+                self.budget.release(bytes.saturating_sub(before));
+                false
+            }
+        }
+    }
+
+    /// Puts the connection in its place among the backlogs after its charge has changed.
+    pub(super) fn note_charge(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let (before, charged) = (connection.place, connection.charged());
+        let moved = self.backlogs.update(key, &mut connection.place, charged);
+        if connection.place != before {
+            self.budget.publish_largest_class(self.backlogs.largest_class());
+        }
+        if let Some((key, place)) = moved
+            && let Some(connection) = self.connection_mut(key)
+        {
+            connection.place = place;
+        }
+    }
+}

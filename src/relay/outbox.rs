@@ -1,0 +1,285 @@
+//! Bytes that wait for a socket: first in first out, whole frames, charged until the kernel has
+//! taken them (PROTOCOL.md, chapter 5).
+//!
+//! Frames are appended to chunks, and one chunk is one write, so everything that one turn of the
+//! worker produces for a socket leaves in one system call. A frame never straddles two chunks:
+//! frame boundaries are found again by reading frame headers in the chunk, not by a list of
+//! lengths beside it. That knowledge is needed to drop what waits without tearing the frame that
+//! is half sent, to let pings and pongs overtake at the next boundary, and to release each frame's
+//! charge when its last byte is gone.
+
+use crate::protocol::frames;
+use std::collections::VecDeque;
+
+/// What each queued frame is charged beyond its payload.
+pub const FRAME_OVERHEAD_BYTES: usize = 64;
+
+/// A chunk takes no further frame once it would pass this size. A larger frame has its own chunk.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Smallest chunk that is allocated: about one short chat message.
+const MIN_CHUNK_BYTES: usize = 256;
+/// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3).
+const CONTROL_BYTES: usize = 1024;
+
+/// What a frame with this many payload bytes is charged.
+#[must_use]
+pub const fn charge_of(payload_bytes: usize) -> usize {
+    payload_bytes + FRAME_OVERHEAD_BYTES
+}
+
+/// Bytes on their way to the kernel: `buffer[from..to]`. The buffer comes back with
+/// [`Outbox::on_written`].
+#[derive(Debug)]
+pub struct Write {
+    /// Owns the bytes while the kernel reads them.
+    pub buffer: Vec<u8>,
+    /// First byte to write.
+    pub from: usize,
+    /// End of the bytes to write.
+    pub to: usize,
+}
+
+/// The queue of one connection. An idle one holds no heap memory.
+#[derive(Default)]
+pub struct Outbox {
+    /// The oldest chunk; `head_sent` bytes of it are gone.
+    head: Vec<u8>,
+    tail: VecDeque<Vec<u8>>,
+    /// Whole pings and pongs that go at the next frame boundary.
+    control: Vec<u8>,
+    head_sent: usize,
+    /// HTTP bytes at the front, before any frame.
+    http_left: u32,
+    /// Bytes that remain of the frame that is half sent; 0 at a boundary.
+    frame_left: u32,
+    /// What the half-sent frame is charged.
+    frame_charge: u32,
+    charged: u32,
+    /// The head is with the kernel.
+    in_flight: bool,
+    /// Drop everything behind the half-sent frame when the head comes back.
+    drop_rest: bool,
+}
+
+impl Outbox {
+    /// Bytes charged for what is queued or in flight.
+    #[must_use]
+    pub fn charged(&self) -> usize {
+        self.charged as usize
+    }
+
+    /// Whether nothing is queued and nothing is in flight.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.in_flight && self.head.is_empty() && self.tail.is_empty() && self.control.is_empty()
+    }
+
+    /// Whether a [`Write`] is out.
+    #[must_use]
+    pub fn in_flight(&self) -> bool {
+        self.in_flight
+    }
+
+    /// Queues one frame: `write` appends exactly its `frame_bytes` bytes (header and payload).
+    /// It is charged [`charge_of`] its payload.
+    pub fn push_frame(
+        &mut self,
+        frame_bytes: usize,
+        payload_bytes: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let chunk = self.chunk_for(frame_bytes);
+        let before = chunk.len();
+        write(chunk);
+        debug_assert_eq!(chunk.len() - before, frame_bytes, "frame length");
+        self.charge(charge_of(payload_bytes));
+    }
+
+    /// Queues HTTP bytes; only before the first frame. They are charged their length.
+    pub fn push_http(&mut self, bytes: &[u8]) {
+        debug_assert!(self.frame_left == 0 && self.control.is_empty(), "HTTP after a frame");
+        self.chunk_for(bytes.len()).extend_from_slice(bytes);
+        self.http_left += bytes.len() as u32;
+        self.charge(bytes.len());
+    }
+
+    /// Queues a ping or pong (a whole frame), to go at the next frame boundary. Where too many
+    /// wait already, the newest pong replaces the older ones, whose charge is returned.
+    pub fn push_control(&mut self, frame: &[u8]) -> usize {
+        let mut released = 0;
+        if self.control.len() + frame.len() > CONTROL_BYTES {
+            let mut kept = Vec::new();
+            for_each_frame(&self.control, |frame, charge| {
+                if is_ping(frame) {
+                    kept.extend_from_slice(frame);
+                } else {
+                    released += charge;
+                }
+            });
+            self.control = kept;
+            self.discharge(released);
+        }
+        self.control.extend_from_slice(frame);
+        let (_, payload) = frames::frame_extent(frame).unwrap_or_default();
+        self.charge(charge_of(payload));
+        released
+    }
+
+    /// Takes what should be written next, if nothing is in flight: the oldest chunk whole, so
+    /// that a turn's frames leave in one write.
+    pub fn take_write(&mut self) -> Option<Write> {
+        if self.in_flight {
+            return None;
+        }
+        if self.head.is_empty() {
+            self.head = self.tail.pop_front().unwrap_or_default();
+        }
+        let mut to = self.head.len();
+        if !self.control.is_empty() {
+            let begun = self.begun_bytes();
+            if begun == 0 {
+                self.head.drain(..self.head_sent);
+                self.head_sent = 0;
+                let control = std::mem::take(&mut self.control);
+                let overtaken = std::mem::replace(&mut self.head, control);
+                if !overtaken.is_empty() {
+                    self.tail.push_front(overtaken);
+                }
+                to = self.head.len();
+            } else {
+                to = to.min(self.head_sent + begun);
+            }
+        }
+        if self.head.is_empty() {
+            return None;
+        }
+        self.in_flight = true;
+        Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to })
+    }
+
+    /// Takes back the buffer of [`Outbox::take_write`], of which the kernel took `taken` bytes.
+    /// Returns the charge that is released: frames are released whole, with their last byte.
+    pub fn on_written(&mut self, buffer: Vec<u8>, taken: usize) -> usize {
+        debug_assert!(self.in_flight, "no write was out");
+        self.in_flight = false;
+        self.head = buffer;
+        let mut released = self.advance(taken);
+        if self.drop_rest {
+            self.drop_rest = false;
+            released += self.drop_behind_begun();
+        }
+        if self.head_sent >= self.head.len() {
+            self.head = self.tail.pop_front().unwrap_or_default();
+            self.head_sent = 0;
+            if self.tail.is_empty() {
+                self.tail = VecDeque::new();
+            }
+        }
+        released
+    }
+
+    /// Drops everything that the kernel has not begun to take, but for HTTP bytes and the rest of
+    /// a half-sent frame: what is pushed next follows these at once. Returns the charge released.
+    pub fn drop_pending(&mut self) -> usize {
+        let mut released = 0;
+        for_each_frame(&std::mem::take(&mut self.control), |_, charge| released += charge);
+        for chunk in std::mem::take(&mut self.tail) {
+            for_each_frame(&chunk, |_, charge| released += charge);
+        }
+        self.discharge(released);
+        if self.in_flight {
+            self.drop_rest = true;
+        } else {
+            released += self.drop_behind_begun();
+        }
+        released
+    }
+
+    /// Forgets everything; for a connection that is cut. Returns the charge released. Bytes in
+    /// flight are the kernel's until they come back; they are no longer charged here.
+    pub fn clear(&mut self) -> usize {
+        std::mem::take(self).charged as usize
+    }
+
+    /// Bytes at the front that must go before anything else may: HTTP, or a half-sent frame.
+    fn begun_bytes(&self) -> usize {
+        if self.http_left > 0 { self.http_left as usize } else { self.frame_left as usize }
+    }
+
+    fn drop_behind_begun(&mut self) -> usize {
+        let keep = (self.head_sent + self.begun_bytes()).min(self.head.len());
+        let mut released = 0;
+        for_each_frame(self.head.get(keep..).unwrap_or_default(), |_, charge| released += charge);
+        self.head.truncate(keep);
+        self.discharge(released);
+        released
+    }
+
+    fn advance(&mut self, taken: usize) -> usize {
+        let mut position = self.head_sent;
+        let end = (position + taken).min(self.head.len());
+        let http = (self.http_left as usize).min(end - position);
+        self.http_left -= http as u32;
+        position += http;
+        let mut released = http;
+        while position < end {
+            if self.frame_left == 0 {
+                let rest = self.head.get(position..).unwrap_or_default();
+                let Some((header, payload)) = frames::frame_extent(rest) else { break };
+                self.frame_left = (header + payload) as u32;
+                self.frame_charge = charge_of(payload) as u32;
+            }
+            let step = (self.frame_left as usize).min(end - position);
+            self.frame_left -= step as u32;
+            position += step;
+            if self.frame_left == 0 {
+                released += self.frame_charge as usize;
+            }
+        }
+        debug_assert_eq!(position, end, "the outbox holds whole frames");
+        self.head_sent = end;
+        self.discharge(released);
+        released
+    }
+
+    /// The chunk that takes the next `bytes` bytes.
+    fn chunk_for(&mut self, bytes: usize) -> &mut Vec<u8> {
+        let fits = |chunk: &Vec<u8>| chunk.is_empty() || chunk.len() + bytes <= CHUNK_BYTES;
+        let into_head = !self.in_flight && self.tail.is_empty() && fits(&self.head);
+        if !into_head && !self.tail.back().is_some_and(fits) {
+            self.tail.push_back(Vec::new());
+        }
+        let chunk = match self.tail.back_mut() {
+            Some(last) if !into_head => last,
+            _ => &mut self.head,
+        };
+        if chunk.capacity() == 0 {
+            chunk.reserve_exact(bytes.max(MIN_CHUNK_BYTES));
+        }
+        chunk
+    }
+
+    fn charge(&mut self, bytes: usize) {
+        self.charged += bytes as u32;
+    }
+
+    fn discharge(&mut self, bytes: usize) {
+        debug_assert!(self.charged as usize >= bytes, "released more than was charged");
+        self.charged = self.charged.saturating_sub(bytes as u32);
+    }
+}
+
+fn is_ping(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|byte| byte & 0x0f == 0x9)
+}
+
+/// Calls `visit` with each whole frame in `bytes` and its charge.
+fn for_each_frame(bytes: &[u8], mut visit: impl FnMut(&[u8], usize)) {
+    let mut rest = bytes;
+    while let Some((header, payload)) = frames::frame_extent(rest) {
+        let Some((frame, after)) = rest.split_at_checked(header + payload) else { break };
+        visit(frame, charge_of(payload));
+        rest = after;
+    }
+    debug_assert!(rest.is_empty(), "the outbox holds whole frames");
+}

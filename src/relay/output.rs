@@ -1,0 +1,177 @@
+//! What is queued for a socket, and what the kernel took.
+
+use super::connection::{Connection, Stage};
+use super::outbox::{Write, charge_of};
+use super::timers::{Millis, NEVER};
+use super::{Action, Key, Relay};
+use crate::protocol::close::Close;
+use crate::protocol::frames;
+
+/// An outbox of a binary that is over this is full: its phones are not read until it has drained
+/// to half of it. Beyond it come at most the messages that were being read already.
+const BINARY_FULL_BYTES: usize = 1024 * 1024;
+
+impl Relay {
+    /// What should be written to the connection now, if anything, and if no write is under way.
+    pub fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
+        let due = now + self.limits.write_timeout_ms;
+        let connection = self.connections.get_mut(key.0 as usize)?;
+        connection.write_queued = false;
+        if matches!(connection.stage, Stage::Cut) {
+            return None;
+        }
+        let write = connection.outbox.take_write()?;
+        connection.due.write = due;
+        let timer = connection.timer;
+        self.wheel.arm_by(timer, due);
+        Some(write)
+    }
+
+    /// The write that [`Relay::begin_write`] gave is over: the kernel took `taken` bytes of it, or
+    /// failed (`None`), which means that the peer is gone.
+    pub fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        if matches!(connection.stage, Stage::Cut) {
+            return;
+        }
+        connection.due.write = NEVER;
+        let Some(taken) = taken else { return self.lose(now, key, "write failed") };
+        let released = connection.outbox.on_written(buffer, taken);
+        self.budget.release(released);
+        self.note_charge(key);
+        self.resume_phones_if_drained(now, key);
+        if self.connection(key).is_some_and(|connection| connection.outbox.is_empty()) {
+            self.after_flush(now, key);
+        } else {
+            self.queue_write(key);
+        }
+    }
+
+    /// Whether a binary's outbox is full: phones that go on sending must stop.
+    pub(super) fn is_full(&self, binary: Key) -> bool {
+        self.connection(binary).is_some_and(|c| c.outbox.charged() >= BINARY_FULL_BYTES)
+    }
+
+    fn resume_phones_if_drained(&mut self, now: Millis, binary: Key) {
+        if let Some(Connection { stage: Stage::Binary { entry, .. }, outbox, .. }) =
+            self.connection(binary)
+            && outbox.charged() < BINARY_FULL_BYTES / 2
+        {
+            let entry = *entry;
+            if self.registry.entry(entry).is_some_and(|entry| entry.phones_paused) {
+                self.resume_phones(now, entry);
+            }
+        }
+    }
+
+    /// Has the shell ask for a write at the end of its turn.
+    pub(super) fn queue_write(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key.0 as usize)
+            && !connection.write_queued
+            && !connection.outbox.in_flight()
+            && !connection.outbox.is_empty()
+        {
+            connection.write_queued = true;
+            self.actions.push(Action::Write(key));
+        }
+    }
+
+    /// Queues one text message, whose payload `write` appends. False if the connection is not
+    /// open, or memory is so short that it must be lost.
+    pub(super) fn push_text(
+        &mut self,
+        now: Millis,
+        to: Key,
+        payload_bytes: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        let charge = charge_of(payload_bytes);
+        if !self.make_room(now, charge) {
+            return false;
+        }
+        // Making room may have cost the addressee its connection.
+        match self.connections.get_mut(to.0 as usize) {
+            Some(connection) if connection.is_open() => {
+                let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
+                connection.outbox.push_frame(frame_bytes, payload_bytes, |out| {
+                    frames::push_text_header(out, payload_bytes);
+                    write(out);
+                });
+            }
+            _ => {
+                self.budget.release(charge);
+                return false;
+            }
+        }
+        self.note_charge(to);
+        self.queue_write(to);
+        true
+    }
+
+    /// Queues a close frame, the last frame of a connection. Without room for it, the connection
+    /// is cut.
+    pub(super) fn push_close(&mut self, key: Key, close: Close) {
+        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + close.reason.len());
+        frames::push_close(&mut frame, close);
+        self.push_last(key, &frame);
+    }
+
+    /// As [`Relay::push_close`], with the peer's own code.
+    pub(super) fn push_close_echo(&mut self, key: Key, code: Option<u16>) {
+        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES);
+        frames::push_close_code(&mut frame, code);
+        self.push_last(key, &frame);
+    }
+
+    fn push_last(&mut self, key: Key, frame: &[u8]) {
+        let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
+        let charge = charge_of(payload_bytes);
+        if !self.budget.try_charge(charge) {
+            return self.cut(key);
+        }
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
+            return self.budget.release(charge);
+        };
+        connection.outbox.push_frame(frame.len(), payload_bytes, |out| {
+            out.extend_from_slice(frame);
+        });
+        self.note_charge(key);
+        self.queue_write(key);
+    }
+
+    /// Queues a ping or a pong, ahead of waiting messages. Where there is no room, it is lost.
+    pub(super) fn push_control(&mut self, key: Key, frame: &[u8]) {
+        let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
+        let charge = charge_of(payload_bytes);
+        if !self.budget.try_charge(charge) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
+            return self.budget.release(charge);
+        };
+        let replaced = connection.outbox.push_control(frame);
+        self.budget.release(replaced);
+        self.note_charge(key);
+        self.queue_write(key);
+    }
+
+    /// Queues HTTP bytes. False if there was no room and the connection was cut.
+    pub(super) fn push_http(&mut self, now: Millis, key: Key, bytes: &[u8]) -> bool {
+        if !self.make_room(now, bytes.len()) {
+            self.cut(key);
+            return false;
+        }
+        match self.connections.get_mut(key.0 as usize) {
+            Some(connection) if !matches!(connection.stage, Stage::Cut) => {
+                connection.outbox.push_http(bytes);
+            }
+            _ => {
+                self.budget.release(bytes.len());
+                return false;
+            }
+        }
+        self.note_charge(key);
+        self.queue_write(key);
+        true
+    }
+}

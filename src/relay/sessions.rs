@@ -1,0 +1,249 @@
+//! Claims, registrations, probes and grace: the effects of what the registry decides
+//! (PROTOCOL.md, chapter 3).
+
+use super::connection::{Connection, Newcomer, Stage};
+use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure};
+use super::timers::{Millis, NEVER};
+use super::{Action, Key, Relay, TimerOwner};
+use crate::protocol::close::Close;
+use crate::protocol::ids::{ConnId, ServerId};
+use crate::protocol::upgrade::{self, Role, Upgrade};
+use rand::Rng;
+use std::collections::VecDeque;
+use tracing::{info, warn};
+
+impl Relay {
+    /// Answers a checked request for an id of this worker with 101. The claim or the registration
+    /// stands before the answer can leave. `unread` are the WebSocket bytes that came with it.
+    pub(super) fn open(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
+        debug_assert_eq!(self.owners.owner_of(&upgrade.server_id), self.worker, "the owner's");
+        if self.shutting_down {
+            return self.cut(key);
+        }
+        let Upgrade { server_id, accept_key, role } = upgrade;
+        let mut answer = Vec::with_capacity(160);
+        upgrade::write_switching_protocols(&mut answer, &accept_key);
+        if !self.push_http(now, key, &answer) {
+            return;
+        }
+        let conn_id = self.new_conn_id(key);
+        match role {
+            Role::Binary { version } => self.claim(now, key, &server_id, conn_id, &version),
+            Role::Phone { device_name } => {
+                self.register(now, key, &server_id, conn_id, device_name.as_deref());
+            }
+        }
+        self.start_heartbeat(now, key);
+        if !unread.is_empty() {
+            self.on_bytes(now, key, unread);
+        }
+    }
+
+    fn new_conn_id(&mut self, key: Key) -> ConnId {
+        let mut nonce = [0; 12];
+        self.rng.fill_bytes(&mut nonce);
+        ConnId::new(key.0, nonce)
+    }
+
+    fn set_stage(&mut self, key: Key, stage: Stage) {
+        if let Some(connection) = self.connection_mut(key) {
+            connection.stage = stage;
+            connection.due.stage = NEVER;
+        }
+    }
+
+    fn claim(&mut self, now: Millis, key: Key, id: &ServerId, conn_id: ConnId, version: &str) {
+        let wheel = &mut self.wheel;
+        let (entry, claim) =
+            self.registry.claim(id, key, |entry| wheel.add(TimerOwner::Entry(entry)));
+        let Some(timer) = self.registry.entry(entry).map(|entry| entry.timer) else { return };
+        let remote = self.connection(key).map(|connection| connection.remote);
+        match claim {
+            Claim::Waiting { holder, first } => {
+                let newcomer = Newcomer { entry, conn_id, held: VecDeque::new() };
+                self.set_stage(key, Stage::Newcomer(Box::new(newcomer)));
+                if first {
+                    self.wheel.arm_at(timer, now + self.limits.probe_timeout_ms);
+                    self.send_ping(now, holder);
+                }
+            }
+            Claim::Granted | Claim::Reclaimed(_) => {
+                self.set_stage(key, Stage::Binary { entry, conn_id });
+                self.wheel.arm_at(timer, NEVER);
+                self.binaries += 1;
+                info!(
+                    server_id = id.as_str(),
+                    binary_conn_id = conn_id.as_str(),
+                    binary_version = version,
+                    remote = remote.map(tracing::field::display),
+                    "server_claimed"
+                );
+                if let Claim::Reclaimed(phones) = claim {
+                    self.evict(now, phones, Close::RECLAIMED);
+                }
+                self.publish_counts();
+            }
+        }
+    }
+
+    fn register(
+        &mut self,
+        now: Millis,
+        key: Key,
+        id: &ServerId,
+        conn_id: ConnId,
+        device_name: Option<&str>,
+    ) {
+        let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
+        let server_id = id.as_str();
+        match self.registry.register(id, key) {
+            Registration::Registered(entry) => {
+                self.set_stage(key, Stage::Phone { entry, conn_id, congested_bytes: 0 });
+                self.phones += 1;
+                self.publish_counts();
+                let conn_id = conn_id.as_str();
+                info!(server_id, conn_id, device_name, remote, "phone_registered");
+            }
+            Registration::NoServer => {
+                info!(server_id, device_name, remote, "phone_register_no_server");
+                self.turn_away(now, key, Close::NO_SERVER);
+            }
+            Registration::AtCap => {
+                warn!(server_id, device_name, remote, "phone_register_at_cap");
+                self.turn_away(now, key, Close::TOO_MANY_PHONES);
+            }
+        }
+    }
+
+    /// Forgets a connection's part in the registry, given the stage that it has left. The binary
+    /// is told `notice` of a phone.
+    pub(super) fn leave(&mut self, now: Millis, key: Key, stage: Stage, notice: Option<u16>) {
+        match stage {
+            Stage::Phone { entry, conn_id, .. } => {
+                self.registry.unregister(entry, key);
+                self.phones -= 1;
+                self.publish_counts();
+                self.log_phone_gone(entry, conn_id, notice);
+                if let Some(code) = notice {
+                    self.notify(now, entry, conn_id, code);
+                }
+            }
+            Stage::Binary { entry, conn_id } => self.binary_left(now, key, entry, conn_id),
+            Stage::Newcomer(newcomer) => {
+                self.charge_input(now, key, 0);
+                self.binary_left(now, key, newcomer.entry, newcomer.conn_id);
+            }
+            Stage::Head(_) | Stage::Moving(_) | Stage::Closing(_) | Stage::Cut => {}
+        }
+    }
+
+    fn log_phone_gone(&self, entry: EntryKey, conn_id: ConnId, close_code: Option<u16>) {
+        let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
+        info!(server_id, conn_id = conn_id.as_str(), close_code, "phone_unregistered");
+    }
+
+    fn binary_left(&mut self, now: Millis, key: Key, entry: EntryKey, conn_id: ConnId) {
+        let Some(timer) = self.registry.entry(entry).map(|entry| entry.timer) else { return };
+        match self.registry.depart(entry, key) {
+            Departure::Grace => {
+                self.wheel.arm_at(timer, now + self.limits.grace_ms);
+                self.binaries -= 1;
+                self.publish_counts();
+                if let Some(entry) = self.registry.entry(entry) {
+                    let binary_conn_id = conn_id.as_str();
+                    info!(server_id = entry.id.as_str(), binary_conn_id, "server_released");
+                }
+                // Their next frame cannot reach a binary, and they must learn so.
+                self.resume_phones(now, entry);
+            }
+            Departure::Takeover(takeover) => self.finish_takeover(now, entry, takeover),
+            Departure::ProbeEnds => self.wheel.arm_at(timer, NEVER),
+            Departure::ProbeGoesOn | Departure::Nothing => {}
+        }
+    }
+
+    /// The holder of an id has completed a frame: if it is being probed, it lives.
+    pub(super) fn holder_lives(&mut self, now: Millis, entry: EntryKey) {
+        let Some(held) = self.registry.entry(entry) else { return };
+        if !matches!(held.tenure, Tenure::Probed { .. }) {
+            return;
+        }
+        let timer = held.timer;
+        warn!(server_id = held.id.as_str(), "server_id_conflict");
+        self.wheel.arm_at(timer, NEVER);
+        for newcomer in self.registry.holder_lives(entry) {
+            self.close_now(now, newcomer, Close::ALREADY_CLAIMED, None);
+        }
+    }
+
+    /// The timer of an id: its grace is over, or its holder was silent for the probe's time.
+    pub(super) fn entry_timed_out(&mut self, now: Millis, key: EntryKey) {
+        let Some(entry) = self.registry.entry(key) else { return };
+        match entry.tenure {
+            Tenure::Held(_) => {}
+            Tenure::Grace => {
+                info!(server_id = entry.id.as_str(), "grace_expired");
+                if let Some(entry) = self.registry.expire(key) {
+                    self.wheel.remove(entry.timer);
+                    self.evict(now, entry.phones, Close::NORMAL);
+                }
+            }
+            Tenure::Probed { holder, .. } => {
+                if let Some(takeover) = self.registry.take_over(key) {
+                    // Displaced, not departed: this starts no grace.
+                    self.close_now(now, holder, Close::HEARTBEAT_TIMEOUT, None);
+                    self.finish_takeover(now, key, takeover);
+                }
+            }
+        }
+    }
+
+    fn finish_takeover(&mut self, now: Millis, entry: EntryKey, takeover: Takeover) {
+        let Takeover { winner, losers, phones } = takeover;
+        let Some(held) = self.registry.entry(entry) else { return };
+        warn!(server_id = held.id.as_str(), "server_id_takeover");
+        let timer = held.timer;
+        self.wheel.arm_at(timer, NEVER);
+        self.evict(now, phones, Close::RECLAIMED);
+        for loser in losers {
+            self.close_now(now, loser, Close::ALREADY_CLAIMED, None);
+        }
+        self.promote(now, winner);
+    }
+
+    /// A newcomer has won: it is the holder, and what it has sent meanwhile counts.
+    fn promote(&mut self, now: Millis, winner: Key) {
+        let Some(connection) = self.connection_mut(winner) else { return };
+        let stage = std::mem::replace(&mut connection.stage, Stage::Cut);
+        let Stage::Newcomer(newcomer) = stage else {
+            debug_assert!(false, "only a newcomer can win");
+            connection.stage = stage;
+            return;
+        };
+        let Newcomer { entry, conn_id, held } = *newcomer;
+        connection.stage = Stage::Binary { entry, conn_id };
+        if std::mem::take(&mut connection.paused) {
+            self.actions.push(Action::Read(winner));
+        }
+        self.resume_deadlines(now, winner);
+        let half_read = self.connection(winner).map_or(0, |c| c.decoder.buffered_bytes());
+        self.charge_input(now, winner, half_read);
+        for message in held {
+            self.on_binary_message(now, winner, &message);
+        }
+    }
+
+    /// Closes phones that the registry has already forgotten, all at once.
+    fn evict(&mut self, now: Millis, phones: Vec<Key>, close: Close) {
+        self.phones -= phones.len() as u64;
+        self.publish_counts();
+        for phone in phones {
+            if let Some(Connection { stage: Stage::Phone { conn_id, entry, .. }, .. }) =
+                self.connection(phone)
+            {
+                self.log_phone_gone(*entry, *conn_id, Some(close.code));
+            }
+            self.close_forgotten(now, phone, close);
+        }
+    }
+}
