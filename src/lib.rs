@@ -7,13 +7,17 @@
 //! - [`telemetry`]: structured logs, the only keys that they may carry
 //! - [`protocol`]: the wire as pure functions: upgrade, frames, envelope, ids, close codes
 //! - [`relay`]: what one worker knows and decides: registry, outboxes, deadlines; no I/O, no clock
+//! - [`worker`]: the io_uring shell around it: one thread, ring, listener and event loop per core
+//! - [`control`]: the other plane: starts and stops the workers, hears the signals
 //! - [`metrics`]: counters that workers write and everyone else reads
 //!
 //! Arrows point downward only: the binary, then the worker and control planes, then `relay`,
 //! then `protocol`, `config`, `metrics` and `telemetry`.
 
 pub mod config;
+pub mod control;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;
 pub mod telemetry;
+pub mod worker;

@@ -1,0 +1,175 @@
+//! The other plane: one ordinary tokio thread for everything that is slow or standard. It starts
+//! the workers, hears the signals, and ends the process.
+
+use crate::config::{Config, Exit};
+use crate::metrics::Metrics;
+use crate::relay::budget::SharedBudget;
+use crate::relay::{Owners, Settings};
+use crate::worker::{self, Mail, Start, listener, ring};
+use std::io;
+use std::time::Instant;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tracing::{error, info, warn};
+
+/// Runs the relay until it is asked to stop.
+///
+/// # Errors
+///
+/// How the process is to end, if not with 0: io_uring is not to be had, a listener cannot be
+/// bound, or a worker failed.
+pub fn run(config: &Config) -> Result<(), Exit> {
+    let epoch = Instant::now();
+    ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
+    raise_descriptor_limit();
+    let address = config.listen.addr;
+    let listeners = listener::bind(address, config.workers)
+        .map_err(|error| failure(explain_no_listener(address, &error)))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
+    runtime.block_on(supervise(config, listeners, epoch))
+}
+
+/// Starts the workers and waits: for a signal, or for a worker that fails.
+async fn supervise(
+    config: &Config,
+    listeners: Vec<socket2::Socket>,
+    epoch: Instant,
+) -> Result<(), Exit> {
+    let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let (ended, mut ends) = unbounded_channel();
+    let mailboxes = start_workers(config, listeners, epoch, &ended)?;
+    if let Some(address) = bound.and_then(|address| address.as_socket()) {
+        info!(remote = %address, "listening");
+        if config.listen.is_default {
+            print_trial(address);
+        }
+    }
+    tokio::select! {
+        _ = interrupt.recv() => info!(err = "SIGINT", "shutting_down"),
+        _ = terminate.recv() => info!(err = "SIGTERM", "shutting_down"),
+        Some(end) = ends.recv() => return Err(worker_failed(end)),
+    }
+    for mailbox in &mailboxes {
+        // Fails only where the worker has ended already.
+        let _ = mailbox.send(Mail::ShutDown);
+    }
+    let drained = async {
+        for _ in &mailboxes {
+            ends.recv().await;
+        }
+    };
+    tokio::select! {
+        () = drained => info!("drained"),
+        () = tokio::time::sleep(config.drain_timeout) => {
+            warn!(err = "some peers did not answer their close in time", "drain_timeout");
+        }
+        _ = interrupt.recv() => warn!(err = "a second signal", "exit_at_once"),
+        _ = terminate.recv() => warn!(err = "a second signal", "exit_at_once"),
+    }
+    Ok(())
+}
+
+/// What a worker thread ended with.
+type End = io::Result<()>;
+
+fn start_workers(
+    config: &Config,
+    listeners: Vec<socket2::Socket>,
+    epoch: Instant,
+    ended: &UnboundedSender<End>,
+) -> Result<Vec<UnboundedSender<Mail>>, Exit> {
+    let owners = Owners::new(rand::random(), config.workers);
+    let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
+    let metrics = Metrics::new(config.workers);
+    let (mailboxes, receivers): (Vec<_>, Vec<_>) =
+        (0..config.workers).map(|_| unbounded_channel()).unzip();
+    for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
+        let settings = Settings {
+            worker: number,
+            owners: owners.clone(),
+            limits: config.limits,
+            budget: budget.clone(),
+            metrics: metrics.clone(),
+            seed: rand::random(),
+        };
+        let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
+        let start = Start { settings, listener, cpu, mailbox, mailboxes: mailboxes.clone(), epoch };
+        let ended = ended.clone();
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                // Nobody listens any more only where the process is ending.
+                let _ = ended.send(worker::run(start));
+            })
+            .map_err(|error| failure(format!("worker {number} cannot start: {error}")))?;
+    }
+    Ok(mailboxes)
+}
+
+fn worker_failed(end: End) -> Exit {
+    let why = match end {
+        Ok(()) => "a worker ended although nobody asked it to".to_owned(),
+        Err(error) => format!("a worker failed: {}", explain_no_ring(&error)),
+    };
+    error!(err = why, "worker_failed");
+    failure(why)
+}
+
+/// The embedded default says what it is and how to try it out.
+fn print_trial(address: std::net::SocketAddr) {
+    eprintln!("pyrycode-relay: no flag given, so plain WebSocket on {address} for trying it out:");
+    for command in crate::config::trial_commands(address) {
+        eprintln!("  {command}");
+    }
+}
+
+/// Each connection needs a descriptor, so take all that we may (PROTOCOL.md, chapter 6).
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(errno) = setrlimit(Resource::Nofile, limit) {
+        warn!(err = %errno, "descriptor_limit_not_raised");
+    }
+}
+
+fn failure(message: String) -> Exit {
+    Exit { code: 1, message: format!("pyrycode-relay: {message}"), to_stdout: false }
+}
+
+fn explain_no_listener(address: std::net::SocketAddr, error: &io::Error) -> String {
+    let mend = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE; grant it or choose another port"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; see --insecure-listen"
+        }
+        _ => "choose another address with --insecure-listen",
+    };
+    format!("cannot listen on {address}: {error}: {mend}")
+}
+
+fn explain_no_ring(error: &io::Error) -> String {
+    let mend = match error.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            "this kernel has no io_uring, or a seccomp filter hides it; \
+             use Linux 6.0 or later, and in a container allow the io_uring system calls"
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "io_uring is forbidden: set kernel.io_uring_disabled to 0 with sysctl, \
+             or, in a container, allow io_uring_setup, io_uring_enter and io_uring_register \
+             in its seccomp profile"
+        }
+        Some(libc::ENOMEM) => "raise the limit on locked memory (ulimit -l)",
+        _ => "see io_uring_setup(2)",
+    };
+    format!("io_uring is not to be had: {error}: {mend}")
+}

@@ -1,0 +1,56 @@
+//! One listening socket per worker, all on the same address (SO_REUSEPORT).
+
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+
+/// Connections that the kernel keeps for us until we accept them, per worker.
+const BACKLOG: i32 = 4096;
+
+/// What the kernel may hold unsent for one connection, in bytes. Bytes in flight to a healthy peer
+/// do not count, so this slows no one; but a peer that does not read can take no more than this of
+/// the machine's memory, beside its own receive window.
+const UNSENT_BYTES: u32 = 128 * 1024;
+
+/// What the kernel may receive ahead of us on one connection, in bytes; it doubles the number for
+/// its own overhead. It fills only while we do not read, because a binary's outbox is full.
+const RECEIVE_BYTES: usize = 208 * 1024;
+
+/// Binds `workers` listeners. With port 0, the kernel chooses one port for all of them.
+///
+/// # Errors
+///
+/// The address cannot be bound: taken by another process, not an address of this machine, or a
+/// port that needs a privilege.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
+    // With SO_REUSEPORT, a second relay would quietly share the port and split the server-ids.
+    // A socket without it cannot be bound where anyone listens.
+    let guard = socket(address)?;
+    guard.bind(&address.into())?;
+    let address = guard.local_addr()?.as_socket().unwrap_or(address);
+    drop(guard);
+    (0..workers)
+        .map(|_| {
+            let listener = socket(address)?;
+            listener.set_reuse_port(true)?;
+            // Accepted sockets inherit these.
+            listener.set_tcp_nodelay(true)?;
+            listener.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+            listener.set_recv_buffer_size(RECEIVE_BYTES)?;
+            listener.bind(&address.into())?;
+            listener.listen(BACKLOG)?;
+            Ok(listener)
+        })
+        .collect()
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // All interfaces means IPv4 too.
+        socket.set_only_v6(false)?;
+    }
+    Ok(socket)
+}

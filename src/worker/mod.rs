@@ -1,0 +1,466 @@
+//! The io_uring shell around the core: one pinned thread per worker, with its own runtime, ring,
+//! listener, sockets and [`Relay`]. It only moves bytes; what they mean is the core's business.
+//!
+//! One task runs a worker: each turn of its loop takes every completion since the last turn,
+//! tells the core, and carries out what the core asks for. Writes come last, so that everything a
+//! turn produced for a socket leaves in one send. The next system call submits all of it.
+//!
+//! - [`ring`]: one-shot operations on the runtime's ring
+//! - [`buffers`]: receive buffers that the kernel chooses from
+//! - [`listener`]: listening sockets
+
+pub mod buffers;
+pub mod listener;
+pub mod ring;
+
+use crate::relay::timers::Millis;
+use crate::relay::{Action, HandOver, Key, Relay, Settings};
+use crate::telemetry::{self, Remote};
+use buffers::BufferGroup;
+use io_uring::cqueue;
+use ring::{Operation, Token};
+use rustix::thread::CpuSet;
+use socket2::Socket;
+use std::future::Future;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::Sleep;
+use tracing::{error, warn};
+
+/// Most messages fit one of these; there are many.
+const SMALL: u16 = 0;
+const SMALL_BYTES: u32 = 2048;
+const SMALL_BLOCKS: u16 = 16;
+/// For connections that have just filled a small one; there are few.
+const LARGE: u16 = 1;
+const LARGE_BYTES: u32 = 64 * 1024;
+const LARGE_BLOCKS: u16 = 1;
+
+/// Connections accepted in one turn, so that a storm does not starve the connections there are.
+const ACCEPTS_PER_TURN: usize = 64;
+/// How long accepting rests when descriptors or memory have run out.
+const ACCEPT_REST_MS: Millis = 100;
+
+const RING_ENTRIES: u32 = 1024;
+const COMPLETION_ENTRIES: u32 = 8192;
+
+/// What workers and the control plane send to a worker. The queue needs no bound of its own: a
+/// hand-over holds a descriptor, and the others come once each or at the sender's own pace.
+#[derive(Debug)]
+pub enum Mail {
+    /// A connection for a server-id that the addressee owns.
+    HandOver {
+        /// Its socket.
+        socket: Socket,
+        /// Everything else.
+        ticket: Box<HandOver>,
+    },
+    /// Memory runs short, and the addressee holds the largest backlog.
+    Shed,
+    /// Stop accepting, tell everybody, and end when the last connection is gone.
+    ShutDown,
+}
+
+/// What a worker thread is made of.
+pub struct Start {
+    /// What the core is made of.
+    pub settings: Settings,
+    /// The worker's listener.
+    pub listener: Socket,
+    /// The CPU to run on.
+    pub cpu: Option<usize>,
+    /// The worker's mail.
+    pub mailbox: UnboundedReceiver<Mail>,
+    /// Everyone's mail, by worker number.
+    pub mailboxes: Vec<UnboundedSender<Mail>>,
+    /// When the process's clock started.
+    pub epoch: Instant,
+}
+
+/// Runs a worker on the current thread until it has shut down.
+///
+/// # Errors
+///
+/// The ring or the runtime cannot be made.
+pub fn run(start: Start) -> io::Result<()> {
+    telemetry::set_core(start.settings.worker);
+    if let Some(cpu) = start.cpu {
+        pin(cpu);
+    }
+    let mut ring = tokio_uring::uring_builder();
+    ring.setup_cqsize(COMPLETION_ENTRIES).setup_coop_taskrun().setup_single_issuer();
+    let mut builder = tokio_uring::builder();
+    builder.entries(RING_ENTRIES).uring_builder(&ring);
+    let runtime = tokio_uring::Runtime::new(&builder)?;
+    runtime.block_on(async {
+        let mut worker = Worker::new(start);
+        std::future::poll_fn(|cx| worker.turn(cx)).await;
+    });
+    Ok(())
+}
+
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    if let Err(errno) = rustix::thread::sched_setaffinity(None, &set) {
+        warn!(err = %errno, "worker_not_pinned");
+    }
+}
+
+/// A socket and what the kernel is doing with it.
+struct Link {
+    socket: Socket,
+    receive: Option<Operation<()>>,
+    send: Option<Operation<Vec<u8>>>,
+    /// The next receive goes into a large buffer: the last one filled its own.
+    large: bool,
+    /// The receive under way goes into a large buffer.
+    receiving_large: bool,
+    /// Ended; waits for its operations.
+    cut: bool,
+}
+
+struct Worker {
+    relay: Relay,
+    links: Vec<Option<Link>>,
+    listener: Option<Socket>,
+    accept: Option<Operation<()>>,
+    /// Accepting rests until then, and its reason was logged.
+    accept_rests_until: Option<Millis>,
+    small: BufferGroup,
+    large: BufferGroup,
+    provides: Vec<Operation<()>>,
+    /// Connections whose receive found no free buffer.
+    starved: Vec<Key>,
+    mailbox: UnboundedReceiver<Mail>,
+    mailboxes: Vec<UnboundedSender<Mail>>,
+    epoch: Instant,
+    alarm: Pin<Box<Sleep>>,
+    alarm_at: Option<Millis>,
+    shutting_down: bool,
+    // Kept for their capacity.
+    ready: Vec<Token>,
+    actions: Vec<Action>,
+}
+
+impl Worker {
+    fn new(start: Start) -> Self {
+        let Start { settings, listener, mailbox, mailboxes, epoch, .. } = start;
+        let mut provides = Vec::new();
+        let accept = ring::acceptable(&listener);
+        Self {
+            relay: Relay::new(settings),
+            links: Vec::new(),
+            listener: Some(listener),
+            accept: Some(accept),
+            accept_rests_until: None,
+            small: BufferGroup::new(SMALL, SMALL_BYTES, SMALL_BLOCKS, &mut provides),
+            large: BufferGroup::new(LARGE, LARGE_BYTES, LARGE_BLOCKS, &mut provides),
+            provides,
+            starved: Vec::new(),
+            mailbox,
+            mailboxes,
+            epoch,
+            alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            alarm_at: None,
+            shutting_down: false,
+            ready: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn now(&self) -> Millis {
+        self.epoch.elapsed().as_millis() as Millis
+    }
+
+    /// One turn of the loop; ready when the worker has shut down.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = self.now();
+        let mut ready = std::mem::take(&mut self.ready);
+        ring::take_ready(&mut ready, cx);
+        for token in ready.drain(..) {
+            match token {
+                Token::Receive(key) => self.on_received(now, Key(key)),
+                Token::Send(key) => self.on_sent(now, Key(key)),
+                Token::Accept => self.on_acceptable(now),
+                Token::Provide => self.on_provided(),
+            }
+        }
+        self.ready = ready;
+        while let Poll::Ready(Some(mail)) = self.mailbox.poll_recv(cx) {
+            self.on_mail(now, mail);
+        }
+        self.relay.on_timers(now);
+        if self.accept_rests_until.is_some_and(|until| until <= now) && self.accept.is_none() {
+            self.accept_all(now);
+        }
+        self.carry_out(now);
+        for key in std::mem::take(&mut self.starved) {
+            self.receive(key);
+        }
+        if self.shutting_down && self.relay.connections() == 0 {
+            return Poll::Ready(());
+        }
+        self.set_alarm(now, cx);
+        Poll::Pending
+    }
+
+    /// Has the task woken at the core's next deadline.
+    fn set_alarm(&mut self, now: Millis, cx: &mut Context<'_>) {
+        let next = self.relay.next_wake_ms();
+        let next = match (next, self.accept_rests_until) {
+            (Some(a), Some(b)) if self.accept.is_none() => Some(a.min(b)),
+            (None, Some(b)) if self.accept.is_none() => Some(b),
+            (next, _) => next,
+        };
+        let Some(at) = next.map(|at| at.max(now + 1)) else { return };
+        if self.alarm_at.is_none_or(|set| set <= now || at < set) {
+            self.alarm_at = Some(at);
+            let instant = self.epoch + Duration::from_millis(at);
+            self.alarm.as_mut().reset(instant.into());
+        }
+        if self.alarm.as_mut().poll(cx).is_ready() {
+            self.alarm_at = None;
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn link(&mut self, key: Key) -> Option<&mut Link> {
+        self.links.get_mut(key.0 as usize)?.as_mut()
+    }
+
+    fn on_received(&mut self, now: Millis, key: Key) {
+        let Some(link) = self.link(key) else { return };
+        let Some(receive) = &mut link.receive else { return };
+        let Poll::Ready(((), result, flags)) = ring::poll(receive, Token::Receive(key.0)) else {
+            return;
+        };
+        link.receive = None;
+        let (cut, large) = (link.cut, link.receiving_large);
+        if let Ok(bytes @ 1..) = usize::try_from(result) {
+            link.large = bytes >= SMALL_BYTES as usize;
+        }
+        let group = if large { &mut self.large } else { &mut self.small };
+        let buffer = cqueue::buffer_select(flags);
+        if let Some(buffer) = buffer {
+            if !cut && let Ok(bytes @ 1..) = usize::try_from(result) {
+                self.relay.on_bytes(now, key, group.received(buffer, bytes));
+            }
+            group.give_back(buffer, &mut self.provides);
+        }
+        if cut {
+            return self.bury(key);
+        }
+        match result {
+            1.. => self.receive(key),
+            0 => self.relay.on_end(now, key, true),
+            _ => match -result {
+                libc::ENOBUFS => self.starved.push(key),
+                libc::EINTR | libc::EAGAIN => self.receive(key),
+                _ => self.relay.on_end(now, key, false),
+            },
+        }
+    }
+
+    /// Starts a receive, if the core wants one and none is under way.
+    fn receive(&mut self, key: Key) {
+        if !self.relay.wants_read(key) {
+            return;
+        }
+        let (small, large) = (self.small.size(), self.large.size());
+        let Some(link) = self.link(key) else { return };
+        if link.receive.is_some() || link.cut {
+            return;
+        }
+        let (group, bytes) = if link.large { (LARGE, large) } else { (SMALL, small) };
+        link.receiving_large = link.large;
+        link.receive = Some(ring::receive(link.socket.as_raw_fd(), group, bytes, key.0));
+    }
+
+    fn on_sent(&mut self, now: Millis, key: Key) {
+        let Some(link) = self.link(key) else { return };
+        let Some(send) = &mut link.send else { return };
+        let Poll::Ready((buffer, result, _)) = ring::poll(send, Token::Send(key.0)) else { return };
+        link.send = None;
+        if link.cut {
+            return self.bury(key);
+        }
+        let taken = match result {
+            0.. => Some(result as usize),
+            _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Some(0),
+            _ => None,
+        };
+        self.relay.on_written(now, key, buffer, taken);
+    }
+
+    fn on_provided(&mut self) {
+        self.provides.retain_mut(|provide| match ring::poll(provide, Token::Provide) {
+            Poll::Ready(((), result, _)) => {
+                if result < 0 {
+                    // The buffers are lost to the worker: it would starve, and nobody would know.
+                    error!(err = %io::Error::from_raw_os_error(-result), "buffers_not_provided");
+                    std::process::abort();
+                }
+                false
+            }
+            Poll::Pending => true,
+        });
+    }
+
+    fn on_acceptable(&mut self, now: Millis) {
+        let Some(accept) = &mut self.accept else { return };
+        if ring::poll(accept, Token::Accept).is_ready() {
+            self.accept = None;
+            self.accept_all(now);
+        }
+    }
+
+    fn accept_all(&mut self, now: Millis) {
+        let Some(listener) = self.listener.take() else { return };
+        for _ in 0..ACCEPTS_PER_TURN {
+            match listener.accept() {
+                Ok((socket, address)) => {
+                    self.accept_rests_until = None;
+                    let Some(address) = address.as_socket() else { continue };
+                    let key = self.relay.accept(now, Remote(address));
+                    self.adopt(key, socket);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_exhaustion(&error) => {
+                    if self.accept_rests_until.is_none() {
+                        error!(err = %error, "accept_paused");
+                    }
+                    self.accept_rests_until = Some(now + ACCEPT_REST_MS);
+                    self.listener = Some(listener);
+                    return;
+                }
+                // That connection is gone already, or its network is; the next one may not be.
+                Err(_) => {}
+            }
+        }
+        self.accept = Some(ring::acceptable(&listener));
+        self.listener = Some(listener);
+    }
+
+    /// A connection that the core knows gets its socket.
+    fn adopt(&mut self, key: Key, socket: Socket) {
+        let index = key.0 as usize;
+        if self.links.len() <= index {
+            self.links.resize_with(index + 1, || None);
+        }
+        let link = Link {
+            socket,
+            receive: None,
+            send: None,
+            large: false,
+            receiving_large: false,
+            cut: false,
+        };
+        if let Some(slot) = self.links.get_mut(index) {
+            debug_assert!(slot.is_none(), "two sockets for one connection");
+            *slot = Some(link);
+        }
+        self.receive(key);
+    }
+
+    fn on_mail(&mut self, now: Millis, mail: Mail) {
+        match mail {
+            Mail::HandOver { socket, ticket } => {
+                let key = self.relay.adopt(now, *ticket);
+                self.adopt(key, socket);
+            }
+            Mail::Shed => self.relay.shed_under_pressure(now),
+            Mail::ShutDown => {
+                self.shutting_down = true;
+                self.accept_rests_until = None;
+                if let Some(listener) = self.listener.take() {
+                    // Completes the poll that is under way, which keeps the socket alive.
+                    let _ = listener.shutdown(Shutdown::Both);
+                }
+                self.relay.shut_down(now);
+            }
+        }
+    }
+
+    /// Does what the core asks for, until it asks for nothing more.
+    fn carry_out(&mut self, now: Millis) {
+        let mut actions = std::mem::take(&mut self.actions);
+        loop {
+            self.relay.take_actions(&mut actions);
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions.drain(..) {
+                self.act(now, action);
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn act(&mut self, now: Millis, action: Action) {
+        match action {
+            Action::Write(key) => {
+                let Some(write) = self.relay.begin_write(now, key) else { return };
+                let Some(link) = self.link(key) else { return };
+                debug_assert!(link.send.is_none(), "two sends at once");
+                let fd = link.socket.as_raw_fd();
+                link.send = Some(ring::send(fd, write.buffer, write.from, write.to, key.0));
+            }
+            Action::Read(key) => self.receive(key),
+            Action::FinishWriting(key) => {
+                if let Some(link) = self.link(key) {
+                    // Fails only where the peer is gone, which its receive will tell.
+                    let _ = link.socket.shutdown(Shutdown::Write);
+                }
+            }
+            Action::Cut(key) => {
+                if let Some(link) = self.link(key) {
+                    link.cut = true;
+                    if link.receive.is_some() || link.send.is_some() {
+                        let _ = link.socket.shutdown(Shutdown::Both);
+                    }
+                }
+                self.bury(key);
+            }
+            Action::HandOver { key, worker, ticket } => {
+                let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
+                self.relay.release(key);
+                if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
+                    debug_assert!(
+                        link.receive.is_none() && link.send.is_none(),
+                        "moved while busy"
+                    );
+                    // Fails only while the process ends, and then the connection ends too.
+                    let _ = mailbox.send(Mail::HandOver { socket: link.socket, ticket });
+                }
+            }
+            Action::AskToShed(worker) => {
+                if let Some(mailbox) = self.mailboxes.get(worker) {
+                    let _ = mailbox.send(Mail::Shed);
+                }
+            }
+        }
+    }
+
+    /// Closes the socket of a connection that is cut, once the kernel is through with it.
+    fn bury(&mut self, key: Key) {
+        let Some(slot) = self.links.get_mut(key.0 as usize) else { return };
+        let over = slot
+            .as_ref()
+            .is_some_and(|link| link.cut && link.receive.is_none() && link.send.is_none());
+        if over {
+            *slot = None;
+            self.relay.release(key);
+        }
+    }
+}
+
+/// Whether accepting failed because something has run out that others may give back.
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
