@@ -39,6 +39,9 @@ pub mod outbox;
 pub mod registry;
 pub mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::protocol::ids::ServerId;

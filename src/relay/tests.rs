@@ -1,0 +1,504 @@
+//! The core under virtual time: no socket, no thread, no clock.
+
+use super::budget::SharedBudget;
+use super::connection::Stage;
+use super::timers::Millis;
+use super::{Action, Key, Owners, Relay, Settings};
+use crate::config::Limits;
+use crate::metrics::Metrics;
+use crate::protocol::frames;
+use crate::protocol::ids::ServerId;
+use crate::telemetry::Remote;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
+
+/// One worker with its peers. What the relay writes is taken at once, except from the peers that
+/// are told not to read.
+struct World {
+    relay: Relay,
+    budget: Arc<SharedBudget>,
+    metrics: Arc<Metrics>,
+    now: Millis,
+    received: HashMap<Key, Vec<u8>>,
+    /// How many bytes a peer still takes; unlimited if it is not here.
+    appetite: HashMap<Key, usize>,
+    cut: Vec<Key>,
+    finished: Vec<Key>,
+    moved: Vec<(Key, usize, Vec<u8>)>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Limits::default(), 64 * 1024 * 1024, 1)
+    }
+
+    fn with(limits: Limits, budget_bytes: u64, workers: usize) -> Self {
+        let budget = SharedBudget::new(budget_bytes, workers);
+        let metrics = Metrics::new(workers);
+        let relay = Relay::new(Settings {
+            worker: 0,
+            owners: Owners::new([1, 2, 3, 4], workers),
+            limits,
+            budget: budget.clone(),
+            metrics: metrics.clone(),
+            seed: [7; 32],
+        });
+        let nothing = (HashMap::new(), HashMap::new());
+        let (received, appetite) = nothing;
+        let (cut, finished, moved) = (Vec::new(), Vec::new(), Vec::new());
+        Self { relay, budget, metrics, now: 0, received, appetite, cut, finished, moved }
+    }
+
+    fn connect(&mut self) -> Key {
+        let key = self.relay.accept(self.now, Remote("192.0.2.1:5".parse().unwrap()));
+        self.received.insert(key, Vec::new());
+        key
+    }
+
+    fn upgrade(&mut self, path: &str, id: &str) -> Key {
+        let key = self.connect();
+        self.bytes(key, head(path, id).as_bytes());
+        let received = self.received.get_mut(&key).unwrap();
+        let end = received.windows(4).position(|four| four == b"\r\n\r\n").expect("a 101") + 4;
+        let answer = String::from_utf8(received.drain(..end).collect()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        key
+    }
+
+    fn binary(&mut self, id: &str) -> Key {
+        self.upgrade("/v1/server", id)
+    }
+
+    fn phone(&mut self, id: &str) -> Key {
+        self.upgrade("/v1/client", id)
+    }
+
+    fn bytes(&mut self, key: Key, bytes: &[u8]) {
+        self.relay.on_bytes(self.now, key, &mut bytes.to_vec());
+        self.settle();
+    }
+
+    fn send(&mut self, key: Key, opcode: u8, payload: &[u8]) {
+        self.bytes(key, &masked(opcode, payload));
+    }
+
+    fn text(&mut self, key: Key, text: &str) {
+        self.send(key, 1, text.as_bytes());
+    }
+
+    fn end(&mut self, key: Key) {
+        self.relay.on_end(self.now, key, true);
+        self.settle();
+    }
+
+    /// Lets time pass, deadline by deadline.
+    fn pass(&mut self, ms: Millis) {
+        let end = self.now + ms;
+        while let Some(wake) = self.relay.next_wake_ms().filter(|wake| *wake <= end) {
+            self.now = self.now.max(wake);
+            self.relay.on_timers(self.now);
+            self.settle();
+        }
+        self.now = end;
+        self.relay.on_timers(end);
+        self.settle();
+    }
+
+    /// Carries out what the relay asks for, until it asks for nothing more.
+    fn settle(&mut self) {
+        loop {
+            let mut actions = Vec::new();
+            self.relay.take_actions(&mut actions);
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                match action {
+                    Action::Write(key) => self.write(key),
+                    Action::Cut(key) => {
+                        self.cut.push(key);
+                        self.relay.release(key);
+                    }
+                    Action::FinishWriting(key) => self.finished.push(key),
+                    Action::HandOver { key, worker, ticket } => {
+                        self.relay.release(key);
+                        self.moved.push((key, worker, ticket.unread));
+                    }
+                    Action::Read(_) | Action::AskToShed(_) => {}
+                }
+            }
+        }
+        let charged: usize =
+            self.relay.connections.iter().map(|(_, connection)| connection.charged()).sum();
+        assert_eq!(charged as u64, self.relay.charged_bytes(), "bytes charged are bytes queued");
+        assert!(self.budget.leased_bytes() <= self.budget.limit_bytes());
+    }
+
+    fn write(&mut self, key: Key) {
+        let appetite = self.appetite.get_mut(&key);
+        if appetite.as_ref().is_some_and(|left| **left == 0) {
+            return;
+        }
+        let Some(write) = self.relay.begin_write(self.now, key) else { return };
+        let mut taken = write.to - write.from;
+        if let Some(left) = appetite {
+            taken = taken.min(*left);
+            *left -= taken;
+        }
+        let bytes = &write.buffer[write.from..write.from + taken];
+        self.received.get_mut(&key).unwrap().extend_from_slice(bytes);
+        self.relay.on_written(self.now, key, write.buffer, Some(taken));
+    }
+
+    /// A peer that did not read reads again.
+    fn feed(&mut self, key: Key) {
+        self.appetite.remove(&key);
+        self.write(key);
+        self.settle();
+    }
+
+    /// The frames that a peer has received since the last call: opcode and payload.
+    fn frames(&mut self, key: Key) -> Vec<(u8, Vec<u8>)> {
+        let mut bytes = std::mem::take(self.received.get_mut(&key).unwrap());
+        let mut found = Vec::new();
+        while let Some((header, payload)) = frames::frame_extent(&bytes) {
+            let rest = bytes.split_off(header + payload);
+            found.push((bytes[0] & 15, bytes[header..].to_vec()));
+            bytes = rest;
+        }
+        assert!(bytes.is_empty(), "half a frame");
+        found
+    }
+
+    fn texts(&mut self, key: Key) -> Vec<String> {
+        let frames = self.frames(key);
+        assert!(frames.iter().all(|(opcode, _)| *opcode == 1), "{frames:?}");
+        frames.into_iter().map(|(_, payload)| String::from_utf8(payload).unwrap()).collect()
+    }
+
+    /// The one close that a peer has received; nothing may follow it.
+    fn closed(&mut self, key: Key) -> (u16, String) {
+        let frames = self.frames(key);
+        let closes: Vec<_> = frames.iter().filter(|(opcode, _)| *opcode == CLOSE).collect();
+        assert_eq!(closes.len(), 1, "{frames:?}");
+        let (opcode, payload) = frames.last().unwrap();
+        assert_eq!(*opcode, CLOSE, "something followed the close");
+        let code = u16::from_be_bytes([payload[0], payload[1]]);
+        (code, String::from_utf8(payload[2..].to_vec()).unwrap())
+    }
+
+    fn conn_id(&self, phone: Key) -> String {
+        match self.relay.connection(phone).unwrap().stage {
+            Stage::Phone { conn_id, .. } => conn_id.as_str().to_owned(),
+            _ => panic!("not a phone"),
+        }
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        (self.metrics.connected_binaries(), self.metrics.connected_phones())
+    }
+}
+
+fn head(path: &str, id: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         X-Pyrycode-Server: {id}\r\nX-Pyrycode-Version: 1\r\nX-Pyrycode-Token: secret\r\n\
+         User-Agent: test\r\n\r\n"
+    )
+}
+
+fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match payload.len() {
+        length @ 0..=125 => frame.push(0x80 | length as u8),
+        length @ 126..=0xffff => {
+            frame.push(0x80 | 126);
+            frame.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            frame.push(0x80 | 127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    let mask = [1, 2, 3, 4];
+    frame.extend(mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+fn pair(code: u16, reason: &str) -> (u16, String) {
+    (code, reason.to_owned())
+}
+
+#[test]
+fn frames_go_both_ways_and_the_binary_learns_of_the_end() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let id = world.conn_id(phone);
+    world.text(phone, " {\"a\": 1}\n");
+    assert_eq!(world.texts(binary), [format!(r#"{{"conn_id":"{id}","frame":{{"a": 1}}}}"#)]);
+    world.text(binary, &format!(r#"{{"frame":[2],"conn_id":"{id}"}}"#));
+    assert_eq!(world.texts(phone), ["[2]"]);
+    world.send(phone, CLOSE, &4321u16.to_be_bytes());
+    assert_eq!(world.closed(phone), pair(4321, ""));
+    assert_eq!(world.finished, [phone]);
+    assert_eq!(world.texts(binary), [format!(r#"{{"conn_id":"{id}","close_code":4321}}"#)]);
+    assert_eq!(world.counts(), (1, 0));
+}
+
+#[test]
+fn a_quiet_peer_that_answers_pings_stays_and_a_silent_one_does_not() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    for _ in 0..100 {
+        world.pass(31_000);
+        for (opcode, payload) in world.frames(binary) {
+            if opcode == PING {
+                world.send(binary, PONG, &payload);
+            }
+        }
+        if world.counts().1 == 0 {
+            break;
+        }
+    }
+    assert_eq!(world.closed(phone), pair(1011, "heartbeat timeout"));
+    assert!((60_000..63_000).contains(&world.now), "{}", world.now);
+    world.pass(600_000);
+    assert_eq!(world.counts(), (0, 0), "and then the binary, which was not asked again");
+}
+
+#[test]
+fn a_pong_that_matches_no_ping_does_not_count() {
+    let mut world = World::new();
+    let binary = world.binary("a");
+    world.pass(31_000);
+    let (_, ping) = world.frames(binary).remove(0);
+    world.send(binary, PONG, b"nope");
+    world.send(binary, PONG, b"");
+    let next = (u32::from_be_bytes(ping.try_into().unwrap()) + 1).to_be_bytes();
+    world.send(binary, PONG, &next);
+    world.pass(30_000);
+    assert_eq!(world.closed(binary), pair(1011, "heartbeat timeout"));
+}
+
+#[test]
+fn grace_runs_out_on_time_and_a_reclaim_leaves_no_stray_timer() {
+    let limits = Limits { heartbeat_interval_ms: 1 << 40, ..Limits::default() };
+    let mut world = World::with(limits, 64 << 20, 1);
+    let (first, old) = (world.binary("a"), world.phone("a"));
+    world.end(first);
+    world.pass(29_900);
+    let second = world.binary("a");
+    assert_eq!(world.closed(old), pair(4404, "binary reclaimed server-id"));
+    assert_eq!(world.counts(), (1, 0));
+    let phone = world.phone("a");
+    world.pass(300_000);
+    assert_eq!(world.counts(), (1, 1), "the first grace is forgotten");
+    world.end(second);
+    world.pass(29_900);
+    assert!(world.frames(phone).is_empty());
+    world.pass(200);
+    assert_eq!(world.closed(phone), pair(1000, ""));
+    let late = world.phone("a");
+    assert_eq!(world.closed(late), pair(4404, "no server with that id"));
+    world.pass(10_000);
+    assert!(world.relay.registry.is_empty() && world.relay.connections() == 0);
+    assert!(world.relay.wheel.is_empty(), "no timer without an owner");
+    assert_eq!(world.relay.charged_bytes(), 0);
+}
+
+#[test]
+fn a_silent_holder_is_taken_over_when_the_probe_is_over() {
+    let mut world = World::new();
+    let (holder, phone) = (world.binary("a"), world.phone("a"));
+    world.pass(1000);
+    let newcomer = world.binary("a");
+    assert_eq!(world.frames(holder).len(), 1, "one ping");
+    world.pass(5000);
+    let later = world.binary("a");
+    assert!(world.frames(holder).is_empty(), "the same ping serves both");
+    world.text(newcomer, r#"{"conn_id":"nobody","frame":1}"#);
+    world.pass(5100);
+    assert_eq!(world.closed(holder), pair(1011, "heartbeat timeout"));
+    assert_eq!(world.closed(phone), pair(4404, "binary reclaimed server-id"));
+    assert_eq!(world.closed(later), pair(4409, "server-id already claimed"));
+    assert_eq!(world.counts(), (1, 0));
+    world.end(holder);
+    world.pass(29_000);
+    assert_eq!(world.counts(), (1, 0), "a displaced holder starts no grace");
+}
+
+#[test]
+fn a_phone_that_does_not_read_is_closed_at_four_mebibytes_and_its_sibling_is_not_delayed() {
+    let mut world = World::new();
+    let (binary, slow, quick) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    let (slow_id, quick_id) = (world.conn_id(slow), world.conn_id(quick));
+    world.appetite.insert(slow, 10);
+    let frame = format!("\"{}\"", "x".repeat(65_470));
+    for _ in 0..64 {
+        world.text(binary, &format!(r#"{{"conn_id":"{slow_id}","frame":{frame}}}"#));
+        world.text(binary, &format!(r#"{{"conn_id":"{quick_id}","frame":{frame}}}"#));
+    }
+    assert_eq!(world.texts(quick).len(), 64);
+    assert_eq!(world.counts(), (1, 2), "exactly 4 MiB are queued");
+    world.text(binary, &format!(r#"{{"conn_id":"{slow_id}","frame":1}}"#));
+    assert_eq!(world.counts(), (1, 1));
+    assert_eq!(world.texts(binary), [format!(r#"{{"conn_id":"{slow_id}","close_code":1001}}"#)]);
+    world.feed(slow);
+    let frames = world.frames(slow);
+    assert_eq!(frames.len(), 2, "the frame that was half sent, then the close");
+    assert_eq!(frames[1].1, [&1011u16.to_be_bytes()[..], b"phone backlog full"].concat());
+}
+
+#[test]
+fn phones_of_a_full_binary_are_not_read_and_pings_still_work() {
+    let mut world = World::new();
+    let (binary, pushing, quiet) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    world.appetite.insert(binary, 0);
+    let frame = format!("\"{}\"", "x".repeat(60_000));
+    let mut sent = 0;
+    while world.relay.wants_read(pushing) {
+        world.text(pushing, &frame);
+        sent += 1;
+        assert!(sent < 100, "the outbox of a binary is bounded");
+    }
+    assert!(world.relay.wants_read(quiet));
+    world.send(quiet, PING, b"still there?");
+    assert_eq!(world.frames(quiet), [(PONG, b"still there?".to_vec())]);
+    world.feed(binary);
+    assert_eq!(world.texts(binary).len(), sent);
+    assert!(world.relay.wants_read(pushing));
+}
+
+#[test]
+fn a_write_without_progress_costs_the_connection() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let write = {
+        world.appetite.insert(binary, 0);
+        world.text(phone, "1");
+        world.relay.begin_write(world.now, binary).unwrap()
+    };
+    world.pass(9_900);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [binary]);
+    assert_eq!(world.counts(), (0, 1), "and grace has begun");
+    drop(write);
+}
+
+#[test]
+fn the_largest_backlog_goes_first_and_the_budget_holds() {
+    let mut world = World::with(Limits::default(), 2 << 20, 1);
+    let binary = world.binary("a");
+    let phones: Vec<Key> = (0..4).map(|_| world.phone("a")).collect();
+    let ids: Vec<String> = phones.iter().map(|phone| world.conn_id(*phone)).collect();
+    for phone in &phones {
+        world.appetite.insert(*phone, 0);
+    }
+    let frame = format!("\"{}\"", "x".repeat(100_000));
+    for round in 0..12 {
+        for (place, id) in ids.iter().enumerate() {
+            // The second phone gets twice as much as the others.
+            if place == 1 || round % 2 == 0 {
+                world.text(binary, &format!(r#"{{"conn_id":"{id}","frame":{frame}}}"#));
+            }
+        }
+    }
+    assert_eq!(world.counts(), (1, 3));
+    assert!(!world.relay.connection(phones[1]).is_some_and(|c| c.is_open()), "the largest");
+}
+
+#[test]
+fn half_read_messages_are_charged_and_have_a_deadline() {
+    let mut world = World::new();
+    let (_binary, phone) = (world.binary("a"), world.phone("a"));
+    let whole = masked(1, &vec![b' '; 200_000]);
+    world.bytes(phone, &whole[..100_000]);
+    assert!(world.relay.charged_bytes() >= 99_000);
+    for chunk in whole[100_000..100_029].chunks(1) {
+        world.pass(1000);
+        world.bytes(phone, chunk);
+    }
+    assert_eq!(world.counts(), (1, 1));
+    world.pass(1100);
+    assert_eq!(world.counts(), (1, 0), "30 s after its first byte, however it dribbles");
+    assert!(world.cut.contains(&phone));
+    assert_eq!(world.relay.charged_bytes(), 0);
+}
+
+#[test]
+fn a_head_has_its_time_and_an_idle_connection_none() {
+    let mut world = World::new();
+    let (silent, slow) = (world.connect(), world.connect());
+    world.pass(4000);
+    world.bytes(slow, b"GET / HT");
+    world.pass(900);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [silent]);
+    assert!(world.received[&slow].starts_with(b"HTTP/1.1 408 "));
+    world.pass(6000);
+    assert_eq!(world.relay.connections(), 0);
+}
+
+#[test]
+fn the_wrong_worker_hands_over_everything_that_it_has_read() {
+    let mut world = World::with(Limits::default(), 64 << 20, 2);
+    let owners = Owners::new([1, 2, 3, 4], 2);
+    let foreign = (0..)
+        .map(|n| format!("id-{n}"))
+        .find(|id| owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1);
+    let key = world.connect();
+    let request = head("/v1/client", &foreign.unwrap());
+    let first = masked(1, b"[1]");
+    world.bytes(key, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+    world.bytes(key, &request.as_bytes()[..50]);
+    world.bytes(key, &[&request.as_bytes()[50..], &first].concat());
+    assert_eq!(world.moved, [(key, 1, first)]);
+    assert_eq!(world.relay.connections(), 0);
+    assert_eq!(world.relay.charged_bytes(), 0);
+    assert!(world.relay.wheel.is_empty());
+}
+
+#[test]
+fn shutting_down_tells_everyone_once_and_waits_behind_no_outbox() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let waiting = world.connect();
+    let id = world.conn_id(phone);
+    world.appetite.insert(phone, 3);
+    for _ in 0..50 {
+        world.text(binary, &format!(r#"{{"conn_id":"{id}","frame":"{}"}}"#, "x".repeat(9000)));
+    }
+    world.text(binary, &format!(r#"{{"conn_id":"{id}","close_code":4000}}"#));
+    world.relay.shut_down(world.now);
+    world.settle();
+    assert_eq!(world.cut, [waiting]);
+    assert_eq!(world.closed(binary), pair(1001, "shutting down"));
+    world.feed(phone);
+    let frames = world.frames(phone);
+    assert_eq!(frames.len(), 2, "the frame that was half sent, then the first reason");
+    assert_eq!(frames[1], (CLOSE, 4000u16.to_be_bytes().to_vec()));
+    world.pass(6000);
+    assert_eq!(world.relay.connections(), 0);
+}
+
+#[test]
+fn a_frame_goes_to_a_phone_of_the_senders_own_id_or_nowhere() {
+    let mut world = World::new();
+    let (ours, _theirs) = (world.binary("ours"), world.binary("theirs"));
+    let (mine, other) = (world.phone("ours"), world.phone("theirs"));
+    let (mine_id, other_id) = (world.conn_id(mine), world.conn_id(other));
+    world.text(ours, &format!(r#"{{"conn_id":"{other_id}","frame":1}}"#));
+    world.text(ours, &format!(r#"{{"conn_id":"{other_id}","close_code":1000}}"#));
+    world.text(ours, "no JSON");
+    world.text(ours, &format!(r#"{{"conn_id":"{mine_id}","frame":2}}"#));
+    assert!(world.texts(other).is_empty());
+    assert_eq!(world.texts(mine), ["2"]);
+}
