@@ -165,7 +165,8 @@ impl fmt::Debug for Request<'_> {
 
 impl<'b> Request<'b> {
     fn parse(head: &'b [u8]) -> Result<Self, Reply> {
-        if !line_ends_are_sound(head) {
+        // httparse would skip any number of empty lines.
+        if !line_ends_are_sound(head) || head.starts_with(b"\r") {
             return Err(Reply::BadRequest);
         }
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -391,3 +392,6 @@ fn trim(mut value: &[u8]) -> &[u8] {
     }
     value
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use super::header::{self, Header, MAX_CLIENT_HEADER_BYTES};
 use super::message::{Message, check_utf8};
-use super::{FrameError, Incoming, MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES, mask};
+use super::{FrameError, Incoming, MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES};
 
 const NOT_BEGUN: FrameError = FrameError::Protocol("continuation of no message");
 
@@ -81,6 +81,7 @@ impl Decoder {
         self.partial.get_or_insert_default().next(input)
     }
 
+    /// Frees the message that the last call handed out. Apart, to keep the usual path short.
     #[cold]
     fn let_go(&mut self) {
         self.partial = None;
@@ -124,7 +125,7 @@ fn take_whole<'b>(input: &mut &'b mut [u8]) -> Result<Option<Incoming<'b>>, Fram
         return Ok(None);
     };
     let (_, payload) = frame.split_at_mut(header_bytes);
-    mask::apply(payload, header.mask, 0);
+    header.mask.apply(payload, 0);
     match header.opcode {
         OpCode::Data(Data::Text) => Ok(Some(Incoming::Text(check_utf8(payload)?))),
         OpCode::Data(Data::Binary) => Ok(Some(Incoming::Binary(payload))),
@@ -281,7 +282,7 @@ impl OpenFrame {
     fn take_piece<'b>(&mut self, input: &mut &'b mut [u8]) -> &'b [u8] {
         let piece_bytes = self.missing_bytes().min(input.len());
         let piece = input.split_off_mut(..piece_bytes).unwrap_or_default();
-        mask::apply(piece, self.header.mask, self.came_bytes);
+        self.header.mask.apply(piece, self.came_bytes);
         self.came_bytes += piece.len();
         piece
     }
@@ -305,7 +306,7 @@ impl HeaderStart {
             *slot = *byte;
         }
         let bytes = self.bytes.get(..had_bytes + added_bytes).unwrap_or_default();
-        let (header, taken_bytes) = match header::parse(bytes)? {
+        let (header, taken_bytes) = match header::parse_short(bytes)? {
             Some((header, header_bytes)) => {
                 self.len = 0;
                 (Some(header), header_bytes - had_bytes)

@@ -95,18 +95,19 @@ impl CutChar {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 
-    /// Adds a byte; the code point once it is complete.
-    fn push(&mut self, byte: u8) -> Result<Option<&str>, FrameError> {
+    /// Adds a byte; moves the code point to the end of `text` once it is complete.
+    fn push(&mut self, byte: u8, text: &mut String) -> Result<(), FrameError> {
         let slot = self.bytes.get_mut(usize::from(self.len)).ok_or(FrameError::InvalidUtf8)?;
         *slot = byte;
         self.len += 1;
         let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
         match std::str::from_utf8(bytes) {
             Ok(char) => {
+                text.push_str(char);
                 self.len = 0;
-                Ok(Some(char))
+                Ok(())
             }
-            Err(error) if error.error_len().is_none() => Ok(None),
+            Err(error) if error.error_len().is_none() => Ok(()),
             Err(_) => Err(FrameError::InvalidUtf8),
         }
     }
@@ -116,16 +117,12 @@ fn append_text(text: &mut String, cut: &mut CutChar, mut piece: &[u8]) -> Result
     while !cut.as_bytes().is_empty()
         && let Some(byte) = piece.split_off_first()
     {
-        if let Some(char) = cut.push(*byte)? {
-            text.push_str(char);
-        }
+        cut.push(*byte, text)?;
     }
     let (whole, rest) = piece.split_at(piece.len() - unfinished_bytes(piece));
     text.push_str(check_utf8(whole)?);
     for byte in rest {
-        if let Some(char) = cut.push(*byte)? {
-            text.push_str(char);
-        }
+        cut.push(*byte, text)?;
     }
     Ok(())
 }

@@ -317,6 +317,8 @@ fn payload_lengths_around_every_limit() {
 fn a_message_over_the_limit_fails_at_the_header_that_says_so() {
     let over = claim(FIN | BINARY, b"\x7f\0\0\0\0\0\x04\0\x01");
     assert_eq!(decode_whole(&over).1.unwrap_err(), FrameError::TooBig);
+    let over = frame(FIN | TEXT, &vec![b'x'; MAX_MESSAGE_BYTES + 1]);
+    assert_eq!(decode_whole(&over).1.unwrap_err(), FrameError::TooBig);
     // One byte over, after two fragments, a ping and a full message.
     let full = frame(BINARY, &vec![1; MAX_MESSAGE_BYTES]);
     let stream = [full, frame(CONTINUE, b""), frame(PING, b"")].concat();
