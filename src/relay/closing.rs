@@ -56,9 +56,10 @@ impl Relay {
         }
     }
 
-    /// The peer broke the rules of framing: it can no longer be understood.
+    /// The peer broke the rules of framing: it can no longer be understood, but it has its time to
+    /// answer our close frame like any other.
     pub(super) fn fail(&mut self, now: Millis, key: Key, error: FrameError) {
-        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        let closing = Closing { discard: true, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
             self.drop_pending(key);
             self.push_close(key, error.close());
@@ -84,6 +85,14 @@ impl Relay {
             self.drop_pending(key);
             self.push_close_echo(key, code);
             self.leave(now, key, stage, Some(code.unwrap_or(NO_CODE)));
+        }
+    }
+
+    /// A peer that broke the rules of framing seems to have answered our close frame.
+    pub(super) fn on_answer(&mut self, now: Millis, key: Key) {
+        if let Some(Stage::Closing(closing)) = self.connection_mut(key).map(|c| &mut c.stage) {
+            closing.answered = true;
+            self.after_flush(now, key);
         }
     }
 

@@ -16,7 +16,12 @@ impl Relay {
         let Some(connection) = self.connection(key) else { return };
         match &connection.stage {
             Stage::Head(_) => self.on_head_bytes(now, key, input),
-            Stage::Closing(Closing { discard: true, .. }) | Stage::Cut => {}
+            Stage::Closing(Closing { discard: true, answered, .. }) => {
+                if !answered && frames::ends_in_close(input) {
+                    self.on_answer(now, key);
+                }
+            }
+            Stage::Cut => {}
             Stage::Moving(_) => debug_assert!(false, "read while moving"),
             _ => self.on_frame_bytes(now, key, input),
         }
@@ -42,7 +47,9 @@ impl Relay {
                     if !self.reads_frames(key) {
                         return;
                     }
-                    self.message_completed(key);
+                    if !decoder.is_mid_message() {
+                        self.message_completed(key);
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => return self.on_frame_error(now, key, error),
@@ -88,10 +95,8 @@ impl Relay {
     fn on_frame_error(&mut self, now: Millis, key: Key, error: frames::FrameError) {
         let Some(Connection { stage, remote, .. }) = self.connection_mut(key) else { return };
         if let Stage::Closing(closing) = stage {
-            // Our close frame is out; its answer can no longer be told from the rest.
-            closing.answered = true;
             closing.discard = true;
-            return self.after_flush(now, key);
+            return;
         }
         tracing::info!(
             remote = %remote,

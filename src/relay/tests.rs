@@ -502,3 +502,32 @@ fn a_frame_goes_to_a_phone_of_the_senders_own_id_or_nowhere() {
     assert!(world.texts(other).is_empty());
     assert_eq!(world.texts(mine), ["2"]);
 }
+
+#[test]
+fn a_peer_that_cannot_be_understood_may_still_answer_our_close() {
+    let mut world = World::new();
+    let (binary, silent, polite) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    for phone in [silent, polite] {
+        world.send(phone, 3, b"");
+        assert_eq!(world.closed(phone), pair(1002, ""));
+    }
+    assert!(world.finished.is_empty(), "they have their time to answer");
+    world.send(polite, CLOSE, &[3, 0xea]);
+    assert_eq!(world.finished, [polite]);
+    world.pass(Limits::default().close_timeout_ms + 10);
+    world.cut.sort();
+    assert_eq!(world.cut, [silent, polite]);
+    assert!(world.texts(binary).iter().all(|notice| notice.ends_with(r#""close_code":1001}"#)));
+}
+
+#[test]
+fn a_ping_amid_the_fragments_of_a_message_does_not_give_it_more_time() {
+    let mut world = World::new();
+    let (_, phone) = (world.binary("a"), world.phone("a"));
+    world.bytes(phone, &[0x01, 0x81, 0, 0, 0, 0, b'"']);
+    let half = Limits::default().message_timeout_ms / 2;
+    world.pass(half);
+    world.send(phone, PING, b"");
+    world.pass(half + 10);
+    assert_eq!(world.cut, [phone]);
+}

@@ -160,6 +160,23 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, FrameError> {
     Ok(Some(code))
 }
 
+/// Whether what a client sent after a frame that could not be understood seems to end in a close
+/// frame: its answer to ours, whatever came before. A wrong guess costs it nothing but the rest of
+/// the time that it has to answer.
+#[must_use]
+pub fn ends_in_close(input: &[u8]) -> bool {
+    const CLOSE: u8 = 0x88;
+    const MASKED: u8 = 0x80;
+    const MASK_BYTES: usize = 4;
+    (0..=MAX_CONTROL_BYTES as u8).any(|payload_bytes| {
+        let frame_bytes = 2 + MASK_BYTES + usize::from(payload_bytes);
+        let start = input.len().checked_sub(frame_bytes);
+        start
+            .and_then(|start| input.get(start..))
+            .is_some_and(|frame| frame.starts_with(&[CLOSE, MASKED | payload_bytes]))
+    })
+}
+
 /// What a decoder remembers from one read to the next. At most one of `header` and `frame` is
 /// begun.
 #[derive(Debug)]

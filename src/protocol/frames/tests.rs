@@ -547,3 +547,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_answer_to_our_close_is_found_behind_what_could_not_be_understood() {
+    for payload in [&b""[..], &[3, 0xe8], &[b'x'; MAX_CONTROL_BYTES]] {
+        let close = masked(CLOSE, MASK, payload);
+        assert!(ends_in_close(&close));
+        assert!(ends_in_close(&[&b"\xffnonsense"[..], &close].concat()));
+        assert!(!ends_in_close(&close[1..]));
+        assert!(!ends_in_close(&close[..close.len() - 1]));
+    }
+    assert!(!ends_in_close(b""));
+    assert!(!ends_in_close(&masked(PING, MASK, b"not a close")));
+}

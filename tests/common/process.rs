@@ -1,0 +1,288 @@
+//! The relay as a child process.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{LogLine, Raw, Request, SOON, wait_until};
+
+#[derive(Debug, Clone, Copy)]
+pub enum Signal {
+    Term,
+    Interrupt,
+}
+
+/// The relay's binary with `args`, in an environment that does not configure it.
+pub fn command<S: AsRef<str>>(args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pyrycode-relay"));
+    command.args(args.iter().map(AsRef::as_ref));
+    for name in ["PRODUCTION", "SINGLE_INSTANCE", "FCM_CREDENTIALS"] {
+        command.env_remove(format!("PYRYCODE_RELAY_{name}"));
+    }
+    command
+}
+
+/// Runs the relay's binary with `args` to its end, which must come by [`SOON`].
+pub async fn run(args: &[&str]) -> Exit {
+    Process::spawn(command(args)).wait_exit(SOON).await
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Exit {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A running relay, listening or not. It is killed and reaped when this is dropped.
+pub struct Process {
+    child: Child,
+    readers: Vec<JoinHandle<()>>,
+    stdout: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<Vec<LogLine>>>,
+}
+
+impl Process {
+    pub fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the relay's binary starts");
+        let (stdout, stderr) = (Arc::default(), Arc::default());
+        let readers = vec![
+            collect_text(child.stdout.take().unwrap(), Arc::clone(&stdout)),
+            collect_lines(child.stderr.take().unwrap(), Arc::clone(&stderr)),
+        ];
+        Self { child, readers, stdout, stderr }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How many descriptors the process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// All lines on standard error so far.
+    pub fn logs(&self) -> Vec<LogLine> {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// All lines on standard error so far, as text.
+    pub fn stderr(&self) -> String {
+        self.logs().iter().map(|line| format!("{}\n", line.raw)).collect()
+    }
+
+    /// All of standard output so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.lock().unwrap().clone()
+    }
+
+    /// The first line of `event`, once it is there.
+    pub async fn wait_for_log(&self, event: &str) -> LogLine {
+        self.wait_for_log_where(event, |_| true).await
+    }
+
+    /// The first line of `event` for which `matches` holds, once it is there.
+    pub async fn wait_for_log_where(
+        &self,
+        event: &str,
+        matches: impl Fn(&LogLine) -> bool,
+    ) -> LogLine {
+        let end = Instant::now() + SOON;
+        loop {
+            let logs = self.logs();
+            if let Some(line) = logs.into_iter().find(|l| l.event() == event && matches(l)) {
+                return line;
+            }
+            assert!(Instant::now() < end, "no log line {event}; there is:\n{}", self.stderr());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let name = match signal {
+            Signal::Term => "-TERM",
+            Signal::Interrupt => "-INT",
+        };
+        let status = Command::new("kill").arg(name).arg(self.pid().to_string()).status().unwrap();
+        assert!(status.success(), "kill {name} {}", self.pid());
+    }
+
+    /// Whether the process has ended.
+    pub fn has_exited(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the process to end by itself within `deadline`.
+    pub async fn wait_exit(&mut self, deadline: Duration) -> Exit {
+        let end = Instant::now() + deadline;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < end, "still runs after {deadline:?}; it said:\n{}", {
+                self.stderr()
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap();
+        }
+        Exit { status, stdout: self.stdout(), stderr: self.stderr() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if the process has ended and been reaped already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let logs = self.logs();
+            let skipped = logs.len().saturating_sub(50);
+            eprintln!("---- the relay's last lines ({skipped} before them)");
+            for line in logs.iter().skip(skipped) {
+                eprintln!("{}", line.raw);
+            }
+        }
+    }
+}
+
+fn collect_text(mut from: impl Read + Send + 'static, to: Arc<Mutex<String>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut chunk) {
+            to.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..length]));
+        }
+    })
+}
+
+fn collect_lines(from: impl Read + Send + 'static, to: Arc<Mutex<Vec<LogLine>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            to.lock().unwrap().push(LogLine::parse(&String::from_utf8_lossy(&line)));
+        }
+    })
+}
+
+/// The numbers of `/healthz`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    pub status: String,
+    pub version: String,
+    pub connected_binaries: u64,
+    pub connected_phones: u64,
+    pub uptime_seconds: u64,
+}
+
+/// A relay that listens on a port of its own of 127.0.0.1.
+pub struct Relay {
+    process: Process,
+    addr: SocketAddr,
+}
+
+impl Deref for Relay {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl Relay {
+    /// Starts the relay with `args`, and waits until it listens. Unless `args` say otherwise it
+    /// has two workers, any free port and logs in JSON.
+    pub async fn start(args: &[&str]) -> Self {
+        Self::start_with(args, |_| {}).await
+    }
+
+    /// As [`Relay::start`], after `prepare` has seen the command.
+    pub async fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        let defaults =
+            [("--insecure-listen", "127.0.0.1:0"), ("--workers", "2"), ("--log-format", "json")];
+        let mut all = args.to_vec();
+        for (flag, value) in defaults {
+            if !args.contains(&flag) {
+                all.extend([flag, value]);
+            }
+        }
+        let mut command = command(&all);
+        prepare(&mut command);
+        Self::listening(Process::spawn(command)).await
+    }
+
+    /// Waits until `process` says where it listens.
+    pub async fn listening(mut process: Process) -> Self {
+        let mut addr = None;
+        wait_until("the relay's `listening` line", SOON, async || {
+            assert!(!process.has_exited(), "the relay ended at start");
+            let logs = process.logs();
+            let line = logs.iter().find(|line| line.event() == "listening");
+            addr = line.and_then(|line| line.get("remote")?.parse().ok());
+            addr.is_some()
+        })
+        .await;
+        Self { process, addr: loopback(addr.unwrap()) }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Waits for the relay to end by itself within `deadline`.
+    pub async fn wait_exit(&mut self, deadline: Duration) -> Exit {
+        self.process.wait_exit(deadline).await
+    }
+
+    pub fn has_exited(&mut self) -> bool {
+        self.process.has_exited()
+    }
+
+    /// What `/healthz` answers.
+    pub async fn health(&self) -> Health {
+        let mut raw = Raw::connect(self).await;
+        raw.send(Request::get("/healthz").set("Connection", "close")).await;
+        let response = raw.response().await;
+        assert_eq!(response.status, 200);
+        let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        let text = |key: &str| body[key].as_str().unwrap().to_owned();
+        let number = |key: &str| body[key].as_u64().unwrap();
+        Health {
+            status: text("status"),
+            version: text("version"),
+            connected_binaries: number("connected_binaries"),
+            connected_phones: number("connected_phones"),
+            uptime_seconds: number("uptime_seconds"),
+        }
+    }
+
+    /// Waits until `/healthz` counts so many binaries and phones.
+    pub async fn wait_for_counts(&self, binaries: u64, phones: u64) {
+        let mut seen;
+        let end = Instant::now() + SOON;
+        loop {
+            let health = self.health().await;
+            seen = (health.connected_binaries, health.connected_phones);
+            if seen == (binaries, phones) {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "(binaries, phones) stay at {seen:?}, not {:?}",
+                (binaries, phones)
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Where to dial a relay that listens on all interfaces.
+fn loopback(addr: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], addr.port())) } else { addr }
+}

@@ -1,0 +1,245 @@
+//! A socket that sends exactly the bytes it is told to and answers nothing by itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{CLOSE, Frame, PING, PONG, Relay, Request, Response, close_frame, masked, soon};
+
+/// How the relay ended a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With FIN: all that it sent has arrived.
+    Fin,
+    /// With RST.
+    Reset,
+}
+
+/// A TCP connection to the relay.
+pub struct Raw {
+    stream: TcpStream,
+    unread: Vec<u8>,
+    ended: Option<End>,
+}
+
+impl Raw {
+    pub async fn connect(relay: &Relay) -> Self {
+        Self::connect_to(relay.addr()).await
+    }
+
+    pub async fn connect_to(addr: SocketAddr) -> Self {
+        Self::dial(TcpSocket::new_v4().unwrap(), addr).await
+    }
+
+    /// A peer whose kernel takes in little (its buffers are `bytes` each way), so that one who
+    /// does not read is soon felt.
+    pub async fn narrow(relay: &Relay, bytes: u32) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        socket.set_send_buffer_size(bytes).unwrap();
+        Self::dial(socket, relay.addr()).await
+    }
+
+    async fn dial(socket: TcpSocket, addr: SocketAddr) -> Self {
+        let stream = soon("connect", socket.connect(addr)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, unread: Vec::new(), ended: None }
+    }
+
+    /// A binary that has its 101.
+    pub async fn binary(relay: &Relay, id: &str) -> Self {
+        Self::connect(relay).await.upgrade(Request::server(id)).await
+    }
+
+    /// A phone that has its 101.
+    pub async fn phone(relay: &Relay, id: &str) -> Self {
+        Self::connect(relay).await.upgrade(Request::client(id)).await
+    }
+
+    /// Sends `request`, which must be answered with 101.
+    pub async fn upgrade(mut self, request: Request) -> Self {
+        self.send(request).await;
+        let response = self.response().await;
+        assert_eq!(response.status, 101, "{}", response.head);
+        self
+    }
+
+    /// Sends bytes, a [`Request`] or a [`super::Hostile`] frame.
+    pub async fn send(&mut self, bytes: impl Into<Vec<u8>>) {
+        self.try_send(bytes).await.expect("the relay takes the bytes");
+    }
+
+    /// As [`Raw::send`], for when the relay may have ended the connection.
+    pub async fn try_send(&mut self, bytes: impl Into<Vec<u8>>) -> std::io::Result<()> {
+        let bytes = bytes.into();
+        soon("send", self.stream.write_all(&bytes)).await
+    }
+
+    /// Sends what the relay takes without a pause of more than `pause`; how much that was.
+    pub async fn send_until_stuck(&mut self, bytes: &[u8], pause: Duration) -> usize {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match tokio::time::timeout(pause, self.stream.write(&bytes[sent..])).await {
+                Ok(Ok(length)) => sent += length,
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        sent
+    }
+
+    /// Sends `bytes` one by one, each in a packet of its own as far as the kernel allows.
+    pub async fn dribble(&mut self, bytes: impl Into<Vec<u8>>, pause: Duration) {
+        for byte in bytes.into() {
+            if self.try_send([byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Ends this side's half of the connection; the relay can still send.
+    pub async fn finish(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
+    /// Ends the connection with RST, as a killed peer's kernel would.
+    pub fn abort(self) {
+        let linger = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        linger.expect("linger can be set");
+    }
+
+    /// Reads once; false at the end of the stream.
+    async fn fill(&mut self) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
+        match self.stream.read_buf(&mut self.unread).await {
+            Ok(0) => self.ended = Some(End::Fin),
+            Ok(_) => return true,
+            Err(_) => self.ended = Some(End::Reset),
+        }
+        false
+    }
+
+    /// Reads up to `limit` bytes and forgets them, as a peer does that reads slowly; how many
+    /// they were, or none at the end.
+    pub async fn sip(&mut self, limit: usize) -> Option<usize> {
+        self.unread.clear();
+        let mut buffer = vec![0; limit];
+        let read = soon("bytes or the end", self.stream.read(&mut buffer)).await;
+        read.ok().filter(|length| *length > 0)
+    }
+
+    /// The next answer with its body.
+    pub async fn response(&mut self) -> Response {
+        self.maybe_response().await.expect("an answer, not the end of the connection")
+    }
+
+    /// The next answer with its body; none if the relay ends the connection without one.
+    pub async fn maybe_response(&mut self) -> Option<Response> {
+        let mut response = self.response_head().await?;
+        let length = response.content_length();
+        while self.unread.len() < length {
+            assert!(soon("a body", self.fill()).await, "the body stops: {}", response.head);
+        }
+        response.body = self.unread.drain(..length).collect();
+        Some(response)
+    }
+
+    /// The next answer's head; what follows is left unread.
+    pub async fn response_head(&mut self) -> Option<Response> {
+        let end = loop {
+            if let Some(at) = self.unread.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if !soon("an answer or the end", self.fill()).await {
+                assert!(self.unread.is_empty(), "half an answer: {:?}", self.unread.escape_ascii());
+                return None;
+            }
+        };
+        let head = self.unread.drain(..end).collect();
+        Some(Response::parse(&String::from_utf8(head).expect("an answer's head is ASCII")))
+    }
+
+    /// All bytes until the relay ends the connection, and how it ended it.
+    pub async fn rest(&mut self) -> (Vec<u8>, End) {
+        while soon("the end of the connection", self.fill()).await {}
+        (std::mem::take(&mut self.unread), self.ended.unwrap_or(End::Fin))
+    }
+
+    /// The next frame, whatever it is; none once the relay has ended the connection.
+    pub async fn maybe_frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = Frame::take(&mut self.unread) {
+                return Some(frame);
+            }
+            if !soon("a frame or the end", self.fill()).await {
+                return None;
+            }
+        }
+    }
+
+    /// The next frame, whatever it is.
+    pub async fn frame(&mut self) -> Frame {
+        self.maybe_frame().await.expect("a frame, not the end of the connection")
+    }
+
+    /// The next frame that is not a ping; pings are answered on the way.
+    pub async fn frame_after_pings(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.maybe_frame().await?;
+            if frame.opcode != PING {
+                return Some(frame);
+            }
+            // The relay may have ended the connection since.
+            let _ = self.try_send(masked(PONG, &frame.payload)).await;
+        }
+    }
+
+    /// The payload of a ping, which must be the next frame. It is not answered.
+    pub async fn recv_ping(&mut self) -> Vec<u8> {
+        let frame = self.frame().await;
+        assert_eq!(frame.opcode, PING, "not a ping: {frame:?}");
+        frame.payload
+    }
+
+    /// Sends a ping and demands that the very next frame answers it: the connection is open and
+    /// nothing else was on its way.
+    pub async fn assert_quiet(&mut self) {
+        self.send(masked(PING, "anything else?")).await;
+        let answer = self.frame_after_pings().await.expect("a pong, not the end");
+        let pong = Frame { fin: true, opcode: PONG, payload: b"anything else?".to_vec() };
+        assert_eq!(answer, pong);
+    }
+
+    /// The next text frame; pings are answered on the way.
+    pub async fn recv_text(&mut self) -> String {
+        self.frame_after_pings().await.expect("a text frame, not the end").text().to_owned()
+    }
+
+    /// The relay's close frame, which must be the next (pings are answered). It is not answered.
+    pub async fn recv_close(&mut self) -> (u16, String) {
+        let frame = self.frame_after_pings().await.expect("a close frame, not the bare end");
+        let (code, reason) = frame.close();
+        (code, reason.to_owned())
+    }
+
+    /// The relay's close frame, which must be the next; it is answered, and after it nothing may
+    /// come but the end of the connection.
+    pub async fn closed(&mut self) -> (u16, String) {
+        let (code, reason) = self.recv_close().await;
+        let answer = if code == 1005 { masked(CLOSE, "") } else { close_frame(code, "") };
+        let _ = self.try_send(answer).await;
+        self.assert_ended().await;
+        (code, reason)
+    }
+
+    /// The relay ends the connection by [`SOON`], and sends nothing before it does.
+    pub async fn assert_ended(&mut self) -> End {
+        let (rest, end) = self.rest().await;
+        assert!(rest.is_empty(), "bytes before the end: {:?}", rest.escape_ascii().to_string());
+        end
+    }
+}
