@@ -33,8 +33,11 @@ async fn assert_status(relay: &Relay, request: Request, status: u16, what: &str)
     response
 }
 
+/// A request for the id.
+type MakeRequest = fn(&str) -> Request;
+
 /// Both endpoints: the path, and a valid request for the id.
-fn endpoints() -> [(&'static str, fn(&str) -> Request); 2] {
+fn endpoints() -> [(&'static str, MakeRequest); 2] {
     [("/v1/server", |id| Request::server(id)), ("/v1/client", |id| Request::client(id))]
 }
 
@@ -255,7 +258,8 @@ async fn the_first_value_of_a_required_header_wins() {
 #[tokio::test]
 async fn header_names_are_case_insensitive_and_values_are_trimmed() {
     let relay = Relay::start(&[]).await;
-    let cases: [(&str, fn(&[u8]) -> Vec<u8>); 2] =
+    type ChangeCase = fn(&[u8]) -> Vec<u8>;
+    let cases: [(&str, ChangeCase); 2] =
         [("lower", |name| name.to_ascii_lowercase()), ("upper", |name| name.to_ascii_uppercase())];
     for (id, case) in cases {
         let mut request = Request::server(format!(" \t {id}\t "));

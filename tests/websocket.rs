@@ -639,7 +639,8 @@ async fn a_ping_comes_also_to_a_peer_that_is_busy() {
 #[tokio::test]
 async fn no_matching_pong_is_1011_heartbeat_timeout() {
     let relay = Relay::start(&QUICK).await;
-    let answers: [(&str, fn(&[u8]) -> Vec<u8>); 6] = [
+    type Answer = fn(&[u8]) -> Vec<u8>;
+    let answers: [(&str, Answer); 6] = [
         ("nothing", |_| Vec::new()),
         ("another payload", |_| masked(PONG, "not what you sent")),
         ("an empty pong", |_| masked(PONG, "")),
