@@ -102,16 +102,17 @@ impl Relay {
         if connection.is_open() {
             tracing::info!(remote = %connection.remote, err = why, "connection_lost");
         }
-        let stage = self.cut_from(key);
+        let stage = self.die(key, Action::Cut(key));
         self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
     }
 
     /// Ends a connection that is not registered, or no longer.
     pub(super) fn cut(&mut self, key: Key) {
-        self.cut_from(key);
+        self.die(key, Action::Cut(key));
     }
 
-    fn cut_from(&mut self, key: Key) -> Stage {
+    /// Forgets all about a connection but its key; returns the stage that it leaves.
+    fn die(&mut self, key: Key, last: Action) -> Stage {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };
         let stage = std::mem::replace(&mut connection.stage, Stage::Cut);
         if matches!(stage, Stage::Cut) {
@@ -125,7 +126,7 @@ impl Relay {
         self.wheel.arm_at(timer, NEVER);
         self.budget.release(released);
         self.note_charge(key);
-        self.actions.push(Action::Cut(key));
+        self.actions.push(last);
         stage
     }
 
@@ -169,7 +170,8 @@ impl Relay {
                     return self.push_close(key, close);
                 }
                 if connection.ended {
-                    return self.cut(key);
+                    self.die(key, Action::Part(key));
+                    return;
                 }
                 connection.due.stage = connection.due.stage.min(due);
                 if closing.answered && !closing.finished {

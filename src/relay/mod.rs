@@ -20,7 +20,7 @@
 //! # The life of a connection
 //!
 //! [`Relay::accept`] makes a connection, [`Relay::release`] ends it, and its [`Key`] is not reused
-//! in between. Once the relay has said [`Action::Cut`], the connection is dead to it: the shell
+//! in between. Once the relay has said [`Action::Cut`] or [`Action::Part`], the connection is dead to it: the shell
 //! ends the socket, waits until the kernel has returned every buffer, and releases the key.
 
 mod closing;
@@ -71,8 +71,12 @@ pub enum Action {
     Read(Key),
     /// Nothing more will be written: end the sending direction (a FIN), go on reading.
     FinishWriting(Key),
-    /// Dead: end the socket both ways, then [`Relay::release`].
+    /// Dead: end the socket both ways, at once and with what the kernel still holds for it
+    /// (a reset), then [`Relay::release`].
     Cut(Key),
+    /// Dead, and both sides have said all they had to say: as [`Action::Cut`], but the kernel
+    /// delivers what it still holds.
+    Part(Key),
     /// Another worker owns the server-id: move the socket there with this, and release the key.
     HandOver {
         /// The connection here.

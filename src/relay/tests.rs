@@ -119,7 +119,7 @@ impl World {
             for action in actions {
                 match action {
                     Action::Write(key) => self.write(key),
-                    Action::Cut(key) => {
+                    Action::Cut(key) | Action::Part(key) => {
                         self.cut.push(key);
                         self.relay.release(key);
                     }

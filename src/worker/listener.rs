@@ -3,6 +3,7 @@
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Connections that the kernel keeps for us until we accept them, per worker.
 const BACKLOG: i32 = 4096;
@@ -15,6 +16,11 @@ const UNSENT_BYTES: u32 = 128 * 1024;
 /// What the kernel may receive ahead of us on one connection, in bytes; it doubles the number for
 /// its own overhead. It fills only while we do not read, because a binary's outbox is full.
 const RECEIVE_BYTES: usize = 208 * 1024;
+
+/// How long the kernel goes on for a peer that acknowledges nothing (TCP_USER_TIMEOUT). Longer than
+/// the default deadlines of our own, which end a connection in better style; this one also ends
+/// what is left in the kernel of a connection that we have closed, which would stay for minutes.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// Binds `workers` listeners. With port 0, the kernel chooses one port for all of them.
 ///
@@ -37,6 +43,7 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
             listener.set_tcp_nodelay(true)?;
             listener.set_tcp_notsent_lowat(UNSENT_BYTES)?;
             listener.set_recv_buffer_size(RECEIVE_BYTES)?;
+            listener.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
             listener.bind(&address.into())?;
             listener.listen(BACKLOG)?;
             Ok(listener)

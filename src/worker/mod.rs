@@ -420,13 +420,13 @@ impl Worker {
             }
             Action::Cut(key) => {
                 if let Some(link) = self.link(key) {
-                    link.cut = true;
-                    if link.receive.is_some() || link.send.is_some() {
-                        let _ = link.socket.shutdown(Shutdown::Both);
-                    }
+                    // Closing it resets the connection: what waits for a peer that does not read
+                    // would stay in the kernel's memory for minutes.
+                    let _ = link.socket.set_linger(Some(Duration::ZERO));
                 }
-                self.bury(key);
+                self.end(key);
             }
+            Action::Part(key) => self.end(key),
             Action::HandOver { key, worker, ticket } => {
                 let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
                 self.relay.release(key);
@@ -445,6 +445,17 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Ends the socket of a connection that is dead to the core.
+    fn end(&mut self, key: Key) {
+        if let Some(link) = self.link(key) {
+            link.cut = true;
+            if link.receive.is_some() || link.send.is_some() {
+                let _ = link.socket.shutdown(Shutdown::Both);
+            }
+        }
+        self.bury(key);
     }
 
     /// Closes the socket of a connection that is cut, once the kernel is through with it.

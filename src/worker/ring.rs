@@ -132,7 +132,20 @@ pub fn receive(fd: RawFd, group: u16, max_bytes: u32, key: u32) -> Operation<()>
         .buf_group(group)
         .build()
         .flags(squeue::Flags::BUFFER_SELECT);
-    submit((), entry, Token::Receive(key))
+    submit((), poll_first(entry), Token::Receive(key))
+}
+
+/// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
+/// before it waits.
+const POLL_FIRST: u16 = 1;
+
+/// Sets [`POLL_FIRST`], for which the builder of `Recv` has no method.
+#[allow(unsafe_code)]
+fn poll_first(mut entry: squeue::Entry) -> squeue::Entry {
+    // SAFETY: an entry is the kernel's `struct io_uring_sqe` and nothing else (`repr(C)`, 64
+    // bytes), in which `ioprio` is the u16 at offset 2 (include/uapi/linux/io_uring.h).
+    unsafe { (&raw mut entry).cast::<u16>().wrapping_add(1).write(POLL_FIRST) };
+    entry
 }
 
 /// Sends `buffer[from..to]`, or a first part of it.
