@@ -10,8 +10,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     die_of_panics();
     let ended = Config::from_args(std::env::args_os()).and_then(|config| {
-        let _log = telemetry::init(config.log_format, config.log_level);
-        control::run(&config)
+        let log = telemetry::init(config.log_format, config.log_level);
+        control::run(&config, &log)
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,13 +2,15 @@
 //! chapter 7). A peer's text is quoted and escaped, so that it can forge neither a line nor a key.
 //!
 //! Workers never wait for the log: lines go through a bounded queue to a thread of its own, and
-//! where that cannot keep up they are dropped and counted.
+//! where that cannot keep up they are dropped and counted. A flood of lines that peers provoke
+//! is thinned at its source, so that it fills neither a disk nor a core; errors always pass.
 
 use crate::config::LogFormat;
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -58,6 +60,35 @@ pub fn set_core(number: usize) {
     CORE.set(Some(number));
 }
 
+/// Lines that one thread may write at once, and per second in the long run.
+const BURST_LINES: f64 = 10_000.0;
+const LINES_PER_SECOND: f64 = 500.0;
+
+/// Lines that were not written because their thread wrote too many.
+static THINNED_LINES: AtomicU64 = AtomicU64::new(0);
+
+/// What a thread may still write.
+#[derive(Clone, Copy)]
+struct Allowance {
+    lines: f64,
+    at: Instant,
+}
+
+thread_local! {
+    static ALLOWANCE: Cell<Option<Allowance>> = const { Cell::new(None) };
+}
+
+/// Takes one line off this thread's allowance, if there is one left.
+fn may_write(now: Instant) -> bool {
+    let Allowance { lines, at } =
+        ALLOWANCE.get().unwrap_or(Allowance { lines: BURST_LINES, at: now });
+    let regained = now.saturating_duration_since(at).as_secs_f64() * LINES_PER_SECOND;
+    let lines = (lines + regained).min(BURST_LINES);
+    let may = lines >= 1.0;
+    ALLOWANCE.set(Some(Allowance { lines: if may { lines - 1.0 } else { lines }, at: now }));
+    may
+}
+
 /// Keeps the log going; when it is dropped, what waits is written.
 pub struct Guard {
     _worker: WorkerGuard,
@@ -65,10 +96,11 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Lines that were dropped because stderr could not keep up.
+    /// Lines that were never written, since the start: stderr could not keep up, or a thread wrote
+    /// too many.
     #[must_use]
-    pub fn dropped_lines(&self) -> usize {
-        self.dropped.dropped_lines()
+    pub fn lost_lines(&self) -> u64 {
+        self.dropped.dropped_lines() as u64 + THINNED_LINES.load(Ordering::Relaxed)
     }
 }
 
@@ -105,6 +137,10 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
+        if *event.metadata().level() != Level::ERROR && !may_write(Instant::now()) {
+            THINNED_LINES.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         let mut line =
             Line { format: self.0, out: String::with_capacity(256), event: String::new() };
         let time = humantime::format_rfc3339_millis(SystemTime::now());
@@ -293,6 +329,22 @@ mod tests {
         let keys: Vec<&String> = object.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["close_code", "event", "level", "time"]);
         assert_eq!(object["close_code"], 1000);
+    }
+
+    #[test]
+    fn a_flood_is_thinned_but_errors_pass() {
+        let text = logged(LogFormat::Text, || {
+            for _ in 0..BURST_LINES as usize + 1000 {
+                tracing::warn!("flood");
+            }
+            tracing::error!("fire");
+        });
+        let lines = text.lines().count();
+        assert!((BURST_LINES as usize..BURST_LINES as usize + 900).contains(&lines), "{lines}");
+        assert!(text.contains("event=fire"));
+        let start = Instant::now();
+        assert!(!may_write(start) || !may_write(start));
+        assert!(may_write(start + std::time::Duration::from_secs(1)), "it is regained");
     }
 
     #[test]

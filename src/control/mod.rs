@@ -5,12 +5,16 @@ use crate::config::{Config, Exit};
 use crate::metrics::Metrics;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
+use crate::telemetry;
 use crate::worker::{self, Mail, Start, listener, ring};
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tracing::{error, info, warn};
+
+/// How often lines that the log lost are reported, if there are any.
+const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the relay until it is asked to stop.
 ///
@@ -18,7 +22,7 @@ use tracing::{error, info, warn};
 ///
 /// How the process is to end, if not with 0: io_uring is not to be had, a listener cannot be
 /// bound, or a worker failed.
-pub fn run(config: &Config) -> Result<(), Exit> {
+pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
     let epoch = Instant::now();
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
@@ -29,12 +33,13 @@ pub fn run(config: &Config) -> Result<(), Exit> {
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    runtime.block_on(supervise(config, listeners, epoch))
+    runtime.block_on(supervise(config, log, listeners, epoch))
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
 async fn supervise(
     config: &Config,
+    log: &telemetry::Guard,
     listeners: Vec<socket2::Socket>,
     epoch: Instant,
 ) -> Result<(), Exit> {
@@ -54,6 +59,7 @@ async fn supervise(
         _ = interrupt.recv() => info!(err = "SIGINT", "shutting_down"),
         _ = terminate.recv() => info!(err = "SIGTERM", "shutting_down"),
         Some(end) = ends.recv() => return Err(worker_failed(end)),
+        () = report_lost_lines(log) => {}
     }
     for mailbox in &mailboxes {
         // Fails only where the worker has ended already.
@@ -73,6 +79,20 @@ async fn supervise(
         _ = terminate.recv() => warn!(err = "a second signal", "exit_at_once"),
     }
     Ok(())
+}
+
+/// Says, for ever and now and then, how much the log does not tell.
+async fn report_lost_lines(log: &telemetry::Guard) {
+    let mut reported = 0;
+    loop {
+        tokio::time::sleep(LOST_LINES_EVERY).await;
+        let lost = log.lost_lines();
+        if lost > reported {
+            let err = format!("{} lines were not written: too many at once", lost - reported);
+            error!(err, "log_lines_lost");
+            reported = lost;
+        }
+    }
 }
 
 /// What a worker thread ended with.
