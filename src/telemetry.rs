@@ -340,10 +340,10 @@ mod tests {
             tracing::error!("fire");
         });
         let lines = text.lines().count();
-        assert!((BURST_LINES as usize..BURST_LINES as usize + 900).contains(&lines), "{lines}");
+        assert!((BURST_LINES as usize..BURST_LINES as usize + 1001).contains(&lines), "{lines}");
         assert!(text.contains("event=fire"));
         let start = Instant::now();
-        assert!(!may_write(start) || !may_write(start));
+        while may_write(start) {}
         assert!(may_write(start + std::time::Duration::from_secs(1)), "it is regained");
     }
 

@@ -13,6 +13,10 @@ use super::{Action, Key, Relay};
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
 use crate::protocol::frames::{Decoder, FrameError};
 
+/// How long a peer that owes us nothing more has to end its direction, if the close timeout is not
+/// shorter. To end TCP under bytes that are still coming would destroy what we said last.
+const LINGER_MS: Millis = 1000;
+
 impl Relay {
     /// Closes an open connection at once: what waits for it is dropped. The binary is told
     /// `notice` if the connection is a phone.
@@ -159,7 +163,7 @@ impl Relay {
 
     /// The kernel has everything that was queued: takes the next step of an ending, or of a move.
     pub(super) fn after_flush(&mut self, now: Millis, key: Key) {
-        let due = now + self.limits.close_timeout_ms;
+        let close_timeout = self.limits.close_timeout_ms;
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
         if !connection.outbox.is_empty() {
             return;
@@ -173,9 +177,10 @@ impl Relay {
                     self.die(key, Action::Part(key));
                     return;
                 }
-                connection.due.stage = connection.due.stage.min(due);
+                connection.due.stage = connection.due.stage.min(now + close_timeout);
                 if closing.answered && !closing.finished {
                     closing.finished = true;
+                    connection.due.stage = now + close_timeout.min(LINGER_MS);
                     self.actions.push(Action::FinishWriting(key));
                 }
                 self.arm(key);

@@ -9,10 +9,6 @@ use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route,
 /// HTTP answers that may wait for a peer that asks and does not read.
 const MAX_ANSWERS_BYTES: usize = 16 * 1024;
 
-/// How long we listen to a peer whom we have answered for the last time, if the close timeout is
-/// not shorter: to end TCP under bytes that are still coming would destroy the answer.
-const LINGER_MS: Millis = 1000;
-
 /// What one request comes to.
 enum Decision {
     Health { head_only: bool, keep_alive: bool },
@@ -143,7 +139,7 @@ impl Relay {
     /// Ends an HTTP connection once its answers are with the kernel. What the peer still sends is
     /// thrown away, not left unread: that would reset the connection under the answer.
     pub(super) fn hang_up(&mut self, now: Millis, key: Key) {
-        let due = now + self.limits.close_timeout_ms.min(LINGER_MS);
+        let due = now + self.limits.close_timeout_ms;
         let Some(connection) = self.connection_mut(key) else { return };
         connection.stage =
             Stage::Closing(Closing { answered: true, discard: true, ..Closing::default() });

@@ -33,6 +33,12 @@ impl Raw {
         Self::dial(TcpSocket::new_v4().unwrap(), addr).await
     }
 
+    /// As [`Raw::connect_to`], for IPv6 too.
+    pub async fn connect_any(addr: SocketAddr) -> Self {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        Self::dial(socket.unwrap(), addr).await
+    }
+
     /// A peer whose kernel takes in little (its buffers are `bytes` each way), so that one who
     /// does not read is soon felt.
     pub async fn narrow(relay: &Relay, bytes: u32) -> Self {
