@@ -256,4 +256,4 @@ fn read_push_wake(value: &str) -> Option<Envelope<'_>> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

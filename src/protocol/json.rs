@@ -437,4 +437,4 @@ fn first_special(special: u64) -> usize {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -140,8 +140,16 @@ impl Outbox {
             if begun == 0 {
                 self.head.drain(..self.head_sent);
                 self.head_sent = 0;
-                let control = std::mem::take(&mut self.control);
-                let overtaken = std::mem::replace(&mut self.head, control);
+                // Earlier pings and pongs, which the kernel did not take, stay in front.
+                let overtaken = match leading_control_bytes(&self.head) {
+                    0 => std::mem::take(&mut self.head),
+                    leading => self.head.split_off(leading),
+                };
+                let mut control = std::mem::take(&mut self.control);
+                match self.head.is_empty() {
+                    true => self.head = control,
+                    false => self.head.append(&mut control),
+                }
                 if !overtaken.is_empty() {
                     self.tail.push_front(overtaken);
                 }
@@ -269,6 +277,17 @@ impl Outbox {
     }
 }
 
+/// How many bytes of pings and pongs `bytes` begins with.
+fn leading_control_bytes(bytes: &[u8]) -> usize {
+    let mut position = 0;
+    while let Some([0x89 | 0x8a, rest @ ..]) = bytes.get(position..)
+        && let Some(payload_bytes) = rest.first()
+    {
+        position += 2 + usize::from(*payload_bytes);
+    }
+    position.min(bytes.len())
+}
+
 fn is_ping(frame: &[u8]) -> bool {
     frame.first().is_some_and(|byte| byte & 0x0f == 0x9)
 }
@@ -283,3 +302,6 @@ fn for_each_frame(bytes: &[u8], mut visit: impl FnMut(&[u8], usize)) {
     }
     debug_assert!(rest.is_empty(), "the outbox holds whole frames");
 }
+
+#[cfg(test)]
+mod tests;
