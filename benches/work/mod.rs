@@ -14,6 +14,7 @@ use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Upgrade};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::Outbox;
 use pyrycode_relay::relay::registry::{EntryKey, Registration, Registry};
+use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::{TimerId, Wheel};
 use pyrycode_relay::relay::{Action, Key, Owners, Relay, Settings};
 use pyrycode_relay::telemetry::Remote;
@@ -156,19 +157,18 @@ impl Shard {
 }
 
 /// Queues 16 messages of 200 bytes and hands them to the kernel in one write.
-pub fn outbox_turn(mut outbox: Outbox) -> Outbox {
+pub fn outbox_turn((outbox, spare): &mut (Outbox, SpareBuffers)) {
     const PAYLOAD: [u8; 200] = [b'x'; 200];
     for _ in 0..16 {
         let frame_bytes = frames::header_len(PAYLOAD.len()) + PAYLOAD.len();
-        outbox.push_frame(frame_bytes, PAYLOAD.len(), |out| {
+        outbox.push_frame(spare, frame_bytes, PAYLOAD.len(), |out| {
             frames::push_text_header(out, PAYLOAD.len());
             out.extend_from_slice(&PAYLOAD);
         });
     }
     let write = outbox.take_write().unwrap();
     let taken = write.to;
-    outbox.on_written(write.buffer, taken);
-    outbox
+    outbox.on_written(spare, write.buffer, taken);
 }
 
 /// A wheel with 100,000 timers, spread over the next 30 seconds.

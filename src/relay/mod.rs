@@ -15,7 +15,8 @@
 //! - `memory`: the budget, and who goes when it runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
-//! - [`registry`], [`outbox`], [`budget`], [`backlogs`], [`timers`]: the data they stand on
+//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
+//!   stand on
 //!
 //! # The life of a connection
 //!
@@ -37,6 +38,7 @@ pub mod budget;
 pub mod connection;
 pub mod outbox;
 pub mod registry;
+pub mod spare;
 pub mod timers;
 
 #[cfg(test)]
@@ -55,6 +57,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use registry::{EntryKey, Registry};
 use slab::Slab;
+use spare::SpareBuffers;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
 
@@ -153,6 +156,7 @@ pub struct Relay {
     budget: Budget,
     backlogs: Backlogs,
     rng: StdRng,
+    spare: SpareBuffers,
     actions: Vec<Action>,
     shutting_down: bool,
     binaries: u64,
@@ -178,6 +182,7 @@ impl Relay {
             connections: Slab::new(),
             wheel: Wheel::default(),
             backlogs: Backlogs::default(),
+            spare: SpareBuffers::default(),
             actions: Vec::new(),
             shutting_down: false,
             binaries: 0,

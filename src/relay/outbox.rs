@@ -8,6 +8,7 @@
 //! is half sent, to let pings and pongs overtake at the next boundary, and to release each frame's
 //! charge when its last byte is gone.
 
+use super::spare::SpareBuffers;
 use crate::protocol::frames;
 use std::collections::VecDeque;
 
@@ -16,8 +17,6 @@ pub const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// A chunk takes no further frame once it would pass this size. A larger frame has its own chunk.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Smallest chunk that is allocated: about one short chat message.
-const MIN_CHUNK_BYTES: usize = 256;
 /// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3).
 const CONTROL_BYTES: usize = 1024;
 
@@ -84,11 +83,12 @@ impl Outbox {
     /// It is charged [`charge_of`] its payload.
     pub fn push_frame(
         &mut self,
+        spare: &mut SpareBuffers,
         frame_bytes: usize,
         payload_bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        let chunk = self.chunk_for(frame_bytes);
+        let chunk = self.chunk_for(spare, frame_bytes);
         let before = chunk.len();
         write(chunk);
         debug_assert_eq!(chunk.len() - before, frame_bytes, "frame length");
@@ -96,9 +96,9 @@ impl Outbox {
     }
 
     /// Queues HTTP bytes; only before the first frame. They are charged their length.
-    pub fn push_http(&mut self, bytes: &[u8]) {
+    pub fn push_http(&mut self, spare: &mut SpareBuffers, bytes: &[u8]) {
         debug_assert!(self.frame_left == 0 && self.control.is_empty(), "HTTP after a frame");
-        self.chunk_for(bytes.len()).extend_from_slice(bytes);
+        self.chunk_for(spare, bytes.len()).extend_from_slice(bytes);
         self.http_left += bytes.len() as u32;
         self.charge(bytes.len());
     }
@@ -167,7 +167,7 @@ impl Outbox {
 
     /// Takes back the buffer of [`Outbox::take_write`], of which the kernel took `taken` bytes.
     /// Returns the charge that is released: frames are released whole, with their last byte.
-    pub fn on_written(&mut self, buffer: Vec<u8>, taken: usize) -> usize {
+    pub fn on_written(&mut self, spare: &mut SpareBuffers, buffer: Vec<u8>, taken: usize) -> usize {
         debug_assert!(self.in_flight, "no write was out");
         self.in_flight = false;
         self.head = buffer;
@@ -177,7 +177,8 @@ impl Outbox {
             released += self.drop_behind_begun();
         }
         if self.head_sent >= self.head.len() {
-            self.head = self.tail.pop_front().unwrap_or_default();
+            let next = self.tail.pop_front().unwrap_or_default();
+            spare.keep(std::mem::replace(&mut self.head, next));
             self.head_sent = 0;
             if self.tail.is_empty() {
                 self.tail = VecDeque::new();
@@ -251,7 +252,7 @@ impl Outbox {
     }
 
     /// The chunk that takes the next `bytes` bytes.
-    fn chunk_for(&mut self, bytes: usize) -> &mut Vec<u8> {
+    fn chunk_for(&mut self, spare: &mut SpareBuffers, bytes: usize) -> &mut Vec<u8> {
         let fits = |chunk: &Vec<u8>| chunk.is_empty() || chunk.len() + bytes <= CHUNK_BYTES;
         let into_head = !self.in_flight && self.tail.is_empty() && fits(&self.head);
         if !into_head && !self.tail.back().is_some_and(fits) {
@@ -261,9 +262,7 @@ impl Outbox {
             Some(last) if !into_head => last,
             _ => &mut self.head,
         };
-        if chunk.capacity() == 0 {
-            chunk.reserve_exact(bytes.max(MIN_CHUNK_BYTES));
-        }
+        spare.make_room(chunk, bytes);
         chunk
     }
 

@@ -36,7 +36,7 @@ impl Relay {
         }
         connection.due.write = NEVER;
         let Some(taken) = taken else { return self.lose(now, key, "write failed") };
-        let released = connection.outbox.on_written(buffer, taken);
+        let released = connection.outbox.on_written(&mut self.spare, buffer, taken);
         self.budget.release(released);
         self.note_charge(key);
         self.resume_phones_if_drained(now, key);
@@ -93,7 +93,7 @@ impl Relay {
         match self.connections.get_mut(to.0 as usize) {
             Some(connection) if connection.is_open() => {
                 let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
-                connection.outbox.push_frame(frame_bytes, payload_bytes, |out| {
+                connection.outbox.push_frame(&mut self.spare, frame_bytes, payload_bytes, |out| {
                     frames::push_text_header(out, payload_bytes);
                     write(out);
                 });
@@ -132,7 +132,7 @@ impl Relay {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else {
             return self.budget.release(charge);
         };
-        connection.outbox.push_frame(frame.len(), payload_bytes, |out| {
+        connection.outbox.push_frame(&mut self.spare, frame.len(), payload_bytes, |out| {
             out.extend_from_slice(frame);
         });
         self.note_charge(key);
@@ -163,7 +163,7 @@ impl Relay {
         }
         match self.connections.get_mut(key.0 as usize) {
             Some(connection) if !matches!(connection.stage, Stage::Cut) => {
-                connection.outbox.push_http(bytes);
+                connection.outbox.push_http(&mut self.spare, bytes);
             }
             _ => {
                 self.budget.release(bytes.len());

@@ -50,7 +50,7 @@ proptest! {
     /// What leaves is whole frames, messages in order, each once; what is charged is what waits.
     #[test]
     fn it_is_a_queue_of_whole_frames(steps in prop::collection::vec(step(), 0..60)) {
-        let mut outbox = Outbox::default();
+        let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
         let mut wire: Vec<u8> = Vec::new();
         let (mut texts, mut pings) = (VecDeque::new(), VecDeque::new());
         let mut out: Option<Write> = None;
@@ -60,7 +60,7 @@ proptest! {
             match step {
                 Step::Text(bytes) => {
                     let frame = text(number, bytes);
-                    outbox.push_frame(frame.len(), bytes, |buffer| buffer.extend(&frame));
+                    outbox.push_frame(&mut spare, frame.len(), bytes, |buffer| buffer.extend(&frame));
                     charged += charge_of(bytes);
                     texts.push_back(frame);
                 }
@@ -80,7 +80,7 @@ proptest! {
                         prop_assert!(from < to && to <= buffer.len());
                         let taken = (to - from) * percent / 100;
                         wire.extend(&buffer[from..from + taken]);
-                        charged -= outbox.on_written(buffer, taken);
+                        charged -= outbox.on_written(&mut spare, buffer, taken);
                     }
                 }
                 Step::DropPending => {
@@ -92,7 +92,7 @@ proptest! {
         }
         while let Some(Write { buffer, from, to }) = outbox.take_write() {
             wire.extend(&buffer[from..to]);
-            charged -= outbox.on_written(buffer, to - from);
+            charged -= outbox.on_written(&mut spare, buffer, to - from);
         }
         prop_assert!(outbox.is_empty());
         prop_assert_eq!((outbox.charged(), charged), (0, 0));
@@ -108,14 +108,15 @@ proptest! {
 
 /// After what waited was dropped: at most the half-sent frame is left, and then what comes next.
 fn check_rest(mut outbox: Outbox, mut charged: usize) -> Result<(), TestCaseError> {
+    let mut spare = SpareBuffers::default();
     prop_assert_eq!(outbox.charged(), charged);
     let last = text(255, 9);
-    outbox.push_frame(last.len(), 9, |buffer| buffer.extend(&last));
+    outbox.push_frame(&mut spare, last.len(), 9, |buffer| buffer.extend(&last));
     charged += charge_of(9);
     let mut wire = Vec::new();
     while let Some(Write { buffer, from, to }) = outbox.take_write() {
         wire.extend(&buffer[from..to]);
-        charged -= outbox.on_written(buffer, to - from);
+        charged -= outbox.on_written(&mut spare, buffer, to - from);
     }
     prop_assert!(wire.ends_with(&last));
     prop_assert_eq!((outbox.charged(), charged), (0, 0));
@@ -126,19 +127,19 @@ fn check_rest(mut outbox: Outbox, mut charged: usize) -> Result<(), TestCaseErro
 fn what_is_dropped_while_a_write_is_out_tears_no_frame() {
     let frames = [text(1, 100), text(2, 100), text(3, 100)];
     for taken in 0..=frames.concat().len() {
-        let mut outbox = Outbox::default();
+        let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
         for frame in &frames {
-            outbox.push_frame(frame.len(), 100, |buffer| buffer.extend(frame));
+            outbox.push_frame(&mut spare, frame.len(), 100, |buffer| buffer.extend(frame));
         }
         let write = outbox.take_write().unwrap();
         let mut wire = write.buffer[..taken].to_vec();
         let mut released = outbox.drop_pending();
         let close = ping(9, 2);
-        outbox.push_frame(close.len(), 2, |buffer| buffer.extend(&close));
-        released += outbox.on_written(write.buffer, taken);
+        outbox.push_frame(&mut spare, close.len(), 2, |buffer| buffer.extend(&close));
+        released += outbox.on_written(&mut spare, write.buffer, taken);
         while let Some(write) = outbox.take_write() {
             wire.extend(&write.buffer[write.from..write.to]);
-            released += outbox.on_written(write.buffer, write.to - write.from);
+            released += outbox.on_written(&mut spare, write.buffer, write.to - write.from);
         }
         assert_eq!(released, 3 * charge_of(100) + charge_of(2), "{taken}");
         let whole = taken.div_ceil(frames[0].len());
@@ -148,7 +149,7 @@ fn what_is_dropped_while_a_write_is_out_tears_no_frame() {
 
 #[test]
 fn too_many_pongs_are_replaced_by_the_newest_and_pings_stay() {
-    let mut outbox = Outbox::default();
+    let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
     let mut charged = charge_of(1);
     outbox.push_control(&ping(1, 1));
     for number in 0..100u8 {
@@ -163,17 +164,17 @@ fn too_many_pongs_are_replaced_by_the_newest_and_pings_stay() {
     let sent = frames_of(&write.buffer[write.from..write.to]);
     assert!(is_ping(sent[0]) && sent.last().unwrap().ends_with(&[99]));
     let length = write.to - write.from;
-    assert_eq!(outbox.on_written(write.buffer, length), charged);
+    assert_eq!(outbox.on_written(&mut spare, write.buffer, length), charged);
     assert!(outbox.is_empty());
 }
 
 #[test]
 fn an_empty_outbox_holds_no_memory_and_has_nothing_to_write() {
-    let mut outbox = Outbox::default();
+    let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
     assert!(outbox.take_write().is_none() && outbox.is_empty());
-    outbox.push_http(b"HTTP/1.1 101 x\r\n\r\n");
+    outbox.push_http(&mut spare, b"HTTP/1.1 101 x\r\n\r\n");
     let write = outbox.take_write().unwrap();
     let length = write.buffer.len();
-    assert_eq!(outbox.on_written(write.buffer, length), length);
+    assert_eq!(outbox.on_written(&mut spare, write.buffer, length), length);
     assert!(outbox.is_empty() && outbox.head.capacity() == 0);
 }
