@@ -4,9 +4,6 @@ use pyrycode_relay::config::{Config, Exit};
 use pyrycode_relay::{control, telemetry};
 use std::process::ExitCode;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     die_of_panics();
     let ended = Config::from_args(std::env::args_os()).and_then(|config| {

@@ -48,7 +48,14 @@ async fn supervise(
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (ended, mut ends) = unbounded_channel();
-    let mailboxes = start_workers(config, listeners, epoch, &ended)?;
+    let (ready, mut readies) = unbounded_channel();
+    let mailboxes = start_workers(config, listeners, epoch, &ready, &ended)?;
+    for _ in &mailboxes {
+        tokio::select! {
+            _ = readies.recv() => {}
+            Some(end) = ends.recv() => return Err(worker_failed(end)),
+        }
+    }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         info!(remote = %address, "listening");
         if config.listen.is_default {
@@ -102,6 +109,7 @@ fn start_workers(
     config: &Config,
     listeners: Vec<socket2::Socket>,
     epoch: Instant,
+    ready: &UnboundedSender<()>,
     ended: &UnboundedSender<End>,
 ) -> Result<Vec<UnboundedSender<Mail>>, Exit> {
     let owners = Owners::new(rand::random(), config.workers);
@@ -119,7 +127,9 @@ fn start_workers(
             seed: rand::random(),
         };
         let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
-        let start = Start { settings, listener, cpu, mailbox, mailboxes: mailboxes.clone(), epoch };
+        let mailboxes = mailboxes.clone();
+        let ready = ready.clone();
+        let start = Start { settings, listener, cpu, mailbox, mailboxes, epoch, ready };
         let ended = ended.clone();
         std::thread::Builder::new()
             .name(format!("worker-{number}"))

@@ -80,6 +80,8 @@ pub struct Start {
     pub mailboxes: Vec<UnboundedSender<Mail>>,
     /// When the process's clock started.
     pub epoch: Instant,
+    /// Told once, when the worker has its ring and accepts.
+    pub ready: UnboundedSender<()>,
 }
 
 /// Runs a worker on the current thread until it has shut down.
@@ -98,7 +100,10 @@ pub fn run(start: Start) -> io::Result<()> {
     builder.entries(RING_ENTRIES).uring_builder(&ring);
     let runtime = tokio_uring::Runtime::new(&builder)?;
     runtime.block_on(async {
+        let ready = start.ready.clone();
         let mut worker = Worker::new(start);
+        // Nobody waits any more only where the process is ending.
+        let _ = ready.send(());
         std::future::poll_fn(|cx| worker.turn(cx)).await;
     });
     Ok(())
