@@ -8,9 +8,6 @@ mod work;
 use divan::{Bencher, black_box};
 use work::SIZES;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() {
     divan::main();
 }
