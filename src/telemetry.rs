@@ -8,6 +8,7 @@
 use crate::config::LogFormat;
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
+use std::io::BufWriter;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
@@ -111,7 +112,7 @@ pub fn init(format: LogFormat, level: Level) -> Guard {
         .buffered_lines_limit(MAX_WAITING_LINES)
         .lossy(true)
         .thread_name("log")
-        .finish(std::io::stderr());
+        .finish(BufWriter::new(std::io::stderr()));
     let dropped = writer.error_counter();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
