@@ -1,78 +1,183 @@
-//! Load generator for relays that speak the pyrycode protocol: starts the relay that was built
-//! beside it, loads it, and reads from `/proc` what that cost.
-//!
-//! - `echo`: every phone asks, its binary answers, and every frame is checked
-//! - `idle`: phones connect and sit
+//! Load generator for relays that speak the pyrycode protocol. It starts the relay that was built
+//! beside it, or takes any other by URL or command line, plays binaries and phones in processes of
+//! its own, checks every frame that arrives, and reads from `/proc` what the load cost.
 
-mod peers;
-mod relay;
+mod agents;
+mod baseline;
+mod codec;
+mod compare;
+mod crowd;
+mod floor;
+mod frame;
+mod net;
+mod proc;
+mod report;
+mod run;
+mod spec;
+mod subject;
 
-use clap::{Parser, Subcommand};
-use peers::{Shape, Tally};
-use relay::Relay;
+use clap::{Args, Parser, Subcommand};
+use run::Plan;
+use spec::{Play, Shape};
 use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
-use tokio::task::LocalSet;
+use std::time::Duration;
+use subject::Subject;
 
 /// What may fail here ends the run.
 pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 
 #[derive(Parser)]
-#[command(version, about = "Loads a pyrycode-relay and says what it cost")]
+#[command(version, about = "Loads a relay, checks every frame, and says what it cost")]
 struct Arguments {
     #[command(subcommand)]
-    scenario: Scenario,
-    /// The relay's executable; by default the one that was built beside this tool
-    #[arg(long, global = true)]
-    relay: Option<std::path::PathBuf>,
-    /// The relay's worker threads
-    #[arg(long, global = true, default_value_t = 1)]
-    workers: u16,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Scenario {
-    /// Phones ask, binaries answer: CPU time of the relay per relayed message
+enum Command {
+    /// Phones ask, binaries answer; or with --rate, at a fixed rate
     ///
     /// Example: loadtest echo --shape 64x16 --size 200 --seconds 10
     Echo {
-        /// Binaries x phones of each
-        #[arg(long, default_value = "64x16")]
-        shape: Shape,
-        /// Bytes of JSON in each frame, at least 40
-        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(40..=200_000))]
-        size: u32,
-        /// How long to measure, after a second of warming up
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
-        seconds: u64,
+        #[command(flatten)]
+        load: Load,
+        /// Questions that each phone has out at a time
+        #[arg(long, default_value_t = 1)]
+        window: u32,
+        /// Questions a second in all, sent when it is time whether answered or not: for latency,
+        /// which is counted from when each was due
+        #[arg(long)]
+        rate: Option<f64>,
     },
-    /// Phones connect and sit: resident memory of the relay per phone
-    ///
-    /// Example: loadtest idle --shape 1000x16
+    /// Binaries stream to phones
+    Push {
+        #[command(flatten)]
+        load: Load,
+        /// How far a binary is ahead of what a phone has confirmed
+        #[arg(long, default_value_t = 32)]
+        window: u32,
+    },
+    /// Phones connect and sit: memory of each, and CPU time of each while nothing happens
     Idle {
-        /// Binaries x phones of each; this one process has to hold them all
-        #[arg(long, default_value = "1000x16")]
-        shape: Shape,
+        #[command(flatten)]
+        load: Load,
     },
+    /// Phones come, ask a few times and go, one in four by a reset
+    Churn {
+        #[command(flatten)]
+        load: Load,
+        /// Answers until a phone leaves
+        #[arg(long, default_value_t = 20)]
+        frames: u32,
+    },
+    /// A phone for each descriptor that a process may have, then traffic on all of them, in little
+    /// memory
+    Crowd {
+        #[command(flatten)]
+        load: Load,
+        /// The memory cgroup's limit; needs root and the memory controller of cgroup v1 or v2
+        #[arg(long, default_value = "64MiB")]
+        memory: String,
+    },
+    /// Several relays in turn, in one session: what each costs, and the ratios
+    ///
+    /// Example: loadtest compare baseline relay floor --shape 64x16 --rounds 5
+    Compare {
+        /// relay, baseline, floor, ws://HOST:PORT#PID, or a command line with {listen}
+        #[arg(required = true)]
+        subjects: Vec<Subject>,
+        #[command(flatten)]
+        load: Load,
+        /// Questions that each phone has out at a time
+        #[arg(long, default_value_t = 1)]
+        window: u32,
+        /// Questions a second in all, see `echo`
+        #[arg(long)]
+        rate: Option<f64>,
+        /// How often each is measured
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Serves as the relay that a Rust developer would write first
+    Baseline {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        workers: usize,
+    },
+    /// Serves as a bare io_uring pipe between this tool's peers
+    Floor {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        workers: usize,
+    },
+    #[command(hide = true)]
+    Agent,
+}
+
+#[derive(Args, Clone)]
+struct Load {
+    /// Binaries x phones of each
+    #[arg(long, default_value = "64x16")]
+    shape: Shape,
+    /// Bytes of JSON in each frame
+    #[arg(long, default_value_t = 200)]
+    size: usize,
+    /// How long to measure
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// How long to warm up
+    #[arg(long, default_value_t = 1.0)]
+    warm_up: f64,
+    /// The relay: relay, baseline, floor, ws://HOST:PORT#PID, or a command line with {listen}
+    #[arg(long, default_value = "relay")]
+    relay: Subject,
+    /// The relay's worker threads, each on a CPU of its own; with one, agents stay off that CPU
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Processes that play the peers, at least
+    #[arg(long, default_value_t = 1)]
+    agents: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Write a page with plots here; it opens offline
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+impl Load {
+    fn plan(&self, play: Play) -> Plan {
+        Plan {
+            shape: self.shape,
+            size: self.size.max(frame::MIN_SIZE),
+            play,
+            workers: self.workers,
+            agents: self.agents,
+            warm_up: Duration::from_secs_f64(self.warm_up),
+            time: Duration::from_secs_f64(self.seconds),
+            cgroup: None,
+        }
+    }
+
+    fn run(&self, play: Play) -> Outcome<()> {
+        self.run_plan(&self.plan(play))
+    }
+
+    fn run_plan(&self, plan: &Plan) -> Outcome<()> {
+        let bar = run::progress();
+        let measured = run::measure(&self.relay, plan, &bar)?;
+        bar.finish_and_clear();
+        report::show(plan, &[measured], self.json, self.report.as_deref())
+    }
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = runtime.map_err(Into::into).and_then(|runtime| {
-        LocalSet::new().block_on(&runtime, async {
-            let relay = Relay::start(arguments.relay, arguments.workers).await?;
-            match arguments.scenario {
-                Scenario::Echo { shape, size, seconds } => {
-                    echo(&relay, shape, size as usize, Duration::from_secs(seconds)).await
-                }
-                Scenario::Idle { shape } => idle(&relay, shape).await,
-            }
-        })
-    });
-    match done {
+    match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadtest: {error}");
@@ -81,43 +186,29 @@ fn main() -> ExitCode {
     }
 }
 
-async fn echo(relay: &Relay, shape: Shape, size: usize, measured: Duration) -> Outcome<()> {
-    let tally = Rc::new(Tally::default());
-    let crowd = peers::connect(relay.address(), shape, Some(size), &tally).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let (began, cpu_before, before) = (Instant::now(), relay.cpu_time()?, tally.messages());
-    tokio::time::sleep(measured).await;
-    let (took, cpu, messages) =
-        (began.elapsed(), relay.cpu_time()? - cpu_before, tally.messages() - before);
-    tally.fault().map_or(Ok(()), Err)?;
-    if messages == 0 {
-        return Err("no message was relayed".into());
-    }
-    let micros = cpu.as_secs_f64() * 1e6 / messages as f64;
-    println!("{shape} phones, {size} bytes, {} workers", relay.workers());
-    println!("{micros:.2} us of relay CPU per relayed message");
-    println!("{:.0} messages per second", messages as f64 / took.as_secs_f64());
-    println!("{:.0} % relay CPU", 100.0 * cpu.as_secs_f64() / took.as_secs_f64());
-    println!("{messages} messages, all checked: right phone, right order, none lost or doubled");
-    drop(crowd);
-    Ok(())
+fn echo(window: u32, rate: Option<f64>) -> Play {
+    rate.map_or(Play::Closed { window }, |per_second| Play::Open { per_second })
 }
 
-async fn idle(relay: &Relay, shape: Shape) -> Outcome<()> {
-    let tally = Rc::new(Tally::default());
-    let binaries = peers::connect(relay.address(), shape.without_phones(), None, &tally).await?;
-    let before = relay.resident_bytes()?;
-    let phones = peers::join(relay.address(), shape, &tally).await?;
-    // Lets the relay close what the upgrades left behind.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    tally.fault().map_or(Ok(()), Err)?;
-    let grown = relay.resident_bytes()?.saturating_sub(before);
-    println!("{shape} idle phones, {} workers", relay.workers());
-    println!(
-        "{:.0} bytes of resident memory per phone",
-        grown as f64 / shape.phones_in_all() as f64
-    );
-    println!("{:.1} MiB resident in all", relay.resident_bytes()? as f64 / 1048576.0);
-    drop((binaries, phones));
-    Ok(())
+fn run(command: Command) -> Outcome<()> {
+    match command {
+        Command::Echo { load, window, rate } => load.run(echo(window, rate)),
+        Command::Push { load, window } => load.run(Play::Push { window }),
+        Command::Idle { load } => load.run(Play::Idle),
+        Command::Churn { load, frames } => load.run(Play::Churn { window: 1, frames }),
+        Command::Crowd { load, memory } => {
+            let cgroup = compare::MemoryCgroup::new(&memory)?;
+            let mut plan = load.plan(Play::Closed { window: 1 });
+            plan.cgroup = Some(cgroup.path().to_owned());
+            load.run_plan(&plan)?;
+            cgroup.say_peak()
+        }
+        Command::Compare { subjects, load, window, rate, rounds } => {
+            let plan = load.plan(echo(window, rate));
+            compare::run(&subjects, &plan, rounds, load.json, load.report.as_deref())
+        }
+        Command::Baseline { listen, workers } => baseline::run(listen, workers),
+        Command::Floor { listen, .. } => floor::run(listen),
+        Command::Agent => agents::run_agent(),
+    }
 }

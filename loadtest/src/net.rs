@@ -1,0 +1,581 @@
+//! Many client connections on one thread: epoll, edge-triggered, one receive and one send a turn.
+//!
+//! The rules of the game (who sends what, and when) are a [`Load`]; this moves its bytes.
+
+use crate::codec::{self, Received};
+use rustix::event::{Timespec, epoll};
+use serde::{Deserialize, Serialize};
+use slab::Slab;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// The token of the control pipe among the events.
+const CONTROL: u64 = u64::MAX;
+/// Events handled in one turn. Few, so that the relay has work while we do ours: else both wait for
+/// each other in turn, and neither is ever busy.
+const EVENTS_PER_TURN: usize = 32;
+/// Connections that wait to be written to, at most, for the same reason: one event of a binary may
+/// have answers for all of its phones.
+const DIRTY_PER_TURN: usize = 16;
+/// The answer of the floor to a hello.
+pub(crate) const FLOOR_OKAY: &[u8; 4] = b"OKAY";
+/// The first bytes of a hello to the floor.
+pub(crate) const FLOOR_MAGIC: &[u8; 4] = b"PIPE";
+/// The length of a hello to the floor: magic, role, group, phone and record length.
+pub(crate) const FLOOR_HELLO: usize = 20;
+
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Wire {
+    /// The relay's protocol.
+    WebSocket,
+    /// Records of this many bytes behind a hello, to the `floor`.
+    Floor { record: usize },
+}
+
+/// Where the connections go.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    /// The value of the Host header.
+    pub(crate) host: String,
+    /// What stands before `/v1/server` in the URL's path.
+    pub(crate) prefix: String,
+    pub(crate) wire: Wire,
+}
+
+/// Names a connection; stale once it has ended, also when its place is taken again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handle {
+    key: u32,
+    serial: u32,
+}
+
+impl Handle {
+    fn token(self) -> u64 {
+        u64::from(self.serial) << 32 | u64::from(self.key)
+    }
+
+    fn of_token(token: u64) -> Self {
+        Self { key: (token & u64::from(u32::MAX)) as u32, serial: (token >> 32) as u32 }
+    }
+}
+
+/// What the load calls a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tag {
+    Binary(u32),
+    Phone(u32),
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// A close frame of the relay.
+    Close { code: Option<u16>, reason: String },
+    /// It never opened: the HTTP status line, or the error of connect.
+    Refused(String),
+    /// TCP ended with no close frame.
+    Cut(String),
+    /// The relay broke the protocol.
+    Violation(String),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Close { code: Some(code), reason } => write!(f, "closed with {code} `{reason}`"),
+            Self::Close { code: None, .. } => write!(f, "closed without a code"),
+            Self::Refused(why) => write!(f, "not upgraded: {why}"),
+            Self::Cut(why) => write!(f, "cut without a close frame ({why})"),
+            Self::Violation(what) => write!(f, "sent {what}"),
+        }
+    }
+}
+
+/// The rules by which connections are used.
+pub(crate) trait Load {
+    fn on_open(&mut self, net: &mut Net, handle: Handle, tag: Tag);
+    fn on_text(&mut self, net: &mut Net, handle: Handle, tag: Tag, payload: &[u8]);
+    fn on_ended(&mut self, net: &mut Net, handle: Handle, tag: Tag, ended: Ended);
+    /// Called once in each turn of the loop; returns when it wants the next one at the latest.
+    fn on_turn(&mut self, net: &mut Net) -> Option<Instant>;
+    /// One line from the controlling process; `false` ends the loop.
+    fn on_command(&mut self, net: &mut Net, line: &str) -> bool;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Upgrading,
+    Open,
+}
+
+#[derive(Debug)]
+struct Conn {
+    stream: TcpStream,
+    serial: u32,
+    tag: Tag,
+    phase: Phase,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    sent: usize,
+    dirty: bool,
+}
+
+/// All connections of this process.
+#[derive(Debug)]
+pub(crate) struct Net {
+    epoll: OwnedFd,
+    target: Target,
+    conns: Slab<Conn>,
+    dirty: Vec<Handle>,
+    scratch: Vec<u8>,
+    serial: u32,
+    random: u64,
+    clock: Instant,
+    arrived: u64,
+    pings: u64,
+}
+
+impl Net {
+    pub(crate) fn new(target: Target) -> io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            target,
+            conns: Slab::new(),
+            dirty: Vec::new(),
+            scratch: vec![0; 256 * 1024],
+            serial: 0,
+            random: u64::from(std::process::id()) << 20 | 1,
+            clock: Instant::now(),
+            arrived: 0,
+            pings: 0,
+        })
+    }
+
+    /// Nanoseconds of this process's clock.
+    pub(crate) fn now(&self) -> u64 {
+        self.nanos(Instant::now())
+    }
+
+    /// The same clock for any instant.
+    pub(crate) fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.clock).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// When the bytes that are being handled were received, on the same clock.
+    pub(crate) fn arrived(&self) -> u64 {
+        self.arrived
+    }
+
+    pub(crate) fn wire(&self) -> Wire {
+        self.target.wire
+    }
+
+    /// Pings of the relay that were answered.
+    pub(crate) fn pings(&self) -> u64 {
+        self.pings
+    }
+
+    /// A number that is not predictable enough for secrets but good enough for masks and choices.
+    pub(crate) fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed ^ mixed >> 27
+    }
+
+    /// Dials as the binary (or, with `phone`, its phone of that number) of `server_id`.
+    pub(crate) fn open(
+        &mut self,
+        tag: Tag,
+        server_id: &str,
+        group: u32,
+        phone: Option<u32>,
+        source: Option<IpAddr>,
+    ) -> io::Result<Handle> {
+        let stream = connect(self.target.address, source)?;
+        let outbox = match self.target.wire {
+            Wire::WebSocket => codec::upgrade_request(
+                &self.target.host,
+                &self.target.prefix,
+                server_id,
+                phone.is_some(),
+            ),
+            Wire::Floor { record } => floor_hello(group, phone, record),
+        };
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        let entry = self.conns.vacant_entry();
+        let handle = Handle { key: u32::try_from(entry.key()).map_err(io::Error::other)?, serial };
+        let interest = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(handle.token()), interest)?;
+        entry.insert(Conn {
+            stream,
+            serial,
+            tag,
+            phase: Phase::Connecting,
+            inbox: Vec::new(),
+            outbox,
+            sent: 0,
+            dirty: false,
+        });
+        Ok(handle)
+    }
+
+    /// Queues one message of exactly `length` bytes, which `fill` appends; it leaves when this turn ends.
+    pub(crate) fn send(&mut self, handle: Handle, length: usize, fill: impl FnOnce(&mut Vec<u8>)) {
+        let wire = self.target.wire;
+        self.queue(handle, |key, out| match wire {
+            Wire::WebSocket => codec::encode(out, codec::TEXT, key, length, fill),
+            Wire::Floor { .. } => fill(out),
+        });
+    }
+
+    /// Queues a close frame; the connection goes on until the relay ends it.
+    pub(crate) fn send_close(&mut self, handle: Handle, code: u16) {
+        self.queue(handle, |key, out| {
+            codec::encode(out, codec::CLOSE, key, 2, |out| {
+                out.extend_from_slice(&code.to_be_bytes())
+            });
+        });
+    }
+
+    /// Ends the connection now, sending first what it can; with `reset` by a TCP reset.
+    pub(crate) fn drop_conn(&mut self, handle: Handle, reset: bool) {
+        let Some(conn) = self.get_mut(handle) else { return };
+        if reset {
+            let _ = socket2::SockRef::from(&conn.stream).set_linger(Some(Duration::ZERO));
+        } else if conn.sent < conn.outbox.len() {
+            let _ = conn.stream.write(conn.outbox.get(conn.sent..).unwrap_or_default());
+        }
+        self.conns.try_remove(handle.key as usize);
+    }
+
+    /// Runs the load until a command ends it or the control pipe closes.
+    pub(crate) fn run(&mut self, load: &mut impl Load, control: impl AsFd) -> io::Result<()> {
+        let token = epoll::EventData::new_u64(CONTROL);
+        epoll::add(&self.epoll, &control, token, epoll::EventFlags::IN)?;
+        let mut events = Vec::with_capacity(EVENTS_PER_TURN);
+        let mut commands = Lines::default();
+        loop {
+            let due = load.on_turn(self);
+            self.flush(load);
+            let wait = due.map(|due| timespec(due.saturating_duration_since(Instant::now())));
+            let wait = if self.dirty.is_empty() { wait } else { Some(timespec(Duration::ZERO)) };
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                wait.as_ref(),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in events.drain(..) {
+                if event.data.u64() == CONTROL {
+                    if !commands.read(&control)? {
+                        return Ok(());
+                    }
+                    while let Some(line) = commands.next() {
+                        if !load.on_command(self, &line) {
+                            return Ok(());
+                        }
+                    }
+                } else {
+                    self.on_event(Handle::of_token(event.data.u64()), event.flags, load);
+                    if self.dirty.len() >= DIRTY_PER_TURN {
+                        self.flush(load);
+                    }
+                }
+            }
+        }
+    }
+
+    fn get(&self, handle: Handle) -> Option<&Conn> {
+        self.conns.get(handle.key as usize).filter(|conn| conn.serial == handle.serial)
+    }
+
+    fn get_mut(&mut self, handle: Handle) -> Option<&mut Conn> {
+        self.conns.get_mut(handle.key as usize).filter(|conn| conn.serial == handle.serial)
+    }
+
+    fn queue(&mut self, handle: Handle, append: impl FnOnce([u8; 4], &mut Vec<u8>)) {
+        let [a, b, c, d, ..] = self.random().to_le_bytes();
+        let Some(conn) = self.get_mut(handle) else { return };
+        append([a, b, c, d], &mut conn.outbox);
+        if !conn.dirty && conn.phase == Phase::Open {
+            conn.dirty = true;
+            self.dirty.push(handle);
+        }
+    }
+
+    fn on_event(&mut self, handle: Handle, flags: epoll::EventFlags, load: &mut impl Load) {
+        let Some(conn) = self.get_mut(handle) else { return };
+        if flags.contains(epoll::EventFlags::OUT) {
+            if conn.phase == Phase::Connecting {
+                conn.phase = Phase::Upgrading;
+            }
+            if conn.sent < conn.outbox.len() {
+                self.write(handle, load);
+            }
+        }
+        let ending = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
+        if flags.intersects(epoll::EventFlags::IN | ending) {
+            self.read(handle, flags.intersects(ending), load);
+        }
+    }
+
+    /// Receives until the socket is empty. A short read means just that, unless the peer has ended.
+    fn read(&mut self, handle: Handle, ending: bool, load: &mut impl Load) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        while let Some(conn) = self.get_mut(handle) {
+            match conn.stream.read(&mut scratch) {
+                Ok(0) => {
+                    let ended = match conn.phase {
+                        Phase::Open => Ended::Cut("end of stream".into()),
+                        _ => Ended::Refused("the connection ended before a 101".into()),
+                    };
+                    self.end(handle, ended, load);
+                }
+                Ok(length) => {
+                    self.arrived = self.now();
+                    self.feed(handle, scratch.get(..length).unwrap_or_default(), load);
+                    if length < scratch.len() && !ending {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let ended = match conn.phase {
+                        Phase::Open => Ended::Cut(error.to_string()),
+                        _ => Ended::Refused(error.to_string()),
+                    };
+                    self.end(handle, ended, load);
+                }
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    fn feed(&mut self, handle: Handle, bytes: &[u8], load: &mut impl Load) {
+        let Some(conn) = self.get_mut(handle) else { return };
+        if conn.inbox.is_empty() {
+            let used = self.parse(handle, bytes, load);
+            if let Some(conn) = self.get_mut(handle) {
+                conn.inbox.extend_from_slice(bytes.get(used..).unwrap_or_default());
+            }
+            return;
+        }
+        conn.inbox.extend_from_slice(bytes);
+        let mut inbox = std::mem::take(&mut conn.inbox);
+        let used = self.parse(handle, &inbox, load);
+        inbox.drain(..used);
+        if let Some(conn) = self.get_mut(handle) {
+            conn.inbox = inbox;
+        }
+    }
+
+    /// Handles every whole message in `bytes`; returns how many bytes those were.
+    fn parse(&mut self, handle: Handle, bytes: &[u8], load: &mut impl Load) -> usize {
+        let mut used = 0;
+        while let (Some(conn), Some(rest)) = (self.get(handle), bytes.get(used..)) {
+            let (phase, tag) = (conn.phase, conn.tag);
+            let step = match (phase, self.target.wire) {
+                (Phase::Open, Wire::WebSocket) => self.one_frame(handle, tag, rest, load),
+                (Phase::Open, Wire::Floor { record }) => {
+                    let whole = rest.get(..record).filter(|record| !record.is_empty());
+                    if let Some(whole) = whole {
+                        load.on_text(self, handle, tag, whole);
+                    }
+                    whole.map(<[u8]>::len)
+                }
+                _ => self.opening(handle, tag, rest, load),
+            };
+            match step {
+                Some(length) => used += length,
+                None => break,
+            }
+        }
+        used
+    }
+
+    fn opening(
+        &mut self,
+        handle: Handle,
+        tag: Tag,
+        bytes: &[u8],
+        load: &mut impl Load,
+    ) -> Option<usize> {
+        let answer = match self.target.wire {
+            Wire::WebSocket => codec::upgrade_answer(bytes),
+            Wire::Floor { .. } => Ok(bytes.starts_with(FLOOR_OKAY).then_some(FLOOR_OKAY.len())),
+        };
+        match answer {
+            Ok(Some(length)) => {
+                if let Some(conn) = self.get_mut(handle) {
+                    conn.phase = Phase::Open;
+                }
+                load.on_open(self, handle, tag);
+                Some(length)
+            }
+            Ok(None) => None,
+            Err(why) => {
+                self.end(handle, Ended::Refused(why), load);
+                None
+            }
+        }
+    }
+
+    fn one_frame(
+        &mut self,
+        handle: Handle,
+        tag: Tag,
+        bytes: &[u8],
+        load: &mut impl Load,
+    ) -> Option<usize> {
+        let (received, length) = match codec::decode(bytes) {
+            Ok(found) => found?,
+            Err(what) => {
+                self.end(handle, Ended::Violation(what.into()), load);
+                return None;
+            }
+        };
+        match received {
+            Received::Text(payload) => load.on_text(self, handle, tag, payload),
+            Received::Ping(payload) => {
+                self.pings += 1;
+                self.queue(handle, |key, out| {
+                    let fill = |out: &mut Vec<u8>| out.extend_from_slice(payload);
+                    codec::encode(out, codec::PONG, key, payload.len(), fill);
+                });
+            }
+            Received::Pong => {}
+            Received::Close { code, reason } => {
+                let reason = String::from_utf8_lossy(reason).into_owned();
+                self.queue(handle, |key, out| {
+                    let echo = code.map(u16::to_be_bytes);
+                    let echo = echo.as_ref().map(<[u8; 2]>::as_slice).unwrap_or_default();
+                    let fill = |out: &mut Vec<u8>| out.extend_from_slice(echo);
+                    codec::encode(out, codec::CLOSE, key, echo.len(), fill);
+                });
+                self.end(handle, Ended::Close { code, reason }, load);
+            }
+        }
+        Some(length)
+    }
+
+    fn end(&mut self, handle: Handle, ended: Ended, load: &mut impl Load) {
+        let Some(conn) = self.get(handle) else { return };
+        let tag = conn.tag;
+        self.drop_conn(handle, false);
+        load.on_ended(self, handle, tag, ended);
+    }
+
+    fn flush(&mut self, load: &mut impl Load) {
+        for handle in std::mem::take(&mut self.dirty) {
+            if let Some(conn) = self.get_mut(handle) {
+                conn.dirty = false;
+                self.write(handle, load);
+            }
+        }
+    }
+
+    fn write(&mut self, handle: Handle, load: &mut impl Load) {
+        while let Some(conn) = self.get_mut(handle) {
+            let rest = conn.outbox.get(conn.sent..).unwrap_or_default();
+            if rest.is_empty() {
+                conn.outbox.clear();
+                conn.sent = 0;
+                return;
+            }
+            match conn.stream.write(rest) {
+                Ok(length) => conn.sent += length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    conn.outbox.drain(..conn.sent);
+                    conn.sent = 0;
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // What the relay said before it ended is still to be read.
+                    if conn.phase == Phase::Open {
+                        conn.outbox.clear();
+                        conn.sent = 0;
+                        self.read(handle, true, load);
+                    }
+                    self.end(handle, Ended::Cut(error.to_string()), load);
+                }
+            }
+        }
+    }
+}
+
+fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    match socket.connect(&address.into()) {
+        Ok(()) => Ok(socket.into()),
+        Err(error)
+            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
+        {
+            Ok(socket.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn floor_hello(group: u32, phone: Option<u32>, record: usize) -> Vec<u8> {
+    let mut hello = FLOOR_MAGIC.to_vec();
+    let fields = [
+        u32::from(phone.is_some()),
+        group,
+        phone.unwrap_or_default(),
+        u32::try_from(record).unwrap_or(u32::MAX),
+    ];
+    hello.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+    debug_assert_eq!(hello.len(), FLOOR_HELLO);
+    hello
+}
+
+fn timespec(wait: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(wait.subsec_nanos()),
+    }
+}
+
+/// Lines of a pipe that is read only when it has something.
+#[derive(Debug, Default)]
+struct Lines {
+    bytes: Vec<u8>,
+}
+
+impl Lines {
+    /// Reads what there is; `false` at the end of the pipe.
+    fn read(&mut self, pipe: impl AsFd) -> io::Result<bool> {
+        let mut some = [0; 4096];
+        let length = match rustix::io::read(&pipe, &mut some) {
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return Ok(true),
+            read => read?,
+        };
+        self.bytes.extend_from_slice(some.get(..length).unwrap_or_default());
+        Ok(length > 0)
+    }
+
+    fn next(&mut self) -> Option<String> {
+        let end = self.bytes.iter().position(|byte| *byte == b'\n')?;
+        let line = self.bytes.drain(..=end).collect::<Vec<_>>();
+        Some(String::from_utf8_lossy(&line).trim_end().to_owned())
+    }
+}

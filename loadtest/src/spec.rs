@@ -1,0 +1,121 @@
+//! What the controlling process and its agents tell each other: one line of JSON each.
+
+use crate::net::Target;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// Binaries x phones of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shape {
+    pub(crate) binaries: u32,
+    pub(crate) phones: u32,
+}
+
+impl Shape {
+    pub(crate) fn phones_in_all(self) -> u64 {
+        u64::from(self.binaries) * u64::from(self.phones)
+    }
+
+    pub(crate) fn connections(self) -> u64 {
+        self.phones_in_all() + u64::from(self.binaries)
+    }
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|number| (1..=60_000).contains(number));
+        let parts = text.split_once('x').map(|(b, p)| (number(b), number(p)));
+        match parts {
+            Some((Some(binaries), Some(phones))) => Ok(Self { binaries, phones }),
+            _ => Err("write binaries x phones of each, for example 64x16".into()),
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.binaries, self.phones)
+    }
+}
+
+/// How the connections are used.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Play {
+    /// Phones ask, binaries answer. Each phone has `window` questions out at a time.
+    Closed { window: u32 },
+    /// Phones ask when it is time, answered or not: so many questions a second in all.
+    Open { per_second: f64 },
+    /// Binaries send, each `window` frames ahead of what each phone has confirmed.
+    Push { window: u32 },
+    /// Nothing is sent.
+    Idle,
+    /// As `Closed`, and each phone leaves after `frames` answers, one in four by a reset, and
+    /// dials again.
+    Churn { window: u32, frames: u32 },
+}
+
+/// One agent's share of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) target: Target,
+    pub(crate) play: Play,
+    /// Its binaries, and phones of each.
+    pub(crate) shape: Shape,
+    /// The number of its first binary in the whole run.
+    pub(crate) first_binary: u32,
+    /// Bytes of JSON in each frame.
+    pub(crate) size: usize,
+    /// Unique to the run; server-ids begin with it.
+    pub(crate) run: String,
+    /// Addresses to dial from, in turn; none for any.
+    pub(crate) sources: Vec<IpAddr>,
+}
+
+/// What an agent is told; each is answered with a [`Said`], but for `Quit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Told {
+    /// Connect the binaries.
+    OpenBinaries,
+    /// Connect the phones.
+    OpenPhones,
+    /// Begin the traffic.
+    Start,
+    /// Count anew from here.
+    Mark,
+    /// Say what was counted since the mark.
+    Count,
+    /// End.
+    Quit,
+}
+
+/// What an agent says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Said {
+    /// Done as told.
+    Done,
+    /// See [`Counts`].
+    Counts(Box<Counts>),
+    /// The run has failed: whose fault it is, and what it was.
+    Fault(String),
+}
+
+/// What an agent counted since the mark.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    /// Frames that arrived, at phones and at binaries; each was checked.
+    pub(crate) messages: u64,
+    /// Connections that were upgraded.
+    pub(crate) upgrades: u64,
+    /// Frames that arrived at each phone.
+    pub(crate) per_phone: Vec<u32>,
+    /// Round trips, in nanoseconds: value and how often.
+    pub(crate) round_trips: Vec<(u64, u64)>,
+    /// CPU time of the agent, in microseconds.
+    pub(crate) cpu_us: u64,
+    /// Pings answered.
+    pub(crate) pings: u64,
+}
