@@ -36,10 +36,11 @@ use tracing::{error, warn};
 const SMALL: u16 = 0;
 const SMALL_BYTES: u32 = 2048;
 const SMALL_BLOCKS: u16 = 16;
-/// For connections that have just filled a small one; there are few.
+/// For connections that have just filled a small one; there are few. With fewer than become ready
+/// in one turn, those left over would try in vain again and again.
 const LARGE: u16 = 1;
 const LARGE_BYTES: u32 = 64 * 1024;
-const LARGE_BLOCKS: u16 = 1;
+const LARGE_BLOCKS: u16 = 4;
 
 /// Connections accepted in one turn, so that a storm does not starve the connections there are.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -124,6 +125,8 @@ struct Link {
     send: Option<Operation<Vec<u8>>>,
     /// The next receive goes into a large buffer: the last one filled its own.
     large: bool,
+    /// There was more to receive when the last receive was done.
+    has_more: bool,
     /// The receive under way goes into a large buffer.
     receiving_large: bool,
     /// Ended; waits for its operations.
@@ -247,6 +250,7 @@ impl Worker {
         };
         link.receive = None;
         let (cut, large) = (link.cut, link.receiving_large);
+        link.has_more = cqueue::sock_nonempty(flags);
         if let Ok(bytes @ 1..) = usize::try_from(result) {
             link.large = bytes >= SMALL_BYTES as usize;
         }
@@ -265,11 +269,22 @@ impl Worker {
             1.. => self.receive(key),
             0 => self.relay.on_end(now, key, true),
             _ => match -result {
-                libc::ENOBUFS => self.starved.push(key),
+                libc::ENOBUFS => self.on_starved(key),
                 libc::EINTR | libc::EAGAIN => self.receive(key),
                 _ => self.relay.on_end(now, key, false),
             },
         }
+    }
+
+    /// No buffer was free for a receive.
+    fn on_starved(&mut self, key: Key) {
+        let Some(link) = self.link(key) else { return };
+        if link.receiving_large {
+            // There are few large ones: better a small one now than to try again and again.
+            link.large = false;
+            return self.receive(key);
+        }
+        self.starved.push(key);
     }
 
     /// Starts a receive, if the core wants one and none is under way.
@@ -284,7 +299,8 @@ impl Worker {
         }
         let (group, bytes) = if link.large { (LARGE, large) } else { (SMALL, small) };
         link.receiving_large = link.large;
-        link.receive = Some(ring::receive(link.socket.as_raw_fd(), group, bytes, key.0));
+        link.receive =
+            Some(ring::receive(link.socket.as_raw_fd(), group, bytes, key.0, link.has_more));
     }
 
     fn on_sent(&mut self, now: Millis, key: Key) {
@@ -363,6 +379,7 @@ impl Worker {
             receive: None,
             send: None,
             large: false,
+            has_more: true,
             receiving_large: false,
             cut: false,
         };

@@ -127,12 +127,14 @@ pub fn poll<D: Unpin + 'static>(operation: &mut Operation<D>, token: Token) -> P
 }
 
 /// Receives into a buffer of `group` that the kernel chooses when there is something to receive.
-pub fn receive(fd: RawFd, group: u16, max_bytes: u32, key: u32) -> Operation<()> {
+/// Unless the connection `has_more` already, the kernel need not look before it waits.
+pub fn receive(fd: RawFd, group: u16, max_bytes: u32, key: u32, has_more: bool) -> Operation<()> {
     let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), max_bytes)
         .buf_group(group)
         .build()
         .flags(squeue::Flags::BUFFER_SELECT);
-    submit((), poll_first(entry), Token::Receive(key))
+    let entry = if has_more { entry } else { poll_first(entry) };
+    submit((), entry, Token::Receive(key))
 }
 
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
