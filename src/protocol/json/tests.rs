@@ -30,6 +30,10 @@ fn assert_agrees(text: &[u8]) {
     }
     if let Ok(text) = std::str::from_utf8(text) {
         assert_eq!(validate_str(text).map(str::as_bytes), validate(text.as_bytes()));
+        if let Some(mut members) = Members::of(text) {
+            let walks = members.all(|member| member.is_ok());
+            assert_eq!(walks, is_json(text.as_bytes()), "walked: {}", text.escape_debug());
+        }
     }
 }
 
@@ -188,6 +192,12 @@ fn the_corner_cases_of_the_grammar() {
         "{\"a\":1",
         "{\"a\":1,}",
         "{,}",
+        "{,\"a\":1}",
+        "{\"a\":1,,\"b\":1}",
+        "{\"a\":1}}",
+        "{\"a\":1}{",
+        "{}1",
+        "{\"a\":1 ",
         "{1:1}",
         "{a:1}",
         "{\"a\" 1}",
