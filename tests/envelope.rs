@@ -12,10 +12,11 @@
 mod common;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use common::{
-    BINARY, Binary, Hostile, Phone, Raw, Relay, TEXT, close_directive, close_frame, close_notice,
-    envelope, masked, open_envelope,
+    BINARY, Binary, CLOSE, Hostile, Phone, Raw, Relay, Request, TEXT, close_directive, close_frame,
+    close_notice, envelope, masked, open_envelope, wait_until,
 };
 
 const MAX_MESSAGE: usize = 262_144;
@@ -69,9 +70,31 @@ async fn conn_ids_are_long_distinct_and_never_reused() {
 }
 
 #[tokio::test]
+async fn conn_ids_of_phones_at_the_same_time_are_distinct_on_all_workers() {
+    let relay = Relay::start(&["--workers", "4"]).await;
+    let (mut peers, mut seen) = (Vec::new(), HashSet::new());
+    for number in 0..12 {
+        let id = format!("id {number}");
+        let mut binary = Raw::binary(&relay, &id).await;
+        for _ in 0..16 {
+            let mut phone = Raw::phone(&relay, &id).await;
+            assert!(seen.insert(meet(&mut binary, &mut phone).await), "a conn_id came twice");
+            peers.push(phone);
+        }
+        peers.push(binary);
+    }
+}
+
+#[tokio::test]
 async fn a_phone_is_never_told_its_name() {
     let relay = Relay::start(&[]).await;
-    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    let mut binary = Raw::binary(&relay, "id").await;
+    let mut phone = Raw::connect(&relay).await;
+    phone.send(Request::client("id")).await;
+    let answer = phone.response().await;
+    let conn_id = meet(&mut binary, &mut phone).await;
+    assert_eq!(answer.status, 101);
+    assert!(!answer.head.contains(&conn_id) && !answer.head.contains(&conn_id[8..]));
     binary.send(masked(TEXT, envelope(&conn_id, "[]"))).await;
     binary.send(masked(TEXT, close_directive(&conn_id, 4000))).await;
     let mut told = phone.recv_text().await;
@@ -151,15 +174,21 @@ async fn json_nests_to_1024_levels_and_no_deeper() {
         binary.send(masked(TEXT, envelope(&conn_id, &nested(levels)))).await;
         assert_eq!(phone.recv_text().await, nested(levels));
     }
-    let (_binary, mut phone, _) = pair(&relay, "deeper").await;
-    phone.send(masked(TEXT, nested(1026))).await;
+    let one_too_deep = format!("[{}]", nested(1024));
+    let (mut binary, mut phone, conn_id) = pair(&relay, "deeper").await;
+    binary.send(masked(TEXT, envelope(&conn_id, &one_too_deep))).await;
+    let unknown = format!(r#"{{"x":{one_too_deep},"conn_id":"{conn_id}","frame":1}}"#);
+    binary.send(masked(TEXT, unknown)).await;
+    assert_next(&mut binary, &mut phone, &conn_id).await;
+    phone.send(masked(TEXT, one_too_deep)).await;
     assert_eq!(phone.closed().await, (1000, String::new()));
+    assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001));
     let (_binary, mut phone, _) = pair(&relay, "abyss").await;
     phone.send(masked(TEXT, "[".repeat(200_000))).await;
     assert_eq!(phone.closed().await, (1000, String::new()));
 }
 
-const NOT_JSON: [&[u8]; 37] = [
+const NOT_JSON: [&[u8]; 51] = [
     b"",
     b" ",
     b"\x0b1",
@@ -197,6 +226,20 @@ const NOT_JSON: [&[u8]; 37] = [
     b"{1:1}",
     b"{\"a\":1 \"b\":2}",
     b"// comment\n1",
+    b"\xef\xbb\xbf",
+    b"\xc2\xa01",
+    b"\x0c1",
+    b"\0",
+    b"1\0",
+    b"-01",
+    b"1e+",
+    b"\"\\u00e\"",
+    b"\"\t\"",
+    b"\"\x1f\"",
+    b"[1]\n[2]",
+    b"{\"a\":1}{\"b\":2}",
+    b"{,\"a\":1}",
+    b"{\"a\" 1}",
 ];
 
 #[tokio::test]
@@ -241,7 +284,7 @@ async fn a_binary_message_that_is_not_utf_8_is_not_json() {
 async fn there_is_never_a_token_field() {
     let relay = Relay::start(&[]).await;
     let mut binary = Raw::binary(&relay, "id").await;
-    let request = common::Request::client("id").set("X-Pyrycode-Token", "s3cret");
+    let request = Request::client("id").set("X-Pyrycode-Token", "s3cret");
     let mut phone = Raw::connect(&relay).await.upgrade(request).await;
     phone.send(masked(TEXT, "[]")).await;
     let first = binary.recv_text().await;
@@ -285,12 +328,30 @@ async fn the_binary_is_told_once_after_the_last_frame_how_each_phone_went() {
     let mut binary = Raw::binary(&relay, "id").await;
     // How a phone ends, and the code that the binary is told.
     type Ending = (&'static str, Vec<u8>, u16);
-    let endings: [Ending; 6] = [
+    let two = |first: Vec<u8>, second: Vec<u8>| [first, second].concat();
+    let endings: [Ending; 15] = [
         ("close 1000", close_frame(1000, ""), 1000),
         ("close 3000 with a reason", close_frame(3000, "going home"), 3000),
         ("close 4404 of its own", close_frame(4404, ""), 4404),
-        ("a close without a code", masked(common::CLOSE, ""), 1005),
+        ("a close without a code", masked(CLOSE, ""), 1005),
+        ("close 1011", close_frame(1011, ""), 1011),
+        ("close 1001", close_frame(1001, ""), 1001),
+        ("close 4999", close_frame(4999, ""), 4999),
+        (
+            "a close amid a message",
+            two(Hostile::new(TEXT, "[").more().bytes(), close_frame(4000, "")),
+            4000,
+        ),
+        (
+            "a close and then more",
+            two(close_frame(4000, ""), two(masked(TEXT, "3"), close_frame(4001, ""))),
+            4000,
+        ),
+        ("a close code that must not be sent", close_frame(1005, ""), 1001),
+        ("a close of one byte", masked(CLOSE, [3]), 1001),
         ("a violation", Hostile::new(3, "").bytes(), 1001),
+        ("text that is not UTF-8", masked(TEXT, [b'"', 0xff, b'"']), 1001),
+        ("a message too big", Hostile::new(TEXT, "").claiming(262_145).bytes(), 1001),
         ("no JSON", masked(TEXT, "x"), 1001),
     ];
     for (what, ending, code) in endings {
@@ -301,18 +362,55 @@ async fn the_binary_is_told_once_after_the_last_frame_how_each_phone_went() {
         assert_eq!(binary.recv_text().await, close_notice(&conn_id, code), "{what}");
         binary.assert_quiet().await;
     }
-    for reset in [false, true] {
+    for ending in ["FIN", "half closed", "amid a message", "RST"] {
         let mut phone = Raw::phone(&relay, "id").await;
         phone.send(masked(TEXT, "1")).await;
         let (conn_id, _) = open_envelope(&binary.recv_text().await);
-        if reset {
+        match ending {
+            "half closed" => phone.finish().await,
+            "amid a message" => phone.send(&masked(TEXT, "\"lost\"")[..5]).await,
+            _ => {}
+        }
+        if ending == "RST" {
             phone.abort()
         } else {
             drop(phone)
         }
-        assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001), "reset: {reset}");
+        assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001), "{ending}");
         binary.assert_quiet().await;
     }
+}
+
+#[tokio::test]
+async fn the_notice_follows_the_last_frame_also_through_a_full_outbox() {
+    let relay = Relay::start(&[]).await;
+    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    let frame = |number: usize| format!("[{number},\"{}\"]", "x".repeat(200_000));
+    let mut bytes: Vec<u8> = (0..100).flat_map(|number| masked(TEXT, frame(number))).collect();
+    bytes.extend(close_frame(4000, ""));
+    // The binary reads nothing before its outbox is full.
+    let sent = phone.send_until_stuck(&bytes, Duration::from_millis(300)).await;
+    assert!(sent < bytes.len(), "all of it fits");
+    let sending = tokio::spawn(async move {
+        phone.send(&bytes[sent..]).await;
+        phone
+    });
+    for number in 0..100 {
+        assert!(binary.recv_text().await == envelope(&conn_id, &frame(number)), "{number}");
+    }
+    assert_eq!(binary.recv_text().await, close_notice(&conn_id, 4000));
+    assert_eq!(sending.await.unwrap().recv_close().await.0, 4000);
+    binary.assert_quiet().await;
+}
+
+#[tokio::test]
+async fn a_phone_whose_message_takes_too_long_is_told_of_with_1001() {
+    let relay = Relay::start(&["--message-timeout", "200ms"]).await;
+    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    phone.send(&masked(TEXT, "\"never whole\"")[..8]).await;
+    assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001));
+    phone.rest().await;
+    binary.assert_quiet().await;
 }
 
 #[tokio::test]
@@ -344,6 +442,53 @@ async fn no_notice_of_what_the_binary_itself_asked_for() {
     phone.abort();
     relay.wait_for_counts(1, 0).await;
     binary.assert_quiet().await;
+}
+
+#[tokio::test]
+async fn after_a_directive_the_first_code_counts_and_nothing_of_the_phone_is_forwarded() {
+    let relay = Relay::start(&[]).await;
+    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    let directives = [close_directive(&conn_id, 4001), close_directive(&conn_id, 4002)];
+    binary.send(directives.map(|text| masked(TEXT, text)).concat()).await;
+    assert_eq!(phone.recv_close().await, (4001, String::new()));
+    // It talks on, and answers with a code of its own.
+    phone
+        .send([masked(TEXT, "\"late\""), masked(TEXT, "no JSON"), close_frame(4003, "")].concat())
+        .await;
+    phone.assert_ended().await;
+    relay.wait_for_log("binary_forwarder_unknown_conn_id").await;
+    relay.wait_for_counts(1, 0).await;
+    binary.assert_quiet().await;
+}
+
+#[tokio::test]
+async fn no_notice_of_a_phone_whose_frame_found_no_binary() {
+    let relay = Relay::start(&[]).await;
+    let (binary, mut phone, conn_id) = pair(&relay, "id").await;
+    drop(binary);
+    relay.wait_for_counts(0, 1).await;
+    phone.send(masked(TEXT, "\"for nobody\"")).await;
+    assert_eq!(phone.closed().await, (1000, String::new()));
+    let mut again = Raw::binary(&relay, "id").await;
+    // The name means nothing to the new connection.
+    again.send(masked(TEXT, envelope(&conn_id, "1"))).await;
+    relay.wait_for_log("binary_forwarder_unknown_conn_id").await;
+    again.assert_quiet().await;
+}
+
+#[tokio::test]
+async fn no_notice_to_either_side_of_a_takeover() {
+    let relay = Relay::start(&["--probe-timeout", "200ms"]).await;
+    let (mut silent, mut phone, conn_id) = pair(&relay, "id").await;
+    let mut newcomer = Raw::binary(&relay, "id").await;
+    // An envelope that it sends ahead names a phone that is not its own.
+    newcomer.send(masked(TEXT, envelope(&conn_id, "\"not yours\""))).await;
+    assert_eq!(phone.closed().await, (4404, "binary reclaimed server-id".to_owned()));
+    relay.wait_for_log("binary_forwarder_unknown_conn_id").await;
+    newcomer.assert_quiet().await;
+    // The next but the probe's ping, which it never answered.
+    silent.recv_ping().await;
+    assert_eq!(silent.recv_close().await, (1011, "heartbeat timeout".to_owned()));
 }
 
 #[tokio::test]
@@ -397,7 +542,7 @@ async fn a_binarys_frame_arrives_byte_for_byte_as_one_text_message() {
 }
 
 /// `C` stands for the phone's name.
-const DELIVERED: [(&str, &str); 14] = [
+const DELIVERED: [(&str, &str); 20] = [
     (r#"{"conn_id":"C","frame":[1]}"#, "[1]"),
     (r#"{"frame":[1],"conn_id":"C"}"#, "[1]"),
     (" \r\n{ \"conn_id\" :\t\"C\" , \"frame\" : [ 1 ] }\n ", "[ 1 ]"),
@@ -412,6 +557,12 @@ const DELIVERED: [(&str, &str); 14] = [
     (r#"{"conn_id":"C","Frame":[0],"FRAME":[0],"frame":[1]}"#, "[1]"),
     (r#"{"conn_id":"x","frame":[0],"conn_id":"C","frame":[1]}"#, "[1]"),
     (r#"{"conn_id":"C","frame":false}"#, "false"),
+    (r#"{"conn_id":"C","frame":null,"frame":[1]}"#, "[1]"),
+    (r#"{"conn_id":"C","frame":[1],"close_code":4000,"close_code":0}"#, "[1]"),
+    (r#"{"\u0063\u006F\u006e\u006E_id":"C","\u0066rame":[1],"close\u005fcode":0}"#, "[1]"),
+    (r#"{"conn_id ":"x","frame\n":0,"":0,"conn_id":"C","frame":[1]}"#, "[1]"),
+    (r#"{"\ud800":0,"conn_id":"C","frame":[1]}"#, "[1]"),
+    (r#"{"conn_id":"C","frame":" null "}"#, "\" null \""),
 ];
 
 #[tokio::test]
@@ -424,6 +575,21 @@ async fn fields_come_in_any_order_with_any_escapes_and_unknown_ones_are_ignored(
         binary.send(masked(TEXT, message.replace("\"E\"", &format!("\"{escaped}\"")))).await;
         assert_eq!(phone.recv_text().await, frame, "{message}");
     }
+    let big =
+        format!(r#"[{{"frame":0,"conn_id":"x","long":"{}"}},[[[]]]]"#, "\\\"}".repeat(50_000));
+    binary
+        .send(masked(TEXT, format!(r#"{{"a":{big},"conn_id":"{conn_id}","frame":[1],"z":1e999}}"#)))
+        .await;
+    assert_eq!(phone.recv_text().await, "[1]");
+    let frame = format!("\"{}\"", "f".repeat(100_000));
+    let around = "z".repeat(50_000);
+    binary
+        .send(masked(
+            BINARY,
+            format!(r#"{{"{around}":0,"frame":{frame},"conn_id":"{conn_id}","a":"{around}"}}"#),
+        ))
+        .await;
+    assert!(phone.recv_text().await == frame);
     phone.assert_quiet().await;
 }
 
@@ -456,7 +622,7 @@ async fn a_close_code_closes_the_phone_after_the_frame_if_there_is_one() {
 }
 
 /// Messages that have no effect but a line in the log.
-const MALFORMED: [&str; 39] = [
+const MALFORMED: [&str; 47] = [
     "",
     "not JSON",
     "null",
@@ -496,6 +662,14 @@ const MALFORMED: [&str; 39] = [
     r#"{"conn_id":"C" "frame":1}"#,
     r#"{"push_wake":17}"#,
     r#"{"push_wake":{"platform":"fcm"}}"#,
+    r#"{"conn_id":7,"conn_id":"C","frame":1}"#,
+    r#"{"conn_id":"C","conn_id":null,"frame":1}"#,
+    r#"{"conn_id":"C","frame":1,"frame":null}"#,
+    r#"{"conn_id":"C","frame":1,"close_code":"4000","close_code":4000}"#,
+    r#"{"conn_id":"C","frame":1,"close_code":-0}"#,
+    r#"{"conn_id":"C","frame":1,"close_code":4000.0}"#,
+    r#"{"conn_id":"C","frame":1}{"conn_id":"C","frame":1}"#,
+    "[{\"conn_id\":\"C\",\"frame\":1}]\n",
 ];
 
 #[tokio::test]
@@ -511,7 +685,7 @@ async fn a_bad_envelope_costs_one_line_in_the_log_and_nothing_else() {
             lines.iter().filter(|line| line.event() == "binary_forwarder_bad_envelope").count()
         };
         let soon = common::SOON;
-        common::wait_until(&message, soon, async || logged() == number + 1).await;
+        wait_until(&message, soon, async || logged() == number + 1).await;
     }
     // Binary messages that are not UTF-8.
     binary.send(masked(BINARY, b"{\"conn_id\":\"\xff\",\"frame\":1}")).await;
@@ -519,26 +693,77 @@ async fn a_bad_envelope_costs_one_line_in_the_log_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_envelope_to_nobody_is_logged_and_dropped() {
+async fn a_flood_of_bad_envelopes_costs_nobody_the_connection() {
     let relay = Relay::start(&[]).await;
+    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    let (mut other, mut stranger, stranger_id) = pair(&relay, "other").await;
+    binary.send(masked(TEXT, "{").repeat(3000)).await;
+    assert_next(&mut binary, &mut phone, &conn_id).await;
+    assert_next(&mut other, &mut stranger, &stranger_id).await;
+    binary.assert_quiet().await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_message_gets_into_the_log() {
+    let relay = Relay::start(&["--log-level", "trace"]).await;
+    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    for message in [
+        "s3cret",
+        "\"s3cret\nevent=s3cret\"",
+        r#"{"s3cret":1}"#,
+        r#"{"conn_id":"s3cret","frame":"s3cret"}"#,
+        r#"{"conn_id":"C","frame":"s3cret","close_code":"s3cret"}"#,
+        r#"{"conn_id":"C","frame":"s3cret","s3cret":s3cret}"#,
+        r#"{"conn_id":"C","frame":"s3cret"}"#,
+        r#"{"push_wake":"s3cret"}"#,
+    ] {
+        binary.send(masked(TEXT, message.replace("\"C\"", &format!("\"{conn_id}\"")))).await;
+    }
+    assert_eq!(phone.recv_text().await, "\"s3cret\"");
+    phone.send([masked(TEXT, "\"s3cret\""), masked(TEXT, "s3cret")].concat()).await;
+    assert_eq!(phone.closed().await.0, 1000);
+    relay.wait_for_log("phone_sent_no_json").await;
+    assert_eq!(binary.recv_text().await, envelope(&conn_id, "\"s3cret\""));
+    assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001));
+    assert!(!relay.stderr().contains("s3cret"), "{}", relay.stderr());
+}
+
+#[tokio::test]
+async fn an_envelope_to_nobody_is_logged_and_dropped() {
+    // One worker, so that nothing but the name keeps the phones apart.
+    let relay = Relay::start(&["--workers", "1"]).await;
     let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
     let (mut other, mut stranger, stranger_id) = pair(&relay, "other").await;
     let mut gone = Raw::phone(&relay, "id").await;
     let gone_id = meet(&mut binary, &mut gone).await;
     gone.send(close_frame(1000, "")).await;
+    assert_eq!(gone.recv_close().await.0, 1000);
+    gone.assert_ended().await;
+    drop(gone);
     assert_eq!(binary.recv_text().await, close_notice(&gone_id, 1000));
-    let upper = conn_id.to_uppercase();
-    let nobodies = [
-        "nobody",
-        "00000000000000000000000000000000",
-        &stranger_id,
-        &gone_id,
-        &conn_id[1..],
-        &format!("{conn_id}0"),
-        if upper == conn_id { "X" } else { &upper },
-        &"9".repeat(100_000),
+    // Whatever the one that is gone has left, one of these takes it.
+    let mut heirs = Vec::new();
+    for _ in 0..4 {
+        let mut heir = Raw::phone(&relay, "id").await;
+        meet(&mut binary, &mut heir).await;
+        heirs.push(heir);
+    }
+    let mut nobodies = vec![
+        "nobody".to_owned(),
+        "00000000000000000000000000000000".to_owned(),
+        stranger_id.clone(),
+        gone_id,
+        conn_id[1..].to_owned(),
+        format!("{conn_id}0"),
+        conn_id.to_uppercase(),
+        "9".repeat(100_000),
     ];
-    for (number, nobody) in nobodies.into_iter().enumerate() {
+    for at in 0..conn_id.len() {
+        let wrong = if conn_id[at..].starts_with('0') { "1" } else { "0" };
+        nobodies.push(format!("{}{wrong}{}", &conn_id[..at], &conn_id[at + 1..]));
+    }
+    nobodies.retain(|nobody| *nobody != conn_id);
+    for (number, nobody) in nobodies.iter().enumerate() {
         binary.send(masked(TEXT, envelope(nobody, "\"for nobody\""))).await;
         binary.send(masked(TEXT, close_directive(nobody, 4000))).await;
         assert_next(&mut binary, &mut phone, &conn_id).await;
@@ -547,7 +772,10 @@ async fn an_envelope_to_nobody_is_logged_and_dropped() {
             lines.iter().filter(|line| line.event() == "binary_forwarder_unknown_conn_id").count()
         };
         let soon = common::SOON;
-        common::wait_until(nobody, soon, async || logged() == 2 * (number + 1)).await;
+        wait_until(nobody, soon, async || logged() == 2 * (number + 1)).await;
+    }
+    for heir in &mut heirs {
+        heir.assert_quiet().await;
     }
     // No binary reaches another id's phones.
     assert_next(&mut other, &mut stranger, &stranger_id).await;
@@ -567,8 +795,24 @@ async fn a_wake_request_goes_nowhere_while_push_is_off() {
         assert_next(&mut binary, &mut phone, &conn_id).await;
     }
     binary.assert_quiet().await;
+    let logs = relay.logs();
+    assert!(logs.iter().filter(|line| line.raw.contains("push_wake")).count() <= 3);
     assert!(!relay.stderr().contains("s3cret"));
     assert!(!relay.stderr().contains("bad_envelope"));
+}
+
+#[tokio::test]
+async fn a_wake_request_beside_a_conn_id_is_an_unknown_field() {
+    let relay = Relay::start(&[]).await;
+    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
+    let wake = r#""push_wake":{"platform":"fcm","token":"t"}"#;
+    binary.send(masked(TEXT, format!(r#"{{"conn_id":"{conn_id}",{wake}}}"#))).await;
+    relay.wait_for_log("binary_forwarder_bad_envelope").await;
+    binary
+        .send(masked(TEXT, format!(r#"{{{wake},"conn_id":"{conn_id}","close_code":4000}}"#)))
+        .await;
+    assert_eq!(phone.closed().await.0, 4000);
+    binary.assert_quiet().await;
 }
 
 #[tokio::test]

@@ -47,15 +47,15 @@ pub struct Outbox {
     /// Whole pings and pongs that go at the next frame boundary.
     control: Vec<u8>,
     head_sent: usize,
-    /// HTTP bytes at the front, before any frame.
+    /// HTTP bytes at the front, before any frame; they may reach into the tail.
     http_left: u32,
     /// Bytes that remain of the frame that is half sent; 0 at a boundary.
     frame_left: u32,
     /// What the half-sent frame is charged.
     frame_charge: u32,
     charged: u32,
-    /// The head is with the kernel.
-    in_flight: bool,
+    /// Unsent bytes of the head while it is with the kernel, else 0.
+    in_flight: u32,
     /// Drop everything behind the half-sent frame when the head comes back.
     drop_rest: bool,
 }
@@ -70,13 +70,13 @@ impl Outbox {
     /// Whether nothing is queued and nothing is in flight.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.in_flight && self.head.is_empty() && self.tail.is_empty() && self.control.is_empty()
+        !self.in_flight() && self.head.is_empty() && self.tail.is_empty() && self.control.is_empty()
     }
 
     /// Whether a [`Write`] is out.
     #[must_use]
     pub fn in_flight(&self) -> bool {
-        self.in_flight
+        self.in_flight > 0
     }
 
     /// Queues one frame: `write` appends exactly its `frame_bytes` bytes (header and payload).
@@ -128,7 +128,7 @@ impl Outbox {
     /// Takes what should be written next, if nothing is in flight: the oldest chunk whole, so
     /// that a turn's frames leave in one write.
     pub fn take_write(&mut self) -> Option<Write> {
-        if self.in_flight {
+        if self.in_flight() {
             return None;
         }
         if self.head.is_empty() {
@@ -161,15 +161,15 @@ impl Outbox {
         if self.head.is_empty() {
             return None;
         }
-        self.in_flight = true;
+        self.in_flight = self.head_unsent() as u32;
         Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to })
     }
 
     /// Takes back the buffer of [`Outbox::take_write`], of which the kernel took `taken` bytes.
     /// Returns the charge that is released: frames are released whole, with their last byte.
     pub fn on_written(&mut self, spare: &mut SpareBuffers, buffer: Vec<u8>, taken: usize) -> usize {
-        debug_assert!(self.in_flight, "no write was out");
-        self.in_flight = false;
+        debug_assert!(self.in_flight(), "no write was out");
+        self.in_flight = 0;
         self.head = buffer;
         let mut released = self.advance(taken);
         if self.drop_rest {
@@ -192,11 +192,9 @@ impl Outbox {
     pub fn drop_pending(&mut self) -> usize {
         let mut released = 0;
         for_each_frame(&std::mem::take(&mut self.control), |_, charge| released += charge);
-        for chunk in std::mem::take(&mut self.tail) {
-            for_each_frame(&chunk, |_, charge| released += charge);
-        }
+        released += self.drop_tail();
         self.discharge(released);
-        if self.in_flight {
+        if self.in_flight() {
             self.drop_rest = true;
         } else {
             released += self.drop_behind_begun();
@@ -215,11 +213,40 @@ impl Outbox {
         if self.http_left > 0 { self.http_left as usize } else { self.frame_left as usize }
     }
 
+    /// Bytes of the head that the kernel has not taken, as far as is known.
+    fn head_unsent(&self) -> usize {
+        if self.in_flight() { self.in_flight as usize } else { self.head.len() - self.head_sent }
+    }
+
+    /// Drops the frames behind the head, but not HTTP bytes, which may be there too: an answer
+    /// that came while an earlier one was in flight. Returns the charge of what is dropped, which
+    /// is still to be discharged.
+    fn drop_tail(&mut self) -> usize {
+        let mut http = (self.http_left as usize).saturating_sub(self.head_unsent());
+        let mut released = 0;
+        self.tail.retain_mut(|chunk| {
+            let keep = http.min(chunk.len());
+            http -= keep;
+            let frames = chunk.get(keep..).unwrap_or_default();
+            for_each_frame(frames, |_, charge| released += charge);
+            chunk.truncate(keep);
+            keep > 0
+        });
+        if self.tail.is_empty() {
+            self.tail = VecDeque::new();
+        }
+        released
+    }
+
     fn drop_behind_begun(&mut self) -> usize {
         let keep = (self.head_sent + self.begun_bytes()).min(self.head.len());
         let mut released = 0;
         for_each_frame(self.head.get(keep..).unwrap_or_default(), |_, charge| released += charge);
         self.head.truncate(keep);
+        if keep == self.head_sent {
+            self.head.clear();
+            self.head_sent = 0;
+        }
         self.discharge(released);
         released
     }
@@ -254,7 +281,7 @@ impl Outbox {
     /// The chunk that takes the next `bytes` bytes.
     fn chunk_for(&mut self, spare: &mut SpareBuffers, bytes: usize) -> &mut Vec<u8> {
         let fits = |chunk: &Vec<u8>| chunk.is_empty() || chunk.len() + bytes <= CHUNK_BYTES;
-        let into_head = !self.in_flight && self.tail.is_empty() && fits(&self.head);
+        let into_head = !self.in_flight() && self.tail.is_empty() && fits(&self.head);
         if !into_head && !self.tail.back().is_some_and(fits) {
             self.tail.push_back(Vec::new());
         }

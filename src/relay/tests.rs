@@ -531,3 +531,24 @@ fn a_ping_amid_the_fragments_of_a_message_does_not_give_it_more_time() {
     world.pass(half + 10);
     assert_eq!(world.cut, [phone]);
 }
+
+#[test]
+fn a_101_behind_an_answer_that_the_kernel_still_has_is_not_dropped() {
+    let mut world = World::new();
+    let binary = world.binary("id");
+    let phone = world.connect();
+    world.appetite.insert(phone, 0);
+    world.bytes(phone, b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
+    let write = world.relay.begin_write(world.now, phone).unwrap();
+    let health = write.buffer.clone();
+    let no_json = masked(1, b"no JSON");
+    world.bytes(phone, &[head("/v1/client", "id").as_bytes(), &no_json].concat());
+    world.relay.on_written(world.now, phone, write.buffer, Some(health.len()));
+    world.feed(phone);
+    let received = world.received.get_mut(&phone).unwrap();
+    let end = received.windows(4).position(|four| four == b"\r\n\r\n").expect("a 101") + 4;
+    let answer = String::from_utf8(received.drain(..end).collect()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert_eq!(world.closed(phone), pair(1000, ""));
+    assert_eq!(world.texts(binary).len(), 1, "the close notice");
+}

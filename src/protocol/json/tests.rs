@@ -30,6 +30,10 @@ fn assert_agrees(text: &[u8]) {
     }
     if let Ok(text) = std::str::from_utf8(text) {
         assert_eq!(validate_str(text).map(str::as_bytes), validate(text.as_bytes()));
+        if let Some(mut members) = Members::of(text) {
+            let walks = members.all(|member| member.is_ok());
+            assert_eq!(walks, is_json(text.as_bytes()), "walked: {}", text.escape_debug());
+        }
     }
 }
 
@@ -188,6 +192,12 @@ fn the_corner_cases_of_the_grammar() {
         "{\"a\":1",
         "{\"a\":1,}",
         "{,}",
+        "{,\"a\":1}",
+        "{\"a\":1,,\"b\":1}",
+        "{\"a\":1}}",
+        "{\"a\":1}{",
+        "{}1",
+        "{\"a\":1 ",
         "{1:1}",
         "{a:1}",
         "{\"a\" 1}",
@@ -210,6 +220,125 @@ fn the_corner_cases_of_the_grammar() {
         "{ }",
     ] {
         assert_agrees(text.as_bytes());
+    }
+}
+
+/// How deep the brackets of a text without strings nest.
+fn depth_of(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Which bracket is open is known at every depth, also after siblings have come and gone.
+    #[test]
+    fn it_agrees_on_deep_mixtures_of_arrays_and_objects(
+        levels in prop::collection::vec((any::<bool>(), 0..12u8), 0..MAX_DEPTH + 3),
+        wrong in prop::option::weighted(0.5, any::<prop::sample::Index>()),
+    ) {
+        let (mut before, mut after) = (String::new(), Vec::new());
+        for (is_object, sibling) in &levels {
+            before.push_str(if *is_object { "{\"\":" } else { "[" });
+            after.push(if *is_object { b'}' } else { b']' });
+            if *sibling == 0 {
+                before.push_str(if *is_object { "[{}],\"\":" } else { "[{}]," });
+            } else if *sibling == 1 {
+                let sibling = if *is_object { r#","":[]"# } else { ",{}" };
+                after.extend(sibling.bytes().rev());
+            }
+        }
+        let closing: Vec<usize> =
+            (0..after.len()).filter(|at| matches!(after[*at], b']' | b'}')).collect();
+        if let Some(place) = wrong && !closing.is_empty() {
+            let at = closing[place.index(closing.len())];
+            after[at] = if after[at] == b']' { b'}' } else { b']' };
+        }
+        after.reverse();
+        let text = format!("{before}0{}", String::from_utf8(after).unwrap());
+        let depth = depth_of(&text);
+        match validate_str(&text) {
+            Ok(value) => {
+                prop_assert_eq!(value, &*text);
+                prop_assert!(is_json(text.as_bytes()) && depth <= MAX_DEPTH, "{}", depth);
+            }
+            Err(JsonError::TooDeep { at }) => {
+                prop_assert!(depth > MAX_DEPTH);
+                prop_assert_eq!(depth_of(text.get(..=at).unwrap()), MAX_DEPTH + 1);
+            }
+            Err(_) => prop_assert!(!is_json(text.as_bytes())),
+        }
+    }
+}
+
+#[test]
+fn an_error_tells_where_and_what() {
+    let unexpected = |at| JsonError::Unexpected { at };
+    for (text, error) in [
+        ("", JsonError::Truncated),
+        (" \n", JsonError::Truncated),
+        ("[1,", JsonError::Truncated),
+        ("\"\\u00", JsonError::Truncated),
+        ("tru", unexpected(0)),
+        ("-", JsonError::Truncated),
+        ("-x", unexpected(1)),
+        ("[1,]", unexpected(3)),
+        ("01", unexpected(1)),
+        (" 1 2", unexpected(3)),
+        ("{\"a\":1,}", unexpected(7)),
+        ("\"ab\u{1}\"", unexpected(3)),
+        ("\"\\u00g0\"", unexpected(5)),
+        ("\u{feff}1", unexpected(0)),
+    ] {
+        assert_eq!(validate_str(text), Err(error), "{text:?}");
+    }
+    assert_eq!(validate(b"\"\xff\""), Err(JsonError::NotUtf8));
+    let deep = format!(" {}", "[".repeat(MAX_DEPTH + 1));
+    assert_eq!(validate_str(&deep), Err(JsonError::TooDeep { at: MAX_DEPTH + 1 }));
+}
+
+#[test]
+fn what_a_parser_would_not_keep_is_kept() {
+    for text in [
+        "1e400",
+        "-0",
+        "1E+0400",
+        "123456789012345678901234567890.0",
+        "{\"a\":1,\"a\":2}",
+        "{\"b\":1,\"a\":2}",
+        "\"\\u00E9\\/\"",
+        "\"\\ud800\"",
+        "\"\\udc00\\ud800\"",
+        "[ 1\t,\n2 ]",
+        "{ \"a\" : { } }",
+    ] {
+        assert_eq!(validate_str(text), Ok(text));
+        assert_eq!(validate_str(&format!(" \t\r\n{text}\n\r\t ")), Ok(text));
+    }
+}
+
+#[test]
+fn a_lone_surrogate_becomes_a_replacement_character() {
+    for (content, text) in [
+        (r"\ud800", "\u{fffd}"),
+        (r"a\udc00\ud800b", "a\u{fffd}\u{fffd}b"),
+        (r"\ud83d\ude00", "\u{1f600}"),
+        (r"\uD83D\uDE00\ud83d", "\u{1f600}\u{fffd}"),
+        (r"\ud83d\n\ude00", "\u{fffd}\n\u{fffd}"),
+        (r"\u0000\u007f", "\0\u{7f}"),
+        (r#"\"\\\/\b\f\n\r\t"#, "\"\\/\u{8}\u{c}\n\r\t"),
+        (r"\\u0061", r"\u0061"),
+    ] {
+        assert_eq!(unescape(content), text, "{content}");
     }
 }
 

@@ -6,20 +6,246 @@ use std::collections::VecDeque;
 
 #[derive(Debug, Clone)]
 enum Step {
+    /// Only before the first frame.
+    Http(usize),
     Text(usize),
-    Control(usize),
+    Ping(usize),
+    Pong(usize),
+    Take,
     /// The kernel takes this share of a write, in percent; 0 for nothing.
-    Write(usize),
+    Written(usize),
     DropPending,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => prop_oneof![0..300usize, 60_000..70_000usize].prop_map(Step::Text),
-        2 => (0..=125usize).prop_map(Step::Control),
-        6 => (0..=100usize).prop_map(Step::Write),
+        6 => prop_oneof![9 => 0..300usize, 1 => 60_000..70_000usize].prop_map(Step::Text),
+        1 => (0..=125usize).prop_map(Step::Ping),
+        3 => (0..=125usize).prop_map(Step::Pong),
+        6 => Just(Step::Take),
+        6 => prop_oneof![1 => Just(100), 2 => 0..=100usize].prop_map(Step::Written),
         1 => Just(Step::DropPending),
     ]
+}
+
+/// Answers first, then everything else, as on a connection; a take or two may come between.
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let http = prop_oneof![
+        2 => (1..400usize).prop_map(Step::Http),
+        1 => Just(Step::Take),
+        1 => (0..=100usize).prop_map(Step::Written),
+    ];
+    (prop::collection::vec(http, 0..6), prop::collection::vec(step(), 0..60))
+        .prop_map(|(http, rest)| [http, rest].concat())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Http,
+    Text,
+    Control,
+}
+
+struct Item {
+    kind: Kind,
+    bytes: Vec<u8>,
+    /// Leaves only if the kernel has begun to take it.
+    doomed: bool,
+}
+
+impl Item {
+    fn new(kind: Kind, bytes: Vec<u8>) -> Self {
+        Self { kind, bytes, doomed: false }
+    }
+
+    fn charge(&self) -> usize {
+        match self.kind {
+            Kind::Http => self.bytes.len(),
+            _ => charge_of(frames::frame_extent(&self.bytes).unwrap().1),
+        }
+    }
+}
+
+/// The outbox as a list: what leaves, in which order, and what may overtake what.
+#[derive(Default)]
+struct Model {
+    queue: VecDeque<Item>,
+    /// Bytes of the first item that are gone.
+    sent: usize,
+    control: Vec<Item>,
+    in_flight: bool,
+}
+
+impl Model {
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.control.is_empty() && !self.in_flight
+    }
+
+    /// The charge of all that is queued, and of that part of it which is sure to leave.
+    fn charges(&self) -> (usize, usize) {
+        let gone = match self.queue.front() {
+            Some(Item { kind: Kind::Http, .. }) => self.sent,
+            _ => 0,
+        };
+        let charge_of_all = |wanted: fn(&&Item) -> bool| {
+            self.queue.iter().chain(&self.control).filter(wanted).map(Item::charge).sum::<usize>()
+        };
+        (charge_of_all(|_| true) - gone, charge_of_all(|item| !item.doomed) - gone)
+    }
+
+    /// Returns the charge of the pongs that this one replaces.
+    fn push_control(&mut self, frame: Vec<u8>) -> usize {
+        let mut replaced = 0;
+        let waiting: usize = self.control.iter().map(|item| item.bytes.len()).sum();
+        if waiting + frame.len() > CONTROL_BYTES {
+            let pongs = self.control.iter().filter(|item| !is_ping(&item.bytes));
+            replaced = pongs.map(Item::charge).sum();
+            self.control.retain(|item| is_ping(&item.bytes));
+        }
+        self.control.push(Item::new(Kind::Control, frame));
+        replaced
+    }
+
+    /// What may leave now, in this order; a write takes a part of it from the front.
+    fn take(&mut self) -> Vec<u8> {
+        let begun = self.sent > 0 || self.queue.front().is_some_and(|i| i.kind == Kind::Http);
+        if begun && !self.control.is_empty() {
+            // Up to the place where pings and pongs go in.
+            let http = self.queue.iter().take_while(|item| item.kind == Kind::Http).count();
+            return self.bytes_of(http.max(1));
+        }
+        if !begun {
+            let leading = self.queue.iter().take_while(|i| i.kind == Kind::Control).count();
+            let rest = self.queue.split_off(leading);
+            self.queue.extend(self.control.drain(..).chain(rest));
+        }
+        self.bytes_of(self.queue.len())
+    }
+
+    fn bytes_of(&self, items: usize) -> Vec<u8> {
+        let all = self.queue.iter().take(items).flat_map(|item| &item.bytes);
+        all.skip(self.sent).copied().collect()
+    }
+
+    fn written(&mut self, taken: usize) {
+        self.in_flight = false;
+        self.sent += taken;
+        while let Some(first) = self.queue.front()
+            && self.sent >= first.bytes.len()
+        {
+            self.sent -= first.bytes.len();
+            self.queue.pop_front();
+        }
+        self.drop_doomed();
+    }
+
+    fn drop_pending(&mut self) {
+        self.control.clear();
+        for item in self.queue.iter_mut().filter(|item| item.kind != Kind::Http) {
+            item.doomed = true;
+        }
+        if !self.in_flight {
+            self.drop_doomed();
+        }
+    }
+
+    fn drop_doomed(&mut self) {
+        let mut begun = self.sent > 0;
+        self.queue.retain_mut(|item| {
+            if std::mem::take(&mut begun) {
+                item.doomed = false;
+            }
+            !item.doomed
+        });
+    }
+}
+
+/// The outbox beside its model; what is charged and released is counted.
+#[derive(Default)]
+struct Pair {
+    outbox: Outbox,
+    spare: SpareBuffers,
+    model: Model,
+    out: Option<Write>,
+    charged: usize,
+    framed: bool,
+    number: u8,
+}
+
+impl Pair {
+    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        self.number = self.number.wrapping_add(1);
+        let number = self.number;
+        match *step {
+            Step::Http(bytes) => {
+                prop_assert!(!self.framed);
+                let answer = Item::new(Kind::Http, vec![b'a' + number % 26; bytes]);
+                self.outbox.push_http(&mut self.spare, &answer.bytes);
+                self.charged += bytes;
+                self.model.queue.push_back(answer);
+            }
+            Step::Text(bytes) => self.push_text(text(number, bytes), bytes),
+            Step::Ping(bytes) => self.push_control(ping(number, bytes), bytes)?,
+            Step::Pong(bytes) => self.push_control(pong(number, bytes), bytes)?,
+            Step::Take => self.take()?,
+            Step::Written(percent) => self.written(percent),
+            Step::DropPending => {
+                self.charged -= self.outbox.drop_pending();
+                self.model.drop_pending();
+            }
+        }
+        self.check()
+    }
+
+    fn push_text(&mut self, frame: Vec<u8>, payload_bytes: usize) {
+        let length = frame.len();
+        self.outbox.push_frame(&mut self.spare, length, payload_bytes, |out| out.extend(&frame));
+        self.charged += charge_of(payload_bytes);
+        self.framed = true;
+        self.model.queue.push_back(Item::new(Kind::Text, frame));
+    }
+
+    fn push_control(&mut self, frame: Vec<u8>, payload: usize) -> Result<(), TestCaseError> {
+        let released = self.outbox.push_control(&frame);
+        self.framed = true;
+        self.charged = self.charged + charge_of(payload) - released;
+        prop_assert_eq!(self.model.push_control(frame), released);
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<(), TestCaseError> {
+        let write = self.outbox.take_write();
+        if self.model.in_flight {
+            prop_assert!(write.is_none(), "one write at a time");
+            return Ok(());
+        }
+        let allowed = self.model.take();
+        prop_assert_eq!(write.is_some(), !allowed.is_empty());
+        if let Some(Write { buffer, from, to }) = &write {
+            prop_assert!(from < to && *to <= buffer.len());
+            prop_assert!(allowed.starts_with(&buffer[*from..*to]), "not what comes next");
+            self.model.in_flight = true;
+            self.out = write;
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, percent: usize) {
+        let Some(Write { buffer, from, to }) = self.out.take() else { return };
+        let taken = (to - from) * percent / 100;
+        self.charged -= self.outbox.on_written(&mut self.spare, buffer, taken);
+        self.model.written(taken);
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let charged = self.outbox.charged();
+        prop_assert_eq!(charged, self.charged, "charges less releases");
+        let (all, staying) = self.model.charges();
+        prop_assert!((staying..=all).contains(&charged), "{staying} <= {charged} <= {all}");
+        prop_assert_eq!(self.outbox.in_flight(), self.model.in_flight);
+        prop_assert_eq!(self.outbox.is_empty(), self.model.is_empty());
+        Ok(())
+    }
 }
 
 fn text(number: u8, payload_bytes: usize) -> Vec<u8> {
@@ -35,6 +261,12 @@ fn ping(number: u8, payload_bytes: usize) -> Vec<u8> {
     frame
 }
 
+fn pong(number: u8, payload_bytes: usize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frames::push_pong(&mut frame, &vec![number; payload_bytes]);
+    frame
+}
+
 /// The whole frames at the start of `wire`.
 fn frames_of(mut wire: &[u8]) -> Vec<&[u8]> {
     let mut found = Vec::new();
@@ -47,80 +279,74 @@ fn frames_of(mut wire: &[u8]) -> Vec<&[u8]> {
 }
 
 proptest! {
-    /// What leaves is whole frames, messages in order, each once; what is charged is what waits.
+    /// Whole frames leave, messages in order and each once; pings and pongs overtake at the next
+    /// boundary; what was dropped does not leave; what is charged is what waits.
     #[test]
-    fn it_is_a_queue_of_whole_frames(steps in prop::collection::vec(step(), 0..60)) {
-        let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
-        let mut wire: Vec<u8> = Vec::new();
-        let (mut texts, mut pings) = (VecDeque::new(), VecDeque::new());
-        let mut out: Option<Write> = None;
-        let (mut charged, mut number) = (0usize, 0u8);
-        for step in steps {
-            number = number.wrapping_add(1);
-            match step {
-                Step::Text(bytes) => {
-                    let frame = text(number, bytes);
-                    outbox.push_frame(&mut spare, frame.len(), bytes, |buffer| buffer.extend(&frame));
-                    charged += charge_of(bytes);
-                    texts.push_back(frame);
-                }
-                Step::Control(bytes) => {
-                    let frame = ping(number, bytes);
-                    let released = outbox.push_control(&frame);
-                    prop_assert_eq!(released, 0, "pings are never replaced");
-                    charged += charge_of(bytes);
-                    pings.push_back(frame);
-                }
-                Step::Write(percent) => {
-                    if out.is_none() {
-                        out = outbox.take_write();
-                        prop_assert!(outbox.take_write().is_none(), "one write at a time");
-                    }
-                    if let Some(Write { buffer, from, to }) = out.take() {
-                        prop_assert!(from < to && to <= buffer.len());
-                        let taken = (to - from) * percent / 100;
-                        wire.extend(&buffer[from..from + taken]);
-                        charged -= outbox.on_written(&mut spare, buffer, taken);
-                    }
-                }
-                Step::DropPending => {
-                    charged -= outbox.drop_pending();
-                    return check_rest(outbox, charged);
-                }
-            }
-            prop_assert_eq!(outbox.charged(), charged);
+    fn it_does_what_a_plain_list_would(steps in steps(), end_it in any::<bool>()) {
+        let mut pair = Pair::default();
+        for step in &steps {
+            pair.step(step)?;
         }
-        while let Some(Write { buffer, from, to }) = outbox.take_write() {
-            wire.extend(&buffer[from..to]);
-            charged -= outbox.on_written(&mut spare, buffer, to - from);
+        if end_it {
+            prop_assert_eq!(pair.outbox.clear(), pair.charged);
+            prop_assert!(pair.outbox.is_empty() && pair.outbox.charged() == 0);
+            return Ok(());
         }
-        prop_assert!(outbox.is_empty());
-        prop_assert_eq!((outbox.charged(), charged), (0, 0));
-        let frames = frames_of(&wire);
-        prop_assert_eq!(frames.iter().map(|frame| frame.len()).sum::<usize>(), wire.len(), "a torn frame");
-        for frame in frames {
-            let expected = if is_ping(frame) { pings.pop_front() } else { texts.pop_front() };
-            prop_assert_eq!(Some(frame), expected.as_deref());
+        while !pair.outbox.is_empty() {
+            pair.step(&Step::Take)?;
+            pair.step(&Step::Written(100))?;
         }
-        prop_assert!(texts.is_empty() && pings.is_empty(), "lost");
+        prop_assert_eq!(pair.charged, 0);
     }
 }
 
-/// After what waited was dropped: at most the half-sent frame is left, and then what comes next.
-fn check_rest(mut outbox: Outbox, mut charged: usize) -> Result<(), TestCaseError> {
-    let mut spare = SpareBuffers::default();
-    prop_assert_eq!(outbox.charged(), charged);
-    let last = text(255, 9);
-    outbox.push_frame(&mut spare, last.len(), 9, |buffer| buffer.extend(&last));
-    charged += charge_of(9);
-    let mut wire = Vec::new();
-    while let Some(Write { buffer, from, to }) = outbox.take_write() {
-        wire.extend(&buffer[from..to]);
-        charged -= outbox.on_written(&mut spare, buffer, to - from);
+#[test]
+fn a_ping_goes_ahead_of_what_waits_but_not_into_a_frame() {
+    let frames = [text(1, 100), text(2, 100)];
+    for taken in 0..=frames.concat().len() {
+        let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
+        for frame in &frames {
+            outbox.push_frame(&mut spare, frame.len(), 100, |buffer| buffer.extend(frame));
+        }
+        let write = outbox.take_write().unwrap();
+        let mut wire = write.buffer[..taken].to_vec();
+        outbox.push_control(&ping(9, 3));
+        outbox.on_written(&mut spare, write.buffer, taken);
+        while let Some(write) = outbox.take_write() {
+            wire.extend(&write.buffer[write.from..write.to]);
+            outbox.on_written(&mut spare, write.buffer, write.to - write.from);
+        }
+        let whole = taken.div_ceil(frames[0].len());
+        let expected = [frames[..whole].concat(), ping(9, 3), frames[whole..].concat()];
+        assert_eq!(wire, expected.concat(), "{taken}");
     }
-    prop_assert!(wire.ends_with(&last));
-    prop_assert_eq!((outbox.charged(), charged), (0, 0));
-    Ok(())
+}
+
+#[test]
+fn what_one_turn_queues_leaves_in_one_write() {
+    let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
+    let frames: Vec<_> = (0..100).map(|number| text(number, 200)).collect();
+    for frame in &frames {
+        outbox.push_frame(&mut spare, frame.len(), 200, |buffer| buffer.extend(frame));
+    }
+    let write = outbox.take_write().unwrap();
+    assert_eq!(write.buffer[write.from..write.to], frames.concat());
+}
+
+#[test]
+fn a_frame_is_charged_until_its_last_byte_is_taken() {
+    let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
+    let frame = text(1, 1000);
+    outbox.push_frame(&mut spare, frame.len(), 1000, |buffer| buffer.extend(&frame));
+    assert_eq!(outbox.charged(), 1064);
+    for sent in 1..frame.len() {
+        let write = outbox.take_write().unwrap();
+        assert_eq!(outbox.on_written(&mut spare, write.buffer, 1), 0, "{sent}");
+        assert_eq!(outbox.charged(), 1064);
+    }
+    let write = outbox.take_write().unwrap();
+    assert_eq!(outbox.on_written(&mut spare, write.buffer, 1), 1064);
+    assert!(outbox.is_empty());
 }
 
 #[test]
@@ -153,10 +379,8 @@ fn too_many_pongs_are_replaced_by_the_newest_and_pings_stay() {
     let mut charged = charge_of(1);
     outbox.push_control(&ping(1, 1));
     for number in 0..100u8 {
-        let mut pong = Vec::new();
-        frames::push_pong(&mut pong, &[number; 100]);
         charged += charge_of(100);
-        charged -= outbox.push_control(&pong);
+        charged -= outbox.push_control(&pong(number, 100));
         assert!(charged < 2 * (CONTROL_BYTES + 12 * FRAME_OVERHEAD_BYTES));
     }
     assert_eq!(outbox.charged(), charged);
