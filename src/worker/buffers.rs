@@ -6,7 +6,8 @@
 
 use super::ring::{self, Operation};
 
-const BLOCK: u16 = 32;
+/// Buffers that are given back to the kernel together.
+pub const BLOCK: u16 = 32;
 
 /// Buffers of one size.
 pub struct BufferGroup {

@@ -40,7 +40,7 @@ const SMALL_BLOCKS: u16 = 16;
 /// in one turn, those left over would try in vain again and again.
 const LARGE: u16 = 1;
 const LARGE_BYTES: u32 = 64 * 1024;
-const LARGE_BLOCKS: u16 = 4;
+const MAX_LARGE_BLOCKS: u64 = 4;
 
 /// Connections accepted in one turn, so that a storm does not starve the connections there are.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -159,6 +159,7 @@ struct Worker {
 impl Worker {
     fn new(start: Start) -> Self {
         let Start { settings, listener, mailbox, mailboxes, epoch, .. } = start;
+        let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let mut provides = Vec::new();
         let accept = ring::acceptable(&listener);
         Self {
@@ -168,7 +169,7 @@ impl Worker {
             accept: Some(accept),
             accept_rests_until: None,
             small: BufferGroup::new(SMALL, SMALL_BYTES, SMALL_BLOCKS, &mut provides),
-            large: BufferGroup::new(LARGE, LARGE_BYTES, LARGE_BLOCKS, &mut provides),
+            large: BufferGroup::new(LARGE, LARGE_BYTES, large_blocks, &mut provides),
             provides,
             starved: Vec::new(),
             mailbox,
@@ -491,6 +492,13 @@ impl Worker {
             self.relay.release(key);
         }
     }
+}
+
+/// Large buffers take a thirty-second of the memory budget, beside it; or one block, if that is
+/// more.
+fn large_blocks(budget_bytes: u64, workers: u64) -> u16 {
+    let block_bytes = u64::from(LARGE_BYTES) * u64::from(buffers::BLOCK);
+    (budget_bytes / 32 / workers.max(1) / block_bytes).clamp(1, MAX_LARGE_BLOCKS) as u16
 }
 
 /// Whether accepting failed because something has run out that others may give back.
