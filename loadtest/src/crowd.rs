@@ -312,7 +312,9 @@ impl Load for Crowd {
     }
 
     fn on_ended(&mut self, net: &mut Net, _: Handle, tag: Tag, ended: Ended) {
-        let own_end = matches!(&ended, Ended::Close { code: Some(1000), .. } | Ended::Cut(_));
+        // It dials again at once, maybe before the relay has seen that its last connection is gone.
+        let own_end =
+            matches!(&ended, Ended::Close { code: Some(1000 | 4429), .. } | Ended::Cut(_));
         match (self.spec.play, tag) {
             (Play::Churn { .. }, Tag::Phone(phone)) if own_end => self.redial(net, phone),
             _ => fault(&format!("{tag:?} of this run was {ended}")),

@@ -21,6 +21,7 @@ use io_uring::cqueue;
 use ring::{Operation, Token};
 use rustix::thread::CpuSet;
 use socket2::Socket;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
@@ -41,6 +42,9 @@ const SMALL_BLOCKS: u16 = 16;
 const LARGE: u16 = 1;
 const LARGE_BYTES: u32 = 64 * 1024;
 const MAX_LARGE_BLOCKS: u64 = 4;
+
+/// Receives that found no buffer and are tried again in one turn: about as many as will find one.
+const STARVED_PER_TURN: usize = SMALL_BLOCKS as usize * buffers::BLOCK as usize / 2;
 
 /// Connections accepted in one turn, so that a storm does not starve the connections there are.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -143,8 +147,8 @@ struct Worker {
     small: BufferGroup,
     large: BufferGroup,
     provides: Vec<Operation<()>>,
-    /// Connections whose receive found no free buffer.
-    starved: Vec<Key>,
+    /// Connections whose receive found no free buffer, the longest waiting first.
+    starved: VecDeque<Key>,
     mailbox: UnboundedReceiver<Mail>,
     mailboxes: Vec<UnboundedSender<Mail>>,
     epoch: Instant,
@@ -171,7 +175,7 @@ impl Worker {
             small: BufferGroup::new(SMALL, SMALL_BYTES, SMALL_BLOCKS, &mut provides),
             large: BufferGroup::new(LARGE, LARGE_BYTES, large_blocks, &mut provides),
             provides,
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             mailbox,
             mailboxes,
             epoch,
@@ -209,8 +213,13 @@ impl Worker {
             self.accept_all(now);
         }
         self.carry_out(now);
-        for key in std::mem::take(&mut self.starved) {
-            self.receive(key);
+        for _ in 0..STARVED_PER_TURN.min(self.starved.len()) {
+            if let Some(key) = self.starved.pop_front() {
+                self.receive(key);
+            }
+        }
+        if !self.starved.is_empty() {
+            cx.waker().wake_by_ref();
         }
         if self.shutting_down && self.relay.connections() == 0 {
             return Poll::Ready(());
@@ -285,7 +294,7 @@ impl Worker {
             link.large = false;
             return self.receive(key);
         }
-        self.starved.push(key);
+        self.starved.push_back(key);
     }
 
     /// Starts a receive, if the core wants one and none is under way.
