@@ -168,6 +168,7 @@ fn explain_no_ring(error: &io::Error) -> String {
              or, in a container, allow io_uring_setup, io_uring_enter and io_uring_register \
              in its seccomp profile"
         }
+        Some(libc::EINVAL) => "this kernel's io_uring is too old; use Linux 6.0 or later",
         Some(libc::ENOMEM) => "raise the limit on locked memory (ulimit -l)",
         _ => "see io_uring_setup(2)",
     };
