@@ -2,6 +2,7 @@
 
 use pyrycode_relay::config::{Config, Exit};
 use pyrycode_relay::{control, telemetry};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -13,17 +14,14 @@ fn main() -> ExitCode {
         let _log = telemetry::init(config.log_format, config.log_level);
         control::run(&config)
     });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Exit { code, message, to_stdout: true }) => {
-            println!("{message}");
-            ExitCode::from(code)
-        }
-        Err(Exit { code, message, to_stdout: false }) => {
-            eprintln!("{message}");
-            ExitCode::from(code)
-        }
-    }
+    let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };
+    // Nobody may be there to read it; the exit code is told all the same.
+    let _ = if to_stdout {
+        writeln!(std::io::stdout(), "{message}")
+    } else {
+        writeln!(std::io::stderr(), "{message}")
+    };
+    ExitCode::from(code)
 }
 
 /// A worker that panicked would leave its server-ids unserved while the others go on. Better the

@@ -6,7 +6,7 @@ use crate::metrics::Metrics;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
 use crate::worker::{self, Mail, Start, listener, ring};
-use std::io;
+use std::io::{self, Write as _};
 use std::time::Instant;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -121,12 +121,16 @@ fn worker_failed(end: End) -> Exit {
     failure(why)
 }
 
-/// The embedded default says what it is and how to try it out.
+/// The embedded default says what it is and how to try it out: on standard output, because
+/// standard error holds the log, where every line is an event.
 fn print_trial(address: std::net::SocketAddr) {
-    eprintln!("pyrycode-relay: no flag given, so plain WebSocket on {address} for trying it out:");
-    for command in crate::config::trial_commands(address) {
-        eprintln!("  {command}");
-    }
+    let [binary, phone] = crate::config::trial_commands(address);
+    // Nobody may be there to read it, and that is no reason not to run.
+    let _ = writeln!(
+        io::stdout(),
+        "pyrycode-relay: no listening flag, so plain WebSocket on {address} for trying it out:\n  \
+         {binary}\n  {phone}"
+    );
 }
 
 /// Each connection needs a descriptor, so take all that we may (PROTOCOL.md, chapter 6).
