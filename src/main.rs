@@ -15,12 +15,14 @@ fn main() -> ExitCode {
         control::run(&config)
     });
     let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };
-    // Nobody may be there to read it; the exit code is told all the same.
-    let _ = if to_stdout {
-        writeln!(std::io::stdout(), "{message}")
-    } else {
-        writeln!(std::io::stderr(), "{message}")
-    };
+    telemetry::with_patience(move || {
+        // Nobody may be there to read it; the exit code is told all the same.
+        let _ = if to_stdout {
+            writeln!(std::io::stdout(), "{message}")
+        } else {
+            writeln!(std::io::stderr(), "{message}")
+        };
+    });
     ExitCode::from(code)
 }
 
@@ -29,6 +31,11 @@ fn main() -> ExitCode {
 fn die_of_panics() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // Standard error may be stuck, and that must not keep the process alive.
+        std::thread::spawn(|| {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            std::process::abort();
+        });
         report(panic);
         std::process::abort();
     }));
