@@ -514,6 +514,7 @@ async fn ordinary_clients_see_an_ordinary_close() {
     let (one, two) = tokio::join!(binary.recv_close(), phone.recv_close());
     assert_eq!((one.0, one.1.as_str()), SHUTTING_DOWN);
     assert_eq!((two.0, two.1.as_str()), SHUTTING_DOWN);
+    drop((binary, phone));
     assert_code(&relay.wait_exit(SOON).await, 0, "SIGTERM");
 }
 
@@ -904,6 +905,7 @@ async fn token_user_agent_and_payloads_appear_nowhere() {
         let server = || secret(Request::server("id"));
         let mut turned_away = Raw::connect(&relay).await.upgrade(client()).await;
         assert_eq!(turned_away.closed().await.0, 4404);
+        drop(turned_away);
         let mut binary = Raw::connect(&relay).await.upgrade(server()).await;
         let mut phone = Raw::connect(&relay).await.upgrade(client()).await;
         phone.send(masked(TEXT, "{\"SECRET\":\"SECRET\"}")).await;
@@ -976,6 +978,7 @@ async fn it_runs_without_standard_streams() {
     relay.signal(Signal::Term);
     binary.closed().await;
     phone.closed().await;
+    drop((binary, phone));
     assert_code(&relay.wait_exit(SOON).await, 0, "SIGTERM");
 }
 
@@ -1010,14 +1013,16 @@ async fn a_refusal_that_nobody_can_read_keeps_its_exit_code() {
     }
 }
 
-/// Nobody reads the pipe that both output streams go to: the relay neither stops for it nor
-/// gathers lines without end, and still ends when it is asked to.
+/// Nobody reads the log, and standard output is gone: the relay neither stops for it nor gathers
+/// lines without end, and still ends when it is asked to.
 #[tokio::test]
-async fn an_output_that_nobody_reads_stops_nothing() {
+async fn a_log_that_nobody_reads_stops_nothing() {
     let addr = own_address();
     let (reader, writer) = std::io::pipe().unwrap();
+    let (gone, stdout) = std::io::pipe().unwrap();
+    drop(gone);
     let command = command(&["--insecure-listen", &addr.to_string(), "--workers", "2"]);
-    let process = Process::spawn_with(command, writer.try_clone().unwrap(), writer);
+    let process = Process::spawn_with(command, stdout, writer);
     let mut relay = Relay::accepting(process, addr).await;
     let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
     // Each of these is a line; all of them are many times what the pipe and any queue hold.
@@ -1030,6 +1035,7 @@ async fn an_output_that_nobody_reads_stops_nothing() {
     relay.signal(Signal::Term);
     binary.closed().await;
     phone.closed().await;
+    drop((binary, phone));
     assert_code(&relay.wait_exit(SOON).await, 0, "SIGTERM");
     drop(reader);
 }
