@@ -2,6 +2,7 @@
 
 use pyrycode_relay::config::{Config, Exit};
 use pyrycode_relay::{control, telemetry};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -10,17 +11,16 @@ fn main() -> ExitCode {
         let log = telemetry::init(config.log_format, config.log_level);
         control::run(&config, &log)
     });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Exit { code, message, to_stdout: true }) => {
-            println!("{message}");
-            ExitCode::from(code)
-        }
-        Err(Exit { code, message, to_stdout: false }) => {
-            eprintln!("{message}");
-            ExitCode::from(code)
-        }
-    }
+    let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };
+    telemetry::with_patience(move || {
+        // Nobody may be there to read it; the exit code is told all the same.
+        let _ = if to_stdout {
+            writeln!(std::io::stdout(), "{message}")
+        } else {
+            writeln!(std::io::stderr(), "{message}")
+        };
+    });
+    ExitCode::from(code)
 }
 
 /// A worker that panicked would leave its server-ids unserved while the others go on. Better the
@@ -28,6 +28,11 @@ fn main() -> ExitCode {
 fn die_of_panics() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // Standard error may be stuck, and that must not keep the process alive.
+        std::thread::spawn(|| {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            std::process::abort();
+        });
         report(panic);
         std::process::abort();
     }));

@@ -8,13 +8,15 @@
 use crate::config::LogFormat;
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
-use std::io::BufWriter;
+use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -41,6 +43,10 @@ pub const ALLOWED_KEYS: [&str; 14] = [
 const MAX_VALUE_BYTES: usize = 512;
 /// Lines that may wait for stderr.
 const MAX_WAITING_LINES: usize = 8192;
+/// Lines are written together up to this size.
+const MAX_WRITE_BYTES: usize = 64 * 1024;
+/// How long the end of the process waits for an output stream that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A peer's address as it is logged: IPv4-mapped IPv6 is shown as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,38 +96,110 @@ fn may_write(now: Instant) -> bool {
     may
 }
 
-/// Keeps the log going; when it is dropped, what waits is written.
-pub struct Guard {
-    _worker: WorkerGuard,
-    dropped: ErrorCounter,
-}
+/// Keeps the log going; when it is dropped, what waits is written, unless stderr is stuck.
+pub struct Guard(Queue);
 
 impl Guard {
     /// Lines that were never written, since the start: stderr could not keep up, or a thread wrote
     /// too many.
     #[must_use]
     pub fn lost_lines(&self) -> u64 {
-        self.dropped.dropped_lines() as u64 + THINNED_LINES.load(Ordering::Relaxed)
+        self.0.dropped.load(Ordering::Relaxed) + THINNED_LINES.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let entries = self.0.entries.clone();
+        with_patience(move || {
+            let (done, written) = sync_channel(1);
+            // Both fail only where the log's thread is gone.
+            let _ = entries.send(Entry::Flush(done));
+            let _ = written.recv();
+        });
     }
 }
 
 /// Starts the log of the process. Only the first call has an effect.
 #[must_use]
 pub fn init(format: LogFormat, level: Level) -> Guard {
-    let (writer, worker) = NonBlockingBuilder::default()
-        .buffered_lines_limit(MAX_WAITING_LINES)
-        .lossy(true)
-        .thread_name("log")
-        .finish(BufWriter::new(std::io::stderr()));
-    let dropped = writer.error_counter();
+    let (entries, waiting) = sync_channel(MAX_WAITING_LINES);
+    let queue = Queue { entries, dropped: Arc::default() };
+    // Where no thread can be had, all lines count as dropped.
+    let _ = thread::Builder::new().name("log".to_owned()).spawn(move || write_all(&waiting));
+    let writer = queue.clone();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(writer)
+        .with_writer(move || writer.clone())
         .event_format(Lines(format))
         .finish();
     // Fails only where a log was started before.
     let _ = tracing::subscriber::set_global_default(subscriber);
-    Guard { _worker: worker, dropped }
+    Guard(queue)
+}
+
+/// Does what may wait for a stuck output stream, and gives up waiting for it after a second.
+pub fn with_patience(does: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = sync_channel(1);
+    let spawned = thread::Builder::new().spawn(move || {
+        does();
+        let _ = done.send(());
+    });
+    if spawned.is_ok() {
+        let _ = is_done.recv_timeout(PATIENCE);
+    }
+}
+
+enum Entry {
+    Line(Vec<u8>),
+    /// Everything before this is to be written, then the sender is to be told.
+    Flush(SyncSender<()>),
+}
+
+/// Lines on their way to stderr.
+#[derive(Clone)]
+struct Queue {
+    entries: SyncSender<Entry>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Write for Queue {
+    /// Takes a whole line, and never waits.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.entries.try_send(Entry::Line(line.to_vec())).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The log's own thread. Lines that wait together are written together. What stderr refuses is
+/// lost: there is nowhere to say so.
+fn write_all(entries: &Receiver<Entry>) {
+    let mut lines = Vec::new();
+    while let Ok(first) = entries.recv() {
+        let mut next = Some(first);
+        while let Some(entry) = next {
+            match entry {
+                Entry::Line(line) => lines.extend_from_slice(&line),
+                Entry::Flush(done) => {
+                    write_out(&mut lines);
+                    let _ = done.send(());
+                }
+            }
+            next = if lines.len() < MAX_WRITE_BYTES { entries.try_recv().ok() } else { None };
+        }
+        write_out(&mut lines);
+    }
+}
+
+fn write_out(lines: &mut Vec<u8>) {
+    let _ = io::stderr().write_all(lines);
+    lines.clear();
 }
 
 /// Writes an event as one line.
@@ -269,17 +347,17 @@ fn push_quoted(out: &mut String, value: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
 
-    impl std::io::Write for Sink {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
         }
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -345,7 +423,7 @@ mod tests {
         assert!(text.contains("event=fire"));
         let start = Instant::now();
         while may_write(start) {}
-        assert!(may_write(start + std::time::Duration::from_secs(1)), "it is regained");
+        assert!(may_write(start + Duration::from_secs(1)), "it is regained");
     }
 
     #[test]

@@ -172,7 +172,9 @@ impl Flags {
 }
 
 pub(super) fn command() -> Command {
-    let [binary, phone] = trial_commands(DEFAULT_LISTEN);
+    // In two lines each, which no terminal wraps: what is wrapped cannot be copied.
+    let [binary, phone] =
+        trial_commands(DEFAULT_LISTEN).map(|command| command.replacen(" -H", " \\\n    -H", 1));
     Flags::command()
         // As in Go, what follows a flag is its value, so that `--grace -5s` is told what is wrong.
         .mut_args(|arg| {

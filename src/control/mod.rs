@@ -7,7 +7,7 @@ use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
 use crate::telemetry;
 use crate::worker::{self, Mail, Start, listener, ring};
-use std::io;
+use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -151,12 +151,16 @@ fn worker_failed(end: End) -> Exit {
     failure(why)
 }
 
-/// The embedded default says what it is and how to try it out.
+/// The embedded default says what it is and how to try it out: on standard output, because
+/// standard error holds the log, where every line is an event.
 fn print_trial(address: std::net::SocketAddr) {
-    eprintln!("pyrycode-relay: no flag given, so plain WebSocket on {address} for trying it out:");
-    for command in crate::config::trial_commands(address) {
-        eprintln!("  {command}");
-    }
+    let [binary, phone] = crate::config::trial_commands(address);
+    // Nobody may be there to read it, and that is no reason not to run.
+    let _ = writeln!(
+        io::stdout(),
+        "pyrycode-relay: no listening flag, so plain WebSocket on {address} for trying it out:\n  \
+         {binary}\n  {phone}"
+    );
 }
 
 /// Each connection needs a descriptor, so take all that we may (PROTOCOL.md, chapter 6).
@@ -198,6 +202,7 @@ fn explain_no_ring(error: &io::Error) -> String {
              or, in a container, allow io_uring_setup, io_uring_enter and io_uring_register \
              in its seccomp profile"
         }
+        Some(libc::EINVAL) => "this kernel's io_uring is too old; use Linux 6.0 or later",
         Some(libc::ENOMEM) => "raise the limit on locked memory (ulimit -l)",
         _ => "see io_uring_setup(2)",
     };

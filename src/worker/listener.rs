@@ -2,7 +2,7 @@
 
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 /// Connections that the kernel keeps for us until we accept them, per worker.
@@ -31,7 +31,14 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
     // With SO_REUSEPORT, a second relay would quietly share the port and split the server-ids.
     // A socket without it cannot be bound where anyone listens.
-    let guard = socket(address)?;
+    let (guard, address) = match socket(address) {
+        // This machine has no IPv6: then all interfaces are those of IPv4.
+        Err(error) if is_no_ipv6(&error) && address.ip().is_unspecified() => {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            (socket(address)?, address)
+        }
+        socket => (socket?, address),
+    };
     guard.bind(&address.into())?;
     let address = guard.local_addr()?.as_socket().unwrap_or(address);
     drop(guard);
@@ -49,6 +56,10 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
             Ok(listener)
         })
         .collect()
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {

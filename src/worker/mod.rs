@@ -99,8 +99,8 @@ pub fn run(start: Start) -> io::Result<()> {
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
-    let mut ring = tokio_uring::uring_builder();
-    ring.setup_cqsize(COMPLETION_ENTRIES).setup_coop_taskrun().setup_single_issuer();
+    let mut ring = ring::builder();
+    ring.setup_cqsize(COMPLETION_ENTRIES);
     let mut builder = tokio_uring::builder();
     builder.entries(RING_ENTRIES).uring_builder(&ring);
     let runtime = tokio_uring::Runtime::new(&builder)?;

@@ -171,13 +171,22 @@ pub fn provide(address: *mut u8, size: u32, count: u16, group: u16, first: u16) 
     submit((), entry, Token::Provide)
 }
 
-/// Tries out whether this process may use io_uring at all.
+/// What every ring of the relay is made with.
+pub fn builder() -> io_uring::Builder {
+    let mut builder = tokio_uring::uring_builder();
+    builder.setup_coop_taskrun().setup_single_issuer();
+    builder
+}
+
+/// Tries out whether this process may make rings and use them.
 ///
 /// # Errors
 ///
-/// What the kernel says: `ENOSYS` where it is not built in or a seccomp filter hides it, `EPERM`
-/// where the `kernel.io_uring_disabled` switch or a seccomp filter forbids it, `ENOMEM` where the
-/// limit on locked memory is too low.
+/// What the kernel says: `ENOSYS` where io_uring is not built in or a seccomp filter hides it,
+/// `EPERM` where the `kernel.io_uring_disabled` switch or a seccomp filter forbids it, `EINVAL`
+/// where it is too old for what the relay asks of it, `ENOMEM` where the limit on locked memory is
+/// too low.
 pub fn probe() -> std::io::Result<()> {
-    io_uring::IoUring::new(8).map(drop)
+    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
+    builder().build(8)?.submit().map(drop)
 }

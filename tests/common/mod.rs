@@ -4,6 +4,7 @@
 //! - [`Relay`] and [`Process`]: the relay's binary, its log lines, its end
 //! - [`Peer`] (made by [`Binary`] and [`Phone`]): an ordinary client, not the relay's own codec
 //! - [`Raw`]: bytes, HTTP answers and hand-made frames; it answers nothing by itself
+//! - [`deny`] and its like: what the kernel denies a child
 //!
 //! Every wait has a deadline and ends at an event; [`SOON`] is the deadline of all that must come.
 
@@ -26,6 +27,7 @@ mod log;
 mod peer;
 mod process;
 mod raw;
+mod sandbox;
 
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,7 @@ pub use peer::{
 };
 pub use process::{Exit, Health, Process, Relay, Signal, command, run};
 pub use raw::{End, Raw};
+pub use sandbox::{close_standard_streams, deny, limit_descriptors, own_address};
 
 /// How long a test waits for something that must come.
 pub const SOON: Duration = Duration::from_secs(10);

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
+
 use super::{LogLine, Raw, Request, SOON, wait_until};
 
 #[derive(Debug, Clone, Copy)]
@@ -48,14 +50,23 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn spawn(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_with(command, Stdio::piped(), Stdio::piped())
+    }
+
+    /// As [`Process::spawn`], with these for standard output and error; what is not piped is not
+    /// collected.
+    pub fn spawn_with(
+        mut command: Command,
+        stdout: impl Into<Stdio>,
+        stderr: impl Into<Stdio>,
+    ) -> Self {
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let mut child = command.spawn().expect("the relay's binary starts");
         let (stdout, stderr) = (Arc::default(), Arc::default());
-        let readers = vec![
-            collect_text(child.stdout.take().unwrap(), Arc::clone(&stdout)),
-            collect_lines(child.stderr.take().unwrap(), Arc::clone(&stderr)),
-        ];
+        let mut readers = Vec::new();
+        readers.extend(child.stdout.take().map(|from| collect_text(from, Arc::clone(&stdout))));
+        readers.extend(child.stderr.take().map(|from| collect_lines(from, Arc::clone(&stderr))));
         Self { child, readers, stdout, stderr }
     }
 
@@ -66,6 +77,31 @@ impl Process {
     /// How many descriptors the process has open.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// The CPU time that the process has used.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // The second field, the program's name in parentheses, may hold anything (proc(5)).
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        // Linux counts them for user space in hundredths of a second.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// Of each thread its name and the CPUs that it may run on, as `/proc` shows them.
+    pub fn threads(&self) -> Vec<(String, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status"));
+        tasks
+            // One that has just ended cannot be read any more.
+            .filter_map(|task| status(task.unwrap()).ok())
+            .map(|status| {
+                let value = |key| status.lines().find_map(|line| line.strip_prefix(key));
+                let value = |key| value(key).unwrap().trim().to_owned();
+                (value("Name:"), value("Cpus_allowed_list:"))
+            })
+            .collect()
     }
 
     /// All lines on standard error so far.
@@ -229,6 +265,16 @@ impl Relay {
         })
         .await;
         Self { process, addr: loopback(addr.unwrap()) }
+    }
+
+    /// Waits until `process`, whose log need not tell it, accepts connections at `addr`.
+    pub async fn accepting(mut process: Process, addr: SocketAddr) -> Self {
+        wait_until("the relay accepts connections", SOON, async || {
+            assert!(!process.has_exited(), "the relay ended at start");
+            TcpStream::connect(addr).await.is_ok()
+        })
+        .await;
+        Self { process, addr }
     }
 
     pub fn addr(&self) -> SocketAddr {

@@ -110,6 +110,13 @@ impl Raw {
         self.stream.shutdown().await.unwrap();
     }
 
+    /// The bare socket, to give it to another process.
+    pub fn into_socket(self) -> std::net::TcpStream {
+        let socket = self.stream.into_std().unwrap();
+        socket.set_nonblocking(false).unwrap();
+        socket
+    }
+
     /// Ends the connection with RST, as a killed peer's kernel would.
     pub fn abort(self) {
         let linger = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
