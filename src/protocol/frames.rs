@@ -72,7 +72,7 @@ pub enum FrameError {
     Protocol(&'static str),
     /// A text message, or the reason of a close, is not UTF-8 (RFC 6455, section 8.1).
     InvalidUtf8,
-    /// A message is over [`MAX_MESSAGE_BYTES`].
+    /// A message is over the limit, [`MAX_MESSAGE_BYTES`] for the relay.
     TooBig,
 }
 

@@ -5,14 +5,17 @@
 //! tells the core, and carries out what the core asks for. Writes come last, so that everything a
 //! turn produced for a socket leaves in one send. The next system call submits all of it.
 //!
+//! - [`core`]: what it asks of the core
 //! - [`ring`]: one-shot operations on the runtime's ring
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
 
 pub mod buffers;
+pub mod core;
 pub mod listener;
 pub mod ring;
 
+use self::core::Core;
 use crate::relay::timers::Millis;
 use crate::relay::{Action, HandOver, Key, Relay, Settings};
 use crate::telemetry::{self, Remote};
@@ -95,6 +98,15 @@ pub struct Start {
 ///
 /// The ring or the runtime cannot be made.
 pub fn run(start: Start) -> io::Result<()> {
+    run_core(start, Relay::new)
+}
+
+/// As [`run`], with the core that `make` makes.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_core<C: Core>(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<()> {
     telemetry::set_core(start.settings.worker);
     if let Some(cpu) = start.cpu {
         pin(cpu);
@@ -106,7 +118,7 @@ pub fn run(start: Start) -> io::Result<()> {
     let runtime = tokio_uring::Runtime::new(&builder)?;
     runtime.block_on(async {
         let ready = start.ready.clone();
-        let mut worker = Worker::new(start);
+        let mut worker = Worker::new(start, make);
         // Nobody waits any more only where the process is ending.
         let _ = ready.send(());
         std::future::poll_fn(|cx| worker.turn(cx)).await;
@@ -137,8 +149,8 @@ struct Link {
     cut: bool,
 }
 
-struct Worker {
-    relay: Relay,
+struct Worker<C> {
+    core: C,
     links: Vec<Option<Link>>,
     listener: Option<Socket>,
     accept: Option<Operation<()>>,
@@ -160,14 +172,14 @@ struct Worker {
     actions: Vec<Action>,
 }
 
-impl Worker {
-    fn new(start: Start) -> Self {
+impl<C: Core> Worker<C> {
+    fn new(start: Start, make: impl FnOnce(Settings) -> C) -> Self {
         let Start { settings, listener, mailbox, mailboxes, epoch, .. } = start;
         let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let mut provides = Vec::new();
         let accept = ring::acceptable(&listener);
         Self {
-            relay: Relay::new(settings),
+            core: make(settings),
             links: Vec::new(),
             listener: Some(listener),
             accept: Some(accept),
@@ -208,7 +220,7 @@ impl Worker {
         while let Poll::Ready(Some(mail)) = self.mailbox.poll_recv(cx) {
             self.on_mail(now, mail);
         }
-        self.relay.on_timers(now);
+        self.core.on_timers(now);
         if self.accept_rests_until.is_some_and(|until| until <= now) && self.accept.is_none() {
             self.accept_all(now);
         }
@@ -221,7 +233,7 @@ impl Worker {
         if !self.starved.is_empty() {
             cx.waker().wake_by_ref();
         }
-        if self.shutting_down && self.relay.connections() == 0 {
+        if self.shutting_down && self.core.connections() == 0 {
             return Poll::Ready(());
         }
         self.set_alarm(now, cx);
@@ -230,7 +242,7 @@ impl Worker {
 
     /// Has the task woken at the core's next deadline.
     fn set_alarm(&mut self, now: Millis, cx: &mut Context<'_>) {
-        let next = self.relay.next_wake_ms();
+        let next = self.core.next_wake_ms();
         let next = match (next, self.accept_rests_until) {
             (Some(a), Some(b)) if self.accept.is_none() => Some(a.min(b)),
             (None, Some(b)) if self.accept.is_none() => Some(b),
@@ -268,7 +280,7 @@ impl Worker {
         let buffer = cqueue::buffer_select(flags);
         if let Some(buffer) = buffer {
             if !cut && let Ok(bytes @ 1..) = usize::try_from(result) {
-                self.relay.on_bytes(now, key, group.received(buffer, bytes));
+                self.core.on_bytes(now, key, group.received(buffer, bytes));
             }
             group.give_back(buffer, &mut self.provides);
         }
@@ -277,11 +289,11 @@ impl Worker {
         }
         match result {
             1.. => self.receive(key),
-            0 => self.relay.on_end(now, key, true),
+            0 => self.core.on_end(now, key, true),
             _ => match -result {
                 libc::ENOBUFS => self.on_starved(key),
                 libc::EINTR | libc::EAGAIN => self.receive(key),
-                _ => self.relay.on_end(now, key, false),
+                _ => self.core.on_end(now, key, false),
             },
         }
     }
@@ -299,7 +311,7 @@ impl Worker {
 
     /// Starts a receive, if the core wants one and none is under way.
     fn receive(&mut self, key: Key) {
-        if !self.relay.wants_read(key) {
+        if !self.core.wants_read(key) {
             return;
         }
         let (small, large) = (self.small.size(), self.large.size());
@@ -326,7 +338,7 @@ impl Worker {
             _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Some(0),
             _ => None,
         };
-        self.relay.on_written(now, key, buffer, taken);
+        self.core.on_written(now, key, buffer, taken);
     }
 
     fn on_provided(&mut self) {
@@ -358,7 +370,7 @@ impl Worker {
                 Ok((socket, address)) => {
                     self.accept_rests_until = None;
                     let Some(address) = address.as_socket() else { continue };
-                    let key = self.relay.accept(now, Remote(address));
+                    let key = self.core.accept(now, Remote(address));
                     self.adopt(key, socket);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -403,10 +415,10 @@ impl Worker {
     fn on_mail(&mut self, now: Millis, mail: Mail) {
         match mail {
             Mail::HandOver { socket, ticket } => {
-                let key = self.relay.adopt(now, *ticket);
+                let key = self.core.adopt(now, *ticket);
                 self.adopt(key, socket);
             }
-            Mail::Shed => self.relay.shed_under_pressure(now),
+            Mail::Shed => self.core.shed_under_pressure(now),
             Mail::ShutDown => {
                 self.shutting_down = true;
                 self.accept_rests_until = None;
@@ -414,7 +426,7 @@ impl Worker {
                     // Completes the poll that is under way, which keeps the socket alive.
                     let _ = listener.shutdown(Shutdown::Both);
                 }
-                self.relay.shut_down(now);
+                self.core.shut_down(now);
             }
         }
     }
@@ -423,7 +435,7 @@ impl Worker {
     fn carry_out(&mut self, now: Millis) {
         let mut actions = std::mem::take(&mut self.actions);
         loop {
-            self.relay.take_actions(&mut actions);
+            self.core.take_actions(&mut actions);
             if actions.is_empty() {
                 break;
             }
@@ -437,7 +449,7 @@ impl Worker {
     fn act(&mut self, now: Millis, action: Action) {
         match action {
             Action::Write(key) => {
-                let Some(write) = self.relay.begin_write(now, key) else { return };
+                let Some(write) = self.core.begin_write(now, key) else { return };
                 let Some(link) = self.link(key) else { return };
                 debug_assert!(link.send.is_none(), "two sends at once");
                 let fd = link.socket.as_raw_fd();
@@ -461,7 +473,7 @@ impl Worker {
             Action::Part(key) => self.end(key),
             Action::HandOver { key, worker, ticket } => {
                 let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
-                self.relay.release(key);
+                self.core.release(key);
                 if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
                     debug_assert!(
                         link.receive.is_none() && link.send.is_none(),
@@ -498,7 +510,7 @@ impl Worker {
             .is_some_and(|link| link.cut && link.receive.is_none() && link.send.is_none());
         if over {
             *slot = None;
-            self.relay.release(key);
+            self.core.release(key);
         }
     }
 }

@@ -48,12 +48,24 @@ const NOT_BEGUN: FrameError = FrameError::Protocol("continuation of no message")
 /// assert_eq!(on_read(&mut decoder, &mut second, 9, &mut since), Ok(1));
 /// assert_eq!((since, decoder.buffered_bytes()), (None, 0));
 /// ```
-#[derive(Debug, Default)]
-pub struct Decoder {
-    partial: Option<Box<Partial>>,
+#[derive(Debug)]
+pub struct Decoder<const LIMIT: usize = MAX_MESSAGE_BYTES> {
+    partial: Option<Box<Partial<LIMIT>>>,
 }
 
-impl Decoder {
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::with_limit()
+    }
+}
+
+impl<const LIMIT: usize> Decoder<LIMIT> {
+    /// A decoder that takes messages of up to `LIMIT` bytes. The relay's is the default.
+    #[must_use]
+    pub const fn with_limit() -> Self {
+        Self { partial: None }
+    }
+
     /// Takes the next message from the front of `input`, which advances past what was consumed.
     /// Payloads are unmasked where they lie. The result borrows from `input`'s buffer if the
     /// message is whole in it, else from the decoder, which frees it at the next call: call until
@@ -71,7 +83,7 @@ impl Decoder {
             if self.partial.is_some() {
                 self.let_go();
             }
-            if let Some(incoming) = take_whole(input)? {
+            if let Some(incoming) = take_whole::<LIMIT>(input)? {
                 return Ok(Some(incoming));
             }
             if input.is_empty() {
@@ -108,7 +120,7 @@ impl Decoder {
     #[inline]
     pub fn buffered_bytes(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| {
-            size_of::<Partial>() + partial.message.as_ref().map_or(0, Message::capacity)
+            size_of::<Partial<LIMIT>>() + partial.message.as_ref().map_or(0, Message::capacity)
         })
     }
 }
@@ -116,8 +128,10 @@ impl Decoder {
 /// The way of nearly all messages: one frame, all of it in `input`. `None`, and `input` unchanged,
 /// for anything else.
 #[inline]
-fn take_whole<'b>(input: &mut &'b mut [u8]) -> Result<Option<Incoming<'b>>, FrameError> {
-    let Some((header, header_bytes)) = header::parse(input)? else { return Ok(None) };
+fn take_whole<'b, const LIMIT: usize>(
+    input: &mut &'b mut [u8],
+) -> Result<Option<Incoming<'b>>, FrameError> {
+    let Some((header, header_bytes)) = header::parse::<LIMIT>(input)? else { return Ok(None) };
     if !header.is_final {
         return Ok(None);
     }
@@ -180,7 +194,7 @@ pub fn ends_in_close(input: &[u8]) -> bool {
 /// What a decoder remembers from one read to the next. At most one of `header` and `frame` is
 /// begun.
 #[derive(Debug)]
-struct Partial {
+struct Partial<const LIMIT: usize> {
     header: HeaderStart,
     frame: Option<OpenFrame>,
     message: Option<Message>,
@@ -191,7 +205,7 @@ struct Partial {
     control: ControlPayload,
 }
 
-impl Default for Partial {
+impl<const LIMIT: usize> Default for Partial<LIMIT> {
     fn default() -> Self {
         Self {
             header: HeaderStart { bytes: [0; MAX_CLIENT_HEADER_BYTES], len: 0 },
@@ -204,7 +218,7 @@ impl Default for Partial {
     }
 }
 
-impl Partial {
+impl<const LIMIT: usize> Partial<LIMIT> {
     fn is_open(&self) -> bool {
         self.header.len > 0
             || self.frame.is_some()
@@ -222,7 +236,7 @@ impl Partial {
                     let message = self.message.as_mut().ok_or(NOT_BEGUN)?;
                     let limit = match frame.header.is_final {
                         true => message.len() + piece.len() + frame.missing_bytes(),
-                        false => MAX_MESSAGE_BYTES,
+                        false => LIMIT,
                     };
                     message.append(piece, limit)?;
                 }
@@ -250,7 +264,7 @@ impl Partial {
         if let Some(frame) = self.frame.take() {
             return Ok(Some(frame));
         }
-        let Some(header) = self.header.complete(input)? else { return Ok(None) };
+        let Some(header) = self.header.complete::<LIMIT>(input)? else { return Ok(None) };
         match header.opcode {
             OpCode::Control(_) => self.control.len = 0,
             OpCode::Data(data) => self.check_order(data, header.payload_bytes)?,
@@ -275,7 +289,7 @@ impl Partial {
                 0
             }
         };
-        if came_bytes + payload_bytes > MAX_MESSAGE_BYTES {
+        if came_bytes + payload_bytes > LIMIT {
             return Err(FrameError::TooBig);
         }
         Ok(())
@@ -315,7 +329,10 @@ struct HeaderStart {
 impl HeaderStart {
     /// Takes from `input` what the header lacks. `None` if that is not all there; then all of
     /// `input` was taken.
-    fn complete(&mut self, input: &mut &mut [u8]) -> Result<Option<Header>, FrameError> {
+    fn complete<const LIMIT: usize>(
+        &mut self,
+        input: &mut &mut [u8],
+    ) -> Result<Option<Header>, FrameError> {
         let had_bytes = usize::from(self.len);
         let free = self.bytes.get_mut(had_bytes..).unwrap_or_default();
         let added_bytes = free.len().min(input.len());
@@ -323,7 +340,7 @@ impl HeaderStart {
             *slot = *byte;
         }
         let bytes = self.bytes.get(..had_bytes + added_bytes).unwrap_or_default();
-        let (header, taken_bytes) = match header::parse_short(bytes)? {
+        let (header, taken_bytes) = match header::parse_short::<LIMIT>(bytes)? {
             Some((header, header_bytes)) => {
                 self.len = 0;
                 (Some(header), header_bytes - had_bytes)

@@ -7,7 +7,7 @@ use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::OpCode;
 
 use super::mask::Mask;
-use super::{FrameError, MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES};
+use super::{FrameError, MAX_CONTROL_BYTES};
 
 /// The longest header of a client frame, in bytes: two, a 64-bit length, the masking key.
 pub(super) const MAX_CLIENT_HEADER_BYTES: usize = 14;
@@ -21,37 +21,41 @@ pub(super) struct Header {
     pub(super) is_final: bool,
     /// The masking key.
     pub(super) mask: Mask,
-    /// At most [`MAX_MESSAGE_BYTES`]; [`MAX_CONTROL_BYTES`] in a control frame.
+    /// At most the limit on messages; [`MAX_CONTROL_BYTES`] in a control frame.
     pub(super) payload_bytes: usize,
 }
 
 /// Reads the header at the start of `bytes`, and its own length in bytes. `None` if it is not all
-/// there yet.
+/// there yet. `LIMIT` is that of a message, in bytes.
 ///
 /// tungstenite's parser copies out of a reader. Over a buffer whose length the compiler knows, and
 /// with one call for each type of reader, these copies become plain loads: half the instructions.
 #[inline]
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, FrameError> {
+pub(super) fn parse<const LIMIT: usize>(
+    bytes: &[u8],
+) -> Result<Option<(Header, usize)>, FrameError> {
     match bytes.first_chunk::<MAX_CLIENT_HEADER_BYTES>() {
-        Some(longest) => parse_from(Cursor::new(longest), bytes.len()),
-        None => parse_short(bytes),
+        Some(longest) => parse_from::<_, LIMIT>(Cursor::new(longest), bytes.len()),
+        None => parse_short::<LIMIT>(bytes),
     }
 }
 
 /// [`parse`] for up to [`MAX_CLIENT_HEADER_BYTES`].
 #[cold]
 #[inline(never)]
-pub(super) fn parse_short(bytes: &[u8]) -> Result<Option<(Header, usize)>, FrameError> {
+pub(super) fn parse_short<const LIMIT: usize>(
+    bytes: &[u8],
+) -> Result<Option<(Header, usize)>, FrameError> {
     let mut padded = [0; MAX_CLIENT_HEADER_BYTES];
     for (slot, byte) in padded.iter_mut().zip(bytes) {
         *slot = *byte;
     }
-    parse_from(Cursor::new(padded), bytes.len())
+    parse_from::<_, LIMIT>(Cursor::new(padded), bytes.len())
 }
 
 /// `available_bytes` of what the cursor reads came from the peer, the rest is padding.
 #[inline(always)]
-fn parse_from<B: AsRef<[u8]>>(
+fn parse_from<B: AsRef<[u8]>, const LIMIT: usize>(
     mut cursor: Cursor<B>,
     available_bytes: usize,
 ) -> Result<Option<(Header, usize)>, FrameError> {
@@ -69,11 +73,15 @@ fn parse_from<B: AsRef<[u8]>>(
     if header_bytes > available_bytes {
         return Ok(None);
     }
-    Ok(Some((check(&header, length, header_bytes)?, header_bytes)))
+    Ok(Some((check::<LIMIT>(&header, length, header_bytes)?, header_bytes)))
 }
 
 #[inline]
-fn check(header: &FrameHeader, length: u64, header_bytes: usize) -> Result<Header, FrameError> {
+fn check<const LIMIT: usize>(
+    header: &FrameHeader,
+    length: u64,
+    header_bytes: usize,
+) -> Result<Header, FrameError> {
     let Some(mask) = header.mask else {
         return Err(FrameError::Protocol("frame is not masked"));
     };
@@ -94,7 +102,7 @@ fn check(header: &FrameHeader, length: u64, header_bytes: usize) -> Result<Heade
     if header_bytes != header.len(length) {
         return Err(FrameError::Protocol("length is not in its shortest form"));
     }
-    if length > MAX_MESSAGE_BYTES as u64 {
+    if length > LIMIT as u64 {
         return Err(FrameError::TooBig);
     }
     Ok(Header {

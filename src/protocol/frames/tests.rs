@@ -330,6 +330,18 @@ fn a_message_over_the_limit_fails_at_the_header_that_says_so() {
 }
 
 #[test]
+fn another_limit_takes_its_place() {
+    let stream = |length: usize| frame(FIN | BINARY, &vec![7; length]);
+    let whole = |mut read: &mut [u8]| {
+        Decoder::<9>::with_limit().next(&mut read).map(|message| message.map(Owned::from))
+    };
+    assert_eq!(whole(&mut stream(9)), Ok(Some(Owned::Binary(vec![7; 9]))));
+    assert_eq!(whole(&mut stream(10)), Err(FrameError::TooBig));
+    let mut fragments = [frame(BINARY, &[7; 5]), frame(FIN | CONTINUE, &[7; 5])].concat();
+    assert_eq!(whole(&mut fragments), Err(FrameError::TooBig));
+}
+
+#[test]
 fn text_fails_in_the_piece_where_it_stops_being_utf8() {
     let good = "κόσμε".as_bytes();
     // In a fragment, before the message ends.

@@ -1,0 +1,114 @@
+//! What the shell asks of whoever decides.
+
+use crate::relay::outbox::Write;
+use crate::relay::timers::Millis;
+use crate::relay::{Action, HandOver, Key, Relay};
+use crate::telemetry::Remote;
+
+/// A sans-IO core that a worker can drive. The relay drives [`Relay`] and nothing else; that the
+/// shell names only this much of it lets conformance tests put another server on the same sockets.
+/// The shell is compiled for each core, so the calls cost nothing.
+///
+/// Each method keeps the contract of the [`Relay`] method with its name.
+pub trait Core {
+    /// See [`Relay::accept`].
+    fn accept(&mut self, now: Millis, remote: Remote) -> Key;
+    /// See [`Relay::adopt`].
+    fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key;
+    /// See [`Relay::release`].
+    fn release(&mut self, key: Key);
+    /// See [`Relay::connections`].
+    fn connections(&self) -> usize;
+    /// See [`Relay::wants_read`].
+    fn wants_read(&self, key: Key) -> bool;
+    /// See [`Relay::on_bytes`].
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]);
+    /// See [`Relay::on_end`].
+    fn on_end(&mut self, now: Millis, key: Key, clean: bool);
+    /// See [`Relay::begin_write`].
+    fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write>;
+    /// See [`Relay::on_written`].
+    fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>);
+    /// See [`Relay::on_timers`].
+    fn on_timers(&mut self, now: Millis);
+    /// See [`Relay::next_wake_ms`].
+    fn next_wake_ms(&self) -> Option<Millis>;
+    /// See [`Relay::take_actions`].
+    fn take_actions(&mut self, into: &mut Vec<Action>);
+    /// See [`Relay::shed_under_pressure`].
+    fn shed_under_pressure(&mut self, now: Millis);
+    /// See [`Relay::shut_down`].
+    fn shut_down(&mut self, now: Millis);
+}
+
+impl Core for Relay {
+    #[inline]
+    fn accept(&mut self, now: Millis, remote: Remote) -> Key {
+        self.accept(now, remote)
+    }
+
+    #[inline]
+    fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
+        self.adopt(now, ticket)
+    }
+
+    #[inline]
+    fn release(&mut self, key: Key) {
+        self.release(key);
+    }
+
+    #[inline]
+    fn connections(&self) -> usize {
+        self.connections()
+    }
+
+    #[inline]
+    fn wants_read(&self, key: Key) -> bool {
+        self.wants_read(key)
+    }
+
+    #[inline]
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
+        self.on_bytes(now, key, input);
+    }
+
+    #[inline]
+    fn on_end(&mut self, now: Millis, key: Key, clean: bool) {
+        self.on_end(now, key, clean);
+    }
+
+    #[inline]
+    fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
+        self.begin_write(now, key)
+    }
+
+    #[inline]
+    fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>) {
+        self.on_written(now, key, buffer, taken);
+    }
+
+    #[inline]
+    fn on_timers(&mut self, now: Millis) {
+        self.on_timers(now);
+    }
+
+    #[inline]
+    fn next_wake_ms(&self) -> Option<Millis> {
+        self.next_wake_ms()
+    }
+
+    #[inline]
+    fn take_actions(&mut self, into: &mut Vec<Action>) {
+        self.take_actions(into);
+    }
+
+    #[inline]
+    fn shed_under_pressure(&mut self, now: Millis) {
+        self.shed_under_pressure(now);
+    }
+
+    #[inline]
+    fn shut_down(&mut self, now: Millis) {
+        self.shut_down(now);
+    }
+}
