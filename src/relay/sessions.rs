@@ -201,7 +201,17 @@ impl Relay {
     fn finish_takeover(&mut self, now: Millis, entry: EntryKey, takeover: Takeover) {
         let Takeover { winner, losers, phones } = takeover;
         let Some(held) = self.registry.entry(entry) else { return };
-        warn!(server_id = held.id.as_str(), "server_id_takeover");
+        let connection = self.connection(winner);
+        let binary_conn_id = connection.and_then(|connection| match &connection.stage {
+            Stage::Newcomer(newcomer) => Some(newcomer.conn_id),
+            _ => None,
+        });
+        warn!(
+            server_id = held.id.as_str(),
+            binary_conn_id = binary_conn_id.as_ref().map(ConnId::as_str),
+            remote = connection.map(|connection| tracing::field::display(connection.remote)),
+            "server_id_takeover"
+        );
         let timer = held.timer;
         self.wheel.arm_at(timer, NEVER);
         self.evict(now, phones, Close::RECLAIMED);

@@ -53,6 +53,8 @@ const STARVED_PER_TURN: usize = SMALL_BLOCKS as usize * buffers::BLOCK as usize 
 const ACCEPTS_PER_TURN: usize = 64;
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_REST_MS: Millis = 100;
+/// How long it is not said again that it does.
+const ACCEPT_REST_SILENCE_MS: Millis = 60_000;
 
 const RING_ENTRIES: u32 = 1024;
 const COMPLETION_ENTRIES: u32 = 8192;
@@ -154,8 +156,10 @@ struct Worker<C> {
     links: Vec<Option<Link>>,
     listener: Option<Socket>,
     accept: Option<Operation<()>>,
-    /// Accepting rests until then, and its reason was logged.
+    /// Accepting rests until then.
     accept_rests_until: Option<Millis>,
+    /// When it was last said that accepting rests.
+    accept_rest_said: Option<Millis>,
     small: BufferGroup,
     large: BufferGroup,
     provides: Vec<Operation<()>>,
@@ -184,6 +188,7 @@ impl<C: Core> Worker<C> {
             listener: Some(listener),
             accept: Some(accept),
             accept_rests_until: None,
+            accept_rest_said: None,
             small: BufferGroup::new(SMALL, SMALL_BYTES, SMALL_BLOCKS, &mut provides),
             large: BufferGroup::new(LARGE, LARGE_BYTES, large_blocks, &mut provides),
             provides,
@@ -375,7 +380,9 @@ impl<C: Core> Worker<C> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_exhaustion(&error) => {
-                    if self.accept_rests_until.is_none() {
+                    let silent = ACCEPT_REST_SILENCE_MS;
+                    if self.accept_rest_said.is_none_or(|said| now - said >= silent) {
+                        self.accept_rest_said = Some(now);
                         error!(err = %error, "accept_paused");
                     }
                     self.accept_rests_until = Some(now + ACCEPT_REST_MS);
