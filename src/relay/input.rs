@@ -40,9 +40,14 @@ impl Relay {
                 Ok(Some(message)) => {
                     self.on_message(now, key, message);
                     if !self.reads_frames(key) {
+                        // What was half read goes with the decoder.
+                        self.charge_input(now, key, 0);
                         return;
                     }
-                    self.message_completed(key);
+                    // A ping amid fragments buys the message that they belong to no time.
+                    if !decoder.is_mid_message() {
+                        self.message_completed(key);
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => return self.on_frame_error(now, key, error),
@@ -91,6 +96,7 @@ impl Relay {
             // Our close frame is out; its answer can no longer be told from the rest.
             closing.answered = true;
             closing.discard = true;
+            self.charge_input(now, key, 0);
             return self.after_flush(now, key);
         }
         tracing::info!(

@@ -50,6 +50,8 @@ pub struct Outbox {
     head_sent: usize,
     /// HTTP bytes at the front, before any frame.
     http_left: u32,
+    /// Those of them that stand at the front of `tail`, behind an answer that is in flight.
+    http_in_tail: u32,
     /// Bytes that remain of the frame that is half sent; 0 at a boundary.
     frame_left: u32,
     /// What the half-sent frame is charged.
@@ -100,6 +102,9 @@ impl Outbox {
         debug_assert!(self.frame_left == 0 && self.control.is_empty(), "HTTP after a frame");
         self.chunk_for(bytes.len()).extend_from_slice(bytes);
         self.http_left += bytes.len() as u32;
+        if !self.tail.is_empty() {
+            self.http_in_tail += bytes.len() as u32;
+        }
         self.charge(bytes.len());
     }
 
@@ -132,7 +137,7 @@ impl Outbox {
             return None;
         }
         if self.head.is_empty() {
-            self.head = self.tail.pop_front().unwrap_or_default();
+            self.head = self.next_chunk();
         }
         let mut to = self.head.len();
         if !self.control.is_empty() {
@@ -169,7 +174,7 @@ impl Outbox {
             released += self.drop_behind_begun();
         }
         if self.head_sent >= self.head.len() {
-            self.head = self.tail.pop_front().unwrap_or_default();
+            self.head = self.next_chunk();
             self.head_sent = 0;
             if self.tail.is_empty() {
                 self.tail = VecDeque::new();
@@ -183,9 +188,14 @@ impl Outbox {
     pub fn drop_pending(&mut self) -> usize {
         let mut released = 0;
         for_each_frame(&std::mem::take(&mut self.control), |_, charge| released += charge);
-        for chunk in std::mem::take(&mut self.tail) {
-            for_each_frame(&chunk, |_, charge| released += charge);
+        let mut http_left = self.http_in_tail as usize;
+        for chunk in &mut self.tail {
+            let http = http_left.min(chunk.len());
+            http_left -= http;
+            for_each_frame(chunk.get(http..).unwrap_or_default(), |_, charge| released += charge);
+            chunk.truncate(http);
         }
+        self.tail.retain(|chunk| !chunk.is_empty());
         self.discharge(released);
         if self.in_flight {
             self.drop_rest = true;
@@ -199,6 +209,12 @@ impl Outbox {
     /// flight are the kernel's until they come back; they are no longer charged here.
     pub fn clear(&mut self) -> usize {
         std::mem::take(self).charged as usize
+    }
+
+    fn next_chunk(&mut self) -> Vec<u8> {
+        let chunk = self.tail.pop_front().unwrap_or_default();
+        self.http_in_tail = self.http_in_tail.saturating_sub(chunk.len() as u32);
+        chunk
     }
 
     /// Bytes at the front that must go before anything else may: HTTP, or a half-sent frame.
