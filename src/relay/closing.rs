@@ -205,7 +205,9 @@ impl Relay {
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
     pub fn shut_down(&mut self, now: Millis) {
         self.shutting_down = true;
-        self.registry.clear();
+        for entry in self.registry.clear() {
+            self.wheel.remove(entry.timer);
+        }
         self.binaries = 0;
         self.phones = 0;
         self.publish_counts();

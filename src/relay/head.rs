@@ -167,17 +167,19 @@ impl Relay {
 
     /// Hands the connection over, unless earlier answers are still on their way to the kernel.
     pub(super) fn move_if_flushed(&mut self, now: Millis, key: Key) {
-        let Some(connection) = self.connection_mut(key) else { return };
-        if !connection.outbox.is_empty() {
+        let Some(connection) = self.connection(key) else { return };
+        if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::Moving(_)) {
             return;
         }
+        // Before it is dead: the backlogs must not remember a key that is about to be reused.
+        self.charge_input(now, key, 0);
+        let Some(connection) = self.connection_mut(key) else { return };
         match std::mem::replace(&mut connection.stage, Stage::Cut) {
             Stage::Moving(moving) => {
                 let Moving { worker, upgrade, unread } = *moving;
                 let ticket = Box::new(HandOver { remote: connection.remote, upgrade, unread });
                 let timer = connection.timer;
                 self.wheel.arm_at(timer, NEVER);
-                self.charge_input(now, key, 0);
                 self.actions.push(Action::HandOver { key, worker, ticket });
             }
             other => connection.stage = other,

@@ -45,8 +45,11 @@ impl Relay {
                 Ok(Some(message)) => {
                     self.on_message(now, key, message);
                     if !self.reads_frames(key) {
+                        // What was half read goes with the decoder.
+                        self.charge_input(now, key, 0);
                         return;
                     }
+                    // A ping amid fragments buys the message that they belong to no time.
                     if !decoder.is_mid_message() {
                         self.message_completed(key);
                     }
@@ -96,6 +99,7 @@ impl Relay {
         let Some(Connection { stage, remote, .. }) = self.connection_mut(key) else { return };
         if let Stage::Closing(closing) = stage {
             closing.discard = true;
+            self.charge_input(now, key, 0);
             return;
         }
         tracing::info!(

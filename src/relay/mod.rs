@@ -15,6 +15,7 @@
 //! - `memory`: the budget, and who goes when it runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
+//! - [`glimpse`]: how it looks from outside, for simulations
 //! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
 //!   stand on
 //!
@@ -36,6 +37,7 @@ mod sessions;
 pub mod backlogs;
 pub mod budget;
 pub mod connection;
+pub mod glimpse;
 pub mod outbox;
 pub mod registry;
 pub mod spare;

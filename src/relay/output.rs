@@ -85,10 +85,18 @@ impl Relay {
         payload_bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
-        let charge = charge_of(payload_bytes);
-        if !self.make_room(now, charge) {
-            return false;
-        }
+        self.make_room(now, charge_of(payload_bytes))
+            && self.push_charged_text(to, payload_bytes, write)
+    }
+
+    /// As [`Relay::push_text`], with room that [`Relay::make_room`] has made. If the message
+    /// cannot be queued, the room is given back.
+    pub(super) fn push_charged_text(
+        &mut self,
+        to: Key,
+        payload_bytes: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
         // Making room may have cost the addressee its connection.
         match self.connections.get_mut(to.0 as usize) {
             Some(connection) if connection.is_open() => {
@@ -99,7 +107,7 @@ impl Relay {
                 });
             }
             _ => {
-                self.budget.release(charge);
+                self.budget.release(charge_of(payload_bytes));
                 return false;
             }
         }

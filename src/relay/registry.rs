@@ -281,10 +281,11 @@ impl Registry {
         Some(entry)
     }
 
-    /// Forgets everything, without grace: the process is shutting down.
-    pub fn clear(&mut self) {
+    /// Forgets everything, without grace: the process is shutting down. The entries' timers are
+    /// the caller's to remove.
+    pub fn clear(&mut self) -> impl Iterator<Item = Entry> + use<> {
         self.by_id.clear();
-        self.entries.clear();
+        std::mem::take(&mut self.entries).into_iter().map(|(_, entry)| entry)
     }
 }
 

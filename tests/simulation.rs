@@ -1,0 +1,106 @@
+//! The relay's core under virtual time, with a crowd of hostile peers, from one seed at a time.
+//!
+//!     cargo test --test simulation
+//!     SIM_SEEDS=100000 SIM_FIRST_SEED=5000 SIM_STEPS=500 cargo test --test simulation
+//!
+//! - `scenario`: what a seed draws for itself: limits, budget, workers, ids
+//! - `crowd`: the peers, what they say and how they misbehave
+//! - `world`: workers, mailboxes and sockets; the checks after every call of the relay
+//! - `model`, `outbound`: what PROTOCOL.md says must happen
+//! - `wire`: bytes of the peers; `rng`: chance
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    missing_docs,
+    unreachable_pub
+)]
+
+#[path = "simulation/crowd.rs"]
+mod crowd;
+#[path = "simulation/model.rs"]
+mod model;
+#[path = "simulation/outbound.rs"]
+mod outbound;
+#[path = "simulation/rng.rs"]
+mod rng;
+#[path = "simulation/scenario.rs"]
+mod scenario;
+#[path = "simulation/wire.rs"]
+mod wire;
+#[path = "simulation/world.rs"]
+mod world;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// Fails with the name of the check in brackets.
+macro_rules! check {
+    ($holds:expr, $name:literal, $($text:tt)*) => {
+        if !$holds {
+            panic!("[{}] {}", $name, format!($($text)*));
+        }
+    };
+}
+pub(crate) use check;
+
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// What went wrong, the last steps before it, and how many events there were.
+struct Outcome {
+    failure: Option<String>,
+    trace: Vec<String>,
+    events: u64,
+}
+
+fn run(seed: u64, steps: Option<u64>, traces: bool) -> Outcome {
+    let mut rng = rng::Rng::new(seed);
+    let scenario = scenario::Scenario::draw(&mut rng, steps);
+    let mut crowd = crowd::Crowd::new(world::World::new(scenario, rng, traces));
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| crowd.run()));
+    let failure = ended.err().map(|_| LAST_PANIC.lock().unwrap().clone());
+    Outcome { failure, trace: crowd.world.take_trace(), events: crowd.world.events }
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {value:?}")))
+}
+
+#[test]
+fn every_seed_keeps_the_protocol() {
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(3000);
+    let first = from_environment("SIM_FIRST_SEED").unwrap_or(0);
+    let steps = from_environment("SIM_STEPS");
+    let started = Instant::now();
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|info| *LAST_PANIC.lock().unwrap() = info.to_string()));
+    let mut events = 0;
+    let mut failed = None;
+    for seed in first..first + seeds {
+        let outcome = run(seed, steps, false);
+        events += outcome.events;
+        if outcome.failure.is_some() {
+            failed = Some((seed, run(seed, steps, true)));
+            break;
+        }
+    }
+    panic::set_hook(hook);
+    if let Some((seed, outcome)) = failed {
+        for line in outcome.trace {
+            println!("{line}");
+        }
+        let steps = steps.map_or(String::new(), |steps| format!("SIM_STEPS={steps} "));
+        panic!(
+            "{}\nseed {seed}, the {}th of this run. To replay it:\n\
+             {steps}SIM_FIRST_SEED={seed} SIM_SEEDS=1 cargo test --test simulation",
+            outcome.failure.unwrap_or_else(|| "failed once and not again".to_owned()),
+            seed - first + 1,
+        );
+    }
+    println!("{seeds} seeds, {events} events, {:.1} s", started.elapsed().as_secs_f64());
+}

@@ -1,0 +1,76 @@
+//! What a seed draws for itself, so that seeds differ a lot.
+
+use crate::model::Ms;
+use crate::rng::Rng;
+use pyrycode_relay::config::Limits;
+use pyrycode_relay::protocol::ids::ServerId;
+use pyrycode_relay::relay::Owners;
+
+#[derive(Clone)]
+pub struct Scenario {
+    pub workers: usize,
+    pub owner_seeds: [u64; 4],
+    pub limits: Limits,
+    pub budget_bytes: u64,
+    /// The budget is small: memory runs short.
+    pub tight: bool,
+    /// Messages are large: outboxes reach their limits.
+    pub fat: bool,
+    pub ids: usize,
+    pub max_live: usize,
+    pub start_ms: Ms,
+    pub steps: u64,
+    /// How many of a hundred peers misbehave.
+    pub bad_percent: u64,
+    /// How many of a hundred steps let time pass, and how much at most.
+    pub pass_percent: u64,
+    pub pass_ms: Ms,
+    pub shut_down_at: Option<u64>,
+}
+
+impl Scenario {
+    pub fn draw(rng: &mut Rng, steps: Option<u64>) -> Self {
+        let tight = rng.percent(35);
+        let fat = !tight && rng.below(100) == 0;
+        let steps = steps.unwrap_or_else(|| rng.range(60, 360));
+        let timeout =
+            |rng: &mut Rng, most| if rng.percent(20) { 30_000 } else { rng.range(90, most) };
+        let limits = Limits {
+            max_phones: rng.range(1, 5) as usize,
+            grace_ms: timeout(rng, 3000),
+            probe_timeout_ms: timeout(rng, 1500),
+            heartbeat_interval_ms: timeout(rng, 5000),
+            heartbeat_timeout_ms: timeout(rng, 4000),
+            header_timeout_ms: timeout(rng, 2000),
+            message_timeout_ms: timeout(rng, 3000),
+            write_timeout_ms: timeout(rng, 3000),
+            close_timeout_ms: timeout(rng, 1500),
+        };
+        Self {
+            workers: rng.range(1, 4) as usize,
+            owner_seeds: [rng.next(), rng.next(), rng.next(), rng.next()],
+            limits,
+            budget_bytes: if tight { rng.range(16, 160) * 1024 } else { 1 << 30 },
+            tight,
+            fat,
+            ids: rng.range(1, 5) as usize,
+            max_live: rng.range(3, 22) as usize,
+            start_ms: rng.range(0, 100_000),
+            steps,
+            bad_percent: *rng.pick(&[0, 10, 30, 60]).unwrap_or(&0),
+            pass_percent: rng.range(2, 12),
+            pass_ms: *rng.pick(&[20, 100, 500, 2500]).unwrap_or(&100),
+            shut_down_at: rng.percent(15).then(|| rng.range(20, steps.max(21))),
+        }
+    }
+
+    pub fn id(number: usize) -> String {
+        format!("id-{number}")
+    }
+
+    /// Which worker owns each id.
+    pub fn owners(&self, owners: &Owners) -> Vec<usize> {
+        let id = |number| ServerId::from_header(Self::id(number).as_bytes()).unwrap();
+        (0..self.ids).map(|number| owners.owner_of(&id(number))).collect()
+    }
+}

@@ -1,0 +1,840 @@
+//! The shell, simulated: workers with their mailboxes and sockets under virtual time. It drives
+//! the relay as `src/worker/mod.rs` does, and after every call compares it with the model.
+
+use crate::check;
+use crate::model::{BACKLOG, Event, Link, Model, Ms, NORMAL, Seen, State};
+use crate::rng::Rng;
+use crate::scenario::Scenario;
+use crate::wire::{Item, Payload};
+use pyrycode_relay::metrics::Metrics;
+use pyrycode_relay::relay::budget::SharedBudget;
+use pyrycode_relay::relay::glimpse::{Glimpse, Phase};
+use pyrycode_relay::relay::outbox::Write;
+use pyrycode_relay::relay::{Action, HandOver, Key, Owners, Relay, Settings};
+use pyrycode_relay::telemetry::Remote;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What a call may need of memory beside what came in with it: notices, answers, closes.
+const CALL_BYTES: u64 = 24 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    Worker(usize, Key),
+    Mail,
+    Gone,
+}
+
+/// A socket between a peer and the relay, with what the kernel holds of it.
+pub struct Socket {
+    pub at: At,
+    /// Sent by the peer, not read by the relay.
+    pub inbound: Vec<u8>,
+    /// Length of all that the peer has ever sent.
+    pub sent_end: u64,
+    /// A receive is under way.
+    armed: bool,
+    inflight: Option<Write>,
+    /// The relay has called it dead; waits for what is under way.
+    cut: bool,
+    finished: bool,
+    /// The peer has ended its direction.
+    pub fin: bool,
+    pub reset: bool,
+    /// The peer takes what is sent to it.
+    pub reading: bool,
+    /// The peer's bytes do not get through for now.
+    pub stalled: bool,
+}
+
+enum Mail {
+    HandOver(Link, Box<HandOver>),
+    Shed,
+    ShutDown,
+}
+
+struct Worker {
+    relay: Relay,
+    /// From each worker, and from the control plane: in order.
+    mailboxes: Vec<VecDeque<Mail>>,
+    links: Vec<Link>,
+    by_key: Vec<Option<Link>>,
+    /// A turn has begun and is not over.
+    in_turn: bool,
+    over: bool,
+}
+
+pub struct World {
+    pub rng: Rng,
+    pub now: Ms,
+    pub scenario: Scenario,
+    pub model: Model,
+    pub sockets: Vec<Socket>,
+    pub events: u64,
+    workers: Vec<Worker>,
+    budget: Arc<SharedBudget>,
+    metrics: Arc<Metrics>,
+    seen: Vec<(Link, Seen)>,
+    trace: Option<VecDeque<String>>,
+}
+
+macro_rules! note {
+    ($world:expr, $($text:tt)*) => {
+        if $world.traces() {
+            let line = format!($($text)*);
+            $world.note(line);
+        }
+    };
+}
+pub(crate) use note;
+
+/// How memory stood before a call.
+struct Before {
+    /// The call may need more than there is.
+    short: bool,
+    model: Option<Model>,
+}
+
+impl World {
+    pub fn new(scenario: Scenario, rng: Rng, traces: bool) -> Self {
+        let count = scenario.workers;
+        let budget = SharedBudget::new(scenario.budget_bytes, count);
+        let metrics = Metrics::new(count);
+        let owners = Owners::new(scenario.owner_seeds, count);
+        let worker = |number: usize| {
+            let mut seed = [0; 32];
+            seed[0] = number as u8;
+            Worker {
+                relay: Relay::new(Settings {
+                    worker: number,
+                    owners: owners.clone(),
+                    limits: scenario.limits,
+                    budget: budget.clone(),
+                    metrics: metrics.clone(),
+                    seed,
+                }),
+                mailboxes: (0..=count).map(|_| VecDeque::new()).collect(),
+                links: Vec::new(),
+                by_key: Vec::new(),
+                in_turn: false,
+                over: false,
+            }
+        };
+        let model = Model::new(scenario.limits, scenario.tight, &scenario.owners(&owners), count);
+        Self {
+            workers: (0..count).map(worker).collect(),
+            trace: traces.then(VecDeque::new),
+            now: scenario.start_ms,
+            sockets: Vec::new(),
+            events: 0,
+            seen: Vec::new(),
+            rng,
+            scenario,
+            model,
+            budget,
+            metrics,
+        }
+    }
+
+    pub fn traces(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    pub fn note(&mut self, line: String) {
+        let now = self.now;
+        if let Some(trace) = &mut self.trace {
+            trace.push_back(format!("{now:>8} ms  {line}"));
+            if trace.len() > 80 {
+                trace.pop_front();
+            }
+        }
+    }
+
+    pub fn take_trace(&mut self) -> Vec<String> {
+        self.trace.take().unwrap_or_default().into()
+    }
+
+    pub fn take_seen(&mut self) -> Vec<(Link, Seen)> {
+        std::mem::take(&mut self.seen)
+    }
+
+    // The shell's part.
+
+    /// A peer connects to this worker's listener; `None` if that is closed.
+    pub fn connect(&mut self, worker: usize, binary: bool, id: usize) -> Option<Link> {
+        if self.model.down[worker] {
+            return None;
+        }
+        let link = self.model.accept(self.now, worker, binary, id);
+        note!(self, "{link} connects to worker {worker}, binary {binary}, id {id}");
+        self.sockets.push(Socket {
+            at: At::Gone,
+            inbound: Vec::new(),
+            sent_end: 0,
+            armed: false,
+            inflight: None,
+            cut: false,
+            finished: false,
+            fin: false,
+            reset: false,
+            reading: true,
+            stalled: false,
+        });
+        let remote = Remote(([192, 0, 2, 1], 5).into());
+        let key = self.workers[worker].relay.accept(self.now, remote);
+        self.settle_in(worker, link, key);
+        self.check_worker(worker);
+        self.end_turn(worker);
+        Some(link)
+    }
+
+    fn settle_in(&mut self, worker: usize, link: Link, key: Key) {
+        let slots = &mut self.workers[worker].by_key;
+        let index = key.0 as usize;
+        if slots.len() <= index {
+            slots.resize(index + 1, None);
+        }
+        check!(slots[index].is_none(), "keys", "key {index} of worker {worker} is in use twice");
+        slots[index] = Some(link);
+        self.workers[worker].links.push(link);
+        self.sockets[link].at = At::Worker(worker, key);
+        self.sockets[link].armed = false;
+        self.receive(link);
+    }
+
+    /// The peer's bytes with their meaning.
+    pub fn send(&mut self, link: Link, bytes: &[u8], item: Item) {
+        let socket = &mut self.sockets[link];
+        let start = socket.sent_end;
+        socket.inbound.extend_from_slice(bytes);
+        socket.sent_end += bytes.len() as u64;
+        let end = socket.sent_end;
+        self.model.conn(link).items.push_back((start, end, item));
+    }
+
+    /// Starts a receive where the relay wants one.
+    fn receive(&mut self, link: Link) {
+        let At::Worker(worker, key) = self.sockets[link].at else { return };
+        let socket = &mut self.sockets[link];
+        if !socket.cut && self.workers[worker].relay.wants_read(key) {
+            socket.armed = true;
+        }
+    }
+
+    /// What could happen to this socket now.
+    pub fn has_events(&self, link: Link) -> bool {
+        let socket = &self.sockets[link];
+        if !matches!(socket.at, At::Worker(..)) {
+            return false;
+        }
+        socket.cut || self.may_receive(link) || self.may_send(link)
+    }
+
+    fn may_receive(&self, link: Link) -> bool {
+        let socket = &self.sockets[link];
+        let some = !socket.stalled && (!socket.inbound.is_empty() || socket.fin);
+        socket.armed && (some || socket.reset)
+    }
+
+    fn may_send(&self, link: Link) -> bool {
+        let socket = &self.sockets[link];
+        socket.inflight.is_some() && (socket.reading || socket.reset)
+    }
+
+    /// Lets one thing happen to this socket.
+    pub fn socket_event(&mut self, link: Link, whole: bool) {
+        let At::Worker(worker, key) = self.sockets[link].at else { return };
+        if self.sockets[link].cut {
+            return self.complete_cut(link);
+        }
+        let (receive, send) = (self.may_receive(link), self.may_send(link));
+        if receive && (!send || self.rng.percent(50)) {
+            self.sockets[link].armed = false;
+            let socket = &self.sockets[link];
+            if socket.reset || socket.inbound.is_empty() {
+                self.on_end(worker, link, key);
+            } else {
+                self.on_bytes(worker, link, key, whole);
+            }
+        } else if send {
+            self.on_sent(worker, link, key, whole);
+        } else {
+            return;
+        }
+        if whole || self.rng.percent(75) {
+            self.end_turn(worker);
+        }
+    }
+
+    fn on_bytes(&mut self, worker: usize, link: Link, key: Key, whole: bool) {
+        let there = self.sockets[link].inbound.len();
+        let mut taken = match self.rng.below(10) {
+            _ if whole => there,
+            0 => 1,
+            1..=4 => self.rng.range(1, there as u64) as usize,
+            _ => there,
+        };
+        // Where a breach is noticed within its bytes is the relay's choice.
+        let delivered = self.model.conns[link].delivered;
+        for (start, end, item) in &self.model.conns[link].items {
+            let at = delivered + taken as u64;
+            if matches!(item, Item::Breach(_)) && (*start + 1..*end).contains(&at) {
+                taken = (end - delivered) as usize;
+            }
+        }
+        let rest = self.sockets[link].inbound.split_off(taken);
+        let mut bytes = std::mem::replace(&mut self.sockets[link].inbound, rest);
+        note!(self, "{link} -> {taken} B of {there}");
+        let before = self.before(taken, false);
+        self.workers[worker].relay.on_bytes(self.now, key, &mut bytes);
+        self.commit(worker, &Event::Bytes(link, taken), before);
+        self.receive(link);
+    }
+
+    fn on_end(&mut self, worker: usize, link: Link, key: Key) {
+        let clean = !self.sockets[link].reset;
+        note!(self, "{link} -> {}", if clean { "FIN" } else { "RST" });
+        let before = self.before(0, false);
+        self.workers[worker].relay.on_end(self.now, key, clean);
+        self.commit(worker, &Event::End { link, clean }, before);
+    }
+
+    fn on_sent(&mut self, worker: usize, link: Link, key: Key, whole: bool) {
+        let Some(write) = self.sockets[link].inflight.take() else { return };
+        let before = self.before(0, false);
+        if self.sockets[link].reset {
+            note!(self, "{link} <- write fails");
+            self.workers[worker].relay.on_written(self.now, key, write.buffer, None);
+            return self.commit(worker, &Event::WriteFailed(link), before);
+        }
+        let there = write.to - write.from;
+        let taken = match self.rng.below(10) {
+            _ if whole => there,
+            0 => 1,
+            1..=3 => self.rng.range(1, there as u64) as usize,
+            _ => there,
+        };
+        note!(self, "{link} <- {taken} B of {there}");
+        let bytes: Payload = write.buffer[write.from..write.from + taken].into();
+        self.workers[worker].relay.on_written(self.now, key, write.buffer, Some(taken));
+        self.commit(worker, &Event::Taken(link, bytes), before);
+    }
+
+    fn complete_cut(&mut self, link: Link) {
+        let At::Worker(worker, key) = self.sockets[link].at else { return };
+        let socket = &mut self.sockets[link];
+        socket.inflight = None;
+        socket.armed = false;
+        socket.at = At::Gone;
+        note!(self, "{link} is released");
+        self.leave_worker(worker, link, key);
+    }
+
+    fn leave_worker(&mut self, worker: usize, link: Link, key: Key) {
+        let worker = &mut self.workers[worker];
+        worker.relay.release(key);
+        worker.links.retain(|other| *other != link);
+        worker.by_key[key.0 as usize] = None;
+    }
+
+    pub fn mail(&self) -> Vec<(usize, usize)> {
+        let mut found = Vec::new();
+        for (to, worker) in self.workers.iter().enumerate() {
+            let full = worker.mailboxes.iter().enumerate().filter(|(_, mail)| !mail.is_empty());
+            found.extend(full.map(|(from, _)| (to, from)));
+        }
+        found
+    }
+
+    /// Delivers the oldest mail between two.
+    pub fn deliver_mail(&mut self, to: usize, from: usize) {
+        let Some(mail) = self.workers[to].mailboxes[from].pop_front() else { return };
+        let unread = match &mail {
+            Mail::HandOver(_, ticket) => ticket.unread.len(),
+            _ => 0,
+        };
+        let before = self.before(unread, false);
+        match mail {
+            Mail::HandOver(link, ticket) if self.workers[to].over => {
+                drop(ticket);
+                self.sockets[link].at = At::Gone;
+                self.model.cut(link, self.now);
+                return;
+            }
+            _ if self.workers[to].over => return,
+            Mail::HandOver(link, ticket) => {
+                note!(self, "{link} arrives at worker {to}");
+                let key = self.workers[to].relay.adopt(self.now, *ticket);
+                self.settle_in(to, link, key);
+                self.commit(to, &Event::Adopt(link, to), before);
+                self.receive(link);
+            }
+            Mail::Shed => {
+                note!(self, "worker {to} is asked to shed");
+                self.workers[to].relay.shed_under_pressure(self.now);
+                self.commit(to, &Event::Shed, before);
+            }
+            Mail::ShutDown => {
+                note!(self, "worker {to} shuts down");
+                self.workers[to].relay.shut_down(self.now);
+                self.commit(to, &Event::Down(to), before);
+            }
+        }
+        self.end_turn(to);
+    }
+
+    pub fn shut_down(&mut self) {
+        let control = self.workers.len();
+        for worker in &mut self.workers {
+            worker.mailboxes[control].push_back(Mail::ShutDown);
+        }
+    }
+
+    /// The rest of a worker's turn: timers, then what the relay asks for.
+    fn end_turn(&mut self, worker: usize) {
+        self.workers[worker].in_turn = false;
+        let fires = self.model.passed(worker, self.now);
+        if !fires.is_empty() {
+            note!(self, "worker {worker}: time for {fires:?}");
+        }
+        let before = self.before(0, fires.len() > 1);
+        self.workers[worker].relay.on_timers(self.now);
+        self.commit(worker, &Event::Timers(fires), before);
+        self.workers[worker].in_turn = false;
+        for _ in 0..1000 {
+            let mut actions = Vec::new();
+            self.workers[worker].relay.take_actions(&mut actions);
+            if actions.is_empty() {
+                self.check_alarm(worker);
+                return;
+            }
+            for action in actions {
+                self.act(worker, action);
+            }
+        }
+        check!(false, "actions", "worker {worker} asks for more without end");
+    }
+
+    fn link_of(&self, worker: usize, key: Key) -> Option<Link> {
+        self.workers[worker].by_key.get(key.0 as usize).copied().flatten()
+    }
+
+    fn act(&mut self, worker: usize, action: Action) {
+        match action {
+            Action::Write(key) => {
+                let Some(write) = self.workers[worker].relay.begin_write(self.now, key) else {
+                    return;
+                };
+                let Some(link) = self.link_of(worker, key) else {
+                    return check!(false, "keys", "a write to nobody");
+                };
+                check!(self.sockets[link].inflight.is_none(), "writes", "{link}: two at once");
+                check!(write.to > write.from, "writes", "{link}: nothing to write");
+                self.sockets[link].inflight = Some(write);
+                let due = self.now + self.scenario.limits.write_timeout_ms;
+                self.model.conn(link).write_due = Some(due);
+            }
+            Action::Read(key) => {
+                if let Some(link) = self.link_of(worker, key) {
+                    self.receive(link);
+                }
+            }
+            Action::FinishWriting(key) => {
+                let Some(link) = self.link_of(worker, key) else { return };
+                note!(self, "{link} <- FIN");
+                let socket = &mut self.sockets[link];
+                check!(!socket.finished, "fin", "{link}: twice");
+                socket.finished = true;
+                let due = self.model.finish(link, self.now);
+                check!(due, "fin", "{link}: before its time");
+            }
+            Action::Cut(key) | Action::Part(key) => {
+                let Some(link) = self.link_of(worker, key) else {
+                    return check!(false, "keys", "nobody is cut");
+                };
+                if self.model.conns[link].state == State::Moving && self.scenario.tight {
+                    // It paid for memory; the model could not tell that from a hand-over.
+                    self.model.cut(link, self.now);
+                }
+                let state = self.model.conns[link].state;
+                check!(state == State::Cut, "cut", "{link} is cut while it is {state:?}");
+                check!(!self.sockets[link].cut, "cut", "{link}: twice");
+                note!(self, "{link} is cut");
+                self.sockets[link].cut = true;
+                let busy = self.sockets[link].armed || self.sockets[link].inflight.is_some();
+                if !busy {
+                    self.complete_cut(link);
+                }
+            }
+            Action::HandOver { key, worker: to, ticket } => {
+                let Some(link) = self.link_of(worker, key) else {
+                    return check!(false, "keys", "nobody is handed over");
+                };
+                self.hand_over(worker, link, key, to, ticket);
+            }
+            Action::AskToShed(to) => {
+                check!(self.scenario.tight, "shed", "memory is ample");
+                self.workers[to].mailboxes[worker].push_back(Mail::Shed);
+            }
+        }
+    }
+
+    fn hand_over(&mut self, from: usize, link: Link, key: Key, to: usize, ticket: Box<HandOver>) {
+        note!(self, "{link} leaves worker {from} for {to}, {} B unread", ticket.unread.len());
+        let conn = &self.model.conns[link];
+        let idle = !self.sockets[link].armed && self.sockets[link].inflight.is_none();
+        check!(idle, "hand-over", "{link} is moved while it is busy");
+        check!(conn.state == State::Moving, "hand-over", "{link} is {:?}", conn.state);
+        check!(to == conn.owner && to != from, "hand-over", "{link}: from {from} to {to}");
+        let unread = (conn.delivered - conn.last_end) as usize;
+        let all = ticket.unread.len() == unread;
+        check!(all, "hand-over", "{link}: {} B unread of {unread}", ticket.unread.len());
+        self.model.conn(link).state = State::Mail;
+        self.sockets[link].at = At::Mail;
+        self.leave_worker(from, link, key);
+        self.workers[to].mailboxes[from].push_back(Mail::HandOver(link, ticket));
+    }
+
+    // Time.
+
+    /// Lets time pass, deadline by deadline.
+    pub fn pass(&mut self, ms: Ms) {
+        let end = self.now + ms;
+        self.end_turns();
+        while let Some(wake) = self.next_wake().filter(|wake| *wake <= end) {
+            self.now = self.now.max(wake);
+            // A worker that is busy is late for its timers.
+            let late = if self.rng.percent(3) { self.rng.range(0, 20) } else { 0 };
+            self.now += late;
+            for worker in 0..self.workers.len() {
+                let due = self.workers[worker].relay.next_wake_ms();
+                if due.is_some_and(|due| due <= self.now) {
+                    self.end_turn(worker);
+                }
+            }
+        }
+        self.now = self.now.max(end);
+        note!(self, "time passes");
+        for worker in 0..self.workers.len() {
+            self.end_turn(worker);
+        }
+    }
+
+    pub fn end_turns(&mut self) {
+        for worker in 0..self.workers.len() {
+            if self.workers[worker].in_turn {
+                self.end_turn(worker);
+            }
+        }
+    }
+
+    pub fn next_wake(&self) -> Option<Ms> {
+        self.workers.iter().filter_map(|worker| worker.relay.next_wake_ms()).min()
+    }
+
+    // The checks.
+
+    /// `bytes` come in with the call. Keeps the model as it is where a choice may have to be made.
+    fn before(&self, bytes: usize, choices: bool) -> Before {
+        let need_bytes = 4 * bytes as u64 + CALL_BYTES;
+        let short = self.budget.leased_bytes() + need_bytes > self.scenario.budget_bytes
+            || self.budget.is_under_pressure();
+        Before { short, model: (short || choices).then(|| self.model.clone()) }
+    }
+
+    fn glimpse(&self, link: Link) -> Option<Glimpse> {
+        match self.sockets[link].at {
+            At::Worker(worker, key) => self.workers[worker].relay.glimpse(key),
+            _ => None,
+        }
+    }
+
+    /// The first connection of which the model and the relay do not say the same.
+    fn difference(&self, model: &Model, worker: usize) -> Option<(Link, State, Phase)> {
+        self.workers[worker].links.iter().find_map(|link| {
+            let phase = self.glimpse(*link).map_or(Phase::Cut, |glimpse| glimpse.phase);
+            let state = model.conns[*link].state;
+            let same = match state {
+                State::Head => phase == Phase::Head,
+                State::Moving => matches!(phase, Phase::Moving | Phase::Cut),
+                State::Mail => false,
+                State::Newcomer => phase == Phase::Newcomer,
+                State::Binary => phase == Phase::Binary,
+                State::Phone => phase == Phase::Phone,
+                State::Closing => phase == Phase::Closing,
+                State::Cut => phase == Phase::Cut,
+            };
+            (!same).then_some((*link, state, phase))
+        })
+    }
+
+    /// Tells the model of what the relay was just told, and compares.
+    fn commit(&mut self, worker: usize, event: &Event, before: Before) {
+        self.events += 1;
+        self.workers[worker].in_turn = true;
+        self.model.call += 1;
+        let call = self.model.call;
+        let mut seen = self.model.apply(event, self.now);
+        if let Some(first) = self.difference(&self.model, worker) {
+            let found = before.model.as_ref().and_then(|model| {
+                let mut model = model.clone();
+                model.call = call;
+                self.other_ways(&model, worker, event)
+            });
+            match found {
+                Some((model, other, shed)) => {
+                    self.model = model;
+                    seen = other;
+                    self.check_shed(worker, &shed, &before);
+                }
+                None => {
+                    let (link, state, phase) = first;
+                    check!(
+                        false,
+                        "state",
+                        "link {link} should be {state:?} and is {phase:?}, after {event:?}; {:?}",
+                        self.model.conns[link]
+                    );
+                }
+            }
+        }
+        let link = match event {
+            Event::Taken(link, _) => *link,
+            _ => 0,
+        };
+        self.seen.extend(seen.into_iter().map(|seen| (link, seen)));
+        self.check_worker(worker);
+    }
+
+    /// The choices that PROTOCOL.md leaves: the order of what is due at one moment, and who pays
+    /// for a shortage of memory, before or after the event itself.
+    fn other_ways(
+        &mut self,
+        before: &Model,
+        worker: usize,
+        event: &Event,
+    ) -> Option<(Model, Vec<Seen>, Vec<Link>)> {
+        let mut tries = vec![event.clone()];
+        if let Event::Timers(fires) = event {
+            let mut order = fires.clone();
+            for _ in 0..if fires.len() > 1 { 200 } else { 0 } {
+                for last in (1..order.len()).rev() {
+                    order.swap(last, self.rng.below(last + 1));
+                }
+                tries.push(Event::Timers(order.clone()));
+            }
+        }
+        for event in &tries {
+            let mut model = before.clone();
+            let seen = model.apply(event, self.now);
+            if self.difference(&model, worker).is_none() {
+                return Some((model, seen, Vec::new()));
+            }
+        }
+        if !self.scenario.tight {
+            return None;
+        }
+        tries.truncate(40);
+        for event in &tries {
+            let mut model = before.clone();
+            let seen = model.apply(event, self.now);
+            if let Some(shed) = self.explain(&mut model, worker) {
+                return Some((model, seen, shed));
+            }
+            let mut model = before.clone();
+            let first = self.explain_some(&mut model, worker);
+            let seen = model.apply(event, self.now);
+            if let Some(mut shed) = self.explain(&mut model, worker) {
+                shed.extend(first);
+                return Some((model, seen, shed));
+            }
+        }
+        None
+    }
+
+    /// Takes one step towards what the relay says: a connection that paid for a shortage.
+    fn shed_one(&self, model: &mut Model, worker: usize) -> Option<Link> {
+        let links = &self.workers[worker].links;
+        let phase = |link: Link| self.glimpse(link).map_or(Phase::Cut, |glimpse| glimpse.phase);
+        let cut = links.iter().copied().find(|link| {
+            phase(*link) == Phase::Cut
+                && !matches!(model.conns[*link].state, State::Cut | State::Moving)
+        });
+        if let Some(link) = cut {
+            model.cut(link, self.now);
+            return Some(link);
+        }
+        let closed = links.iter().copied().find(|link| {
+            phase(*link) == Phase::Closing && model.conns[*link].state == State::Phone
+        })?;
+        model.close(closed, BACKLOG, Some(1001), false, self.now);
+        model.conn(closed).out.closes.push(NORMAL);
+        Some(closed)
+    }
+
+    fn explain_some(&self, model: &mut Model, worker: usize) -> Vec<Link> {
+        std::iter::from_fn(|| self.shed_one(model, worker)).take(100).collect()
+    }
+
+    fn explain(&self, model: &mut Model, worker: usize) -> Option<Vec<Link>> {
+        let shed = self.explain_some(model, worker);
+        if self.difference(model, worker).is_some() {
+            return None;
+        }
+        let call = model.call;
+        for link in &self.workers[worker].links {
+            model.conn(*link).out.doubt(call);
+        }
+        Some(shed)
+    }
+
+    /// Whoever paid, memory was short.
+    fn check_shed(&mut self, worker: usize, shed: &[Link], before: &Before) {
+        if shed.is_empty() {
+            return;
+        }
+        note!(self, "worker {worker}: {shed:?} paid for memory");
+        check!(before.short, "shed", "{shed:?} paid while memory was ample");
+    }
+
+    fn check_worker(&mut self, worker: usize) {
+        let relay = &self.workers[worker].relay;
+        let mut charged = 0;
+        let mut holders = vec![None; self.model.ids.len()];
+        let mut resumed = Vec::new();
+        for link in self.workers[worker].links.iter().copied() {
+            let At::Worker(_, key) = self.sockets[link].at else { continue };
+            let Some(glimpse) = relay.glimpse(key) else {
+                return check!(false, "keys", "link {link} is unknown to its worker");
+            };
+            charged += glimpse.outbox_bytes + glimpse.input_bytes;
+            let conn = &self.model.conns[link];
+            if glimpse.phase == Phase::Binary {
+                let other = holders[conn.id].replace(link);
+                check!(other.is_none(), "one holder", "id {}: {other:?} and {link}", conn.id);
+            }
+            self.check_bytes(link, &glimpse);
+            let reads = relay.wants_read(key);
+            if conn.is_open() && !conn.ended {
+                if !reads {
+                    self.check_pause(link);
+                }
+                if conn.paused == reads {
+                    resumed.push((link, reads));
+                }
+            } else if matches!(conn.state, State::Head | State::Closing) && !conn.ended {
+                check!(reads, "pause", "link {link} is not read: {:?}", conn.state);
+            }
+        }
+        check!(
+            charged as u64 == relay.charged_bytes(),
+            "charge",
+            "worker {worker} has charged {} B for {charged} B",
+            relay.charged_bytes()
+        );
+        let leased = self.budget.leased_bytes();
+        let limit = self.scenario.budget_bytes;
+        check!(leased <= limit, "budget", "{leased} B of {limit} B are leased");
+        let all: u64 = self.workers.iter().map(|worker| worker.relay.charged_bytes()).sum();
+        check!(all <= leased, "budget", "{all} B are charged, {leased} B leased");
+        let counts = (self.metrics.connected_binaries(), self.metrics.connected_phones());
+        check!(counts == self.model.counts(), "counts", "{counts:?} for {:?}", self.model.counts());
+        for (link, reads) in resumed {
+            if reads {
+                self.model.reads_again(link, self.now);
+            } else {
+                self.model.conn(link).paused = true;
+            }
+        }
+    }
+
+    /// What one connection is charged for.
+    fn check_bytes(&self, link: Link, glimpse: &Glimpse) {
+        let conn = &self.model.conns[link];
+        let half_read = conn.fragments.unwrap_or(0) + conn.partial_bytes();
+        let (least, most) = match conn.state {
+            State::Head => (half_read, 2 * half_read + 64),
+            State::Newcomer | State::Binary | State::Phone => {
+                conn.out.check_charge(link, self.scenario.tight, glimpse.outbox_bytes);
+                let begun = half_read > 0 || conn.fragments.is_some();
+                let most = if begun { 4096 + 2 * half_read } else { 0 };
+                (conn.held_bytes + half_read.saturating_sub(14), conn.held_bytes + most)
+            }
+            State::Closing if conn.closing.discard => (0, 0),
+            State::Cut => (0, 0),
+            State::Closing | State::Moving | State::Mail => (0, usize::MAX),
+        };
+        check!(
+            (least..=most).contains(&glimpse.input_bytes),
+            "input charge",
+            "link {link}, {:?}: {} B are charged for {half_read} B half read and {} B held",
+            conn.state,
+            glimpse.input_bytes,
+            conn.held_bytes
+        );
+        let silent = conn.state == State::Cut || conn.out.got_close;
+        check!(
+            !silent || glimpse.outbox_bytes == 0,
+            "charge",
+            "link {link}: {} B are queued after the end",
+            glimpse.outbox_bytes
+        );
+    }
+
+    /// A peer is only left unread while somebody's backlog is the reason.
+    fn check_pause(&self, link: Link) {
+        let conn = &self.model.conns[link];
+        let reason = match conn.state {
+            State::Newcomer => conn.held_bytes,
+            State::Phone => self.model.ids[conn.id]
+                .holder()
+                .and_then(|holder| self.glimpse(holder))
+                .map_or(0, |holder| holder.outbox_bytes),
+            _ => 0,
+        };
+        check!(reason > 0, "pause", "link {link} is not read, and nothing waits");
+    }
+
+    /// The worker will be woken for the next deadline.
+    fn check_alarm(&mut self, worker: usize) {
+        let relay = &self.workers[worker].relay;
+        if let Some(due) = self.model.next_deadline(worker) {
+            let wake = relay.next_wake_ms();
+            check!(
+                wake.is_some_and(|wake| wake <= due),
+                "alarm",
+                "worker {worker} sleeps until {wake:?}, past {due}"
+            );
+        }
+        if self.model.down[worker] && relay.connections() == 0 {
+            self.workers[worker].over = true;
+        }
+    }
+
+    /// Nobody is left: nothing may be.
+    pub fn check_empty(&self) {
+        for (number, worker) in self.workers.iter().enumerate() {
+            let relay = &worker.relay;
+            let left = (relay.connections(), relay.server_ids(), relay.timers());
+            check!(
+                left == (0, 0, 0),
+                "empty",
+                "worker {number}: connections, ids, timers {left:?}"
+            );
+            let charged = relay.charged_bytes();
+            check!(charged == 0, "empty", "worker {number} still charges {charged} B");
+            let wake = relay.next_wake_ms();
+            check!(wake.is_none(), "empty", "worker {number} waits for {wake:?}");
+        }
+        let counts = (self.metrics.connected_binaries(), self.metrics.connected_phones());
+        check!(counts == (0, 0), "empty", "counts are {counts:?}");
+        let idle = self.scenario.budget_bytes / 32 + 2 * self.workers.len() as u64;
+        let leased = self.budget.leased_bytes();
+        check!(leased <= idle, "empty", "{leased} B are leased for nothing");
+    }
+
+    /// Every socket is gone and no mail is under way.
+    pub fn is_deserted(&self) -> bool {
+        self.sockets.iter().all(|socket| socket.at == At::Gone) && self.mail().is_empty()
+    }
+}
