@@ -435,4 +435,8 @@ fn trim(mut value: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod split_tests;
+#[cfg(test)]
 mod tests;
