@@ -88,6 +88,17 @@ fn check_head(head: &[u8], asked: &Asked) {
     assert!(values("host").len() == 1 || (values("host").is_empty() && !is_http_1_1));
     let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
     assert!(lengths.is_empty() || codings.is_empty());
+    if let Some(last) = codings.last() {
+        assert!(last.to_ascii_lowercase().ends_with(b"chunked") && is_http_1_1);
+    }
+    for host in values("host") {
+        let name_ends_in = if host.starts_with(b"[") { b']' } else { b':' };
+        if let Some(at) = host.iter().rposition(|byte| *byte == name_ends_in) {
+            let port = &host[at + 1..];
+            assert!(port.strip_prefix(b":").unwrap_or(port).iter().all(u8::is_ascii_digit));
+        }
+        assert!(!host.iter().any(|byte| b"@/?#\\<>\" \t".contains(byte)));
+    }
     assert!(lengths.windows(2).all(|pair| pair[0] == pair[1]));
     assert!(lengths.iter().all(|length| length.iter().all(u8::is_ascii_digit)));
     let mut upgrades = 0;
