@@ -211,7 +211,12 @@ impl<'b> Request<'b> {
         let length_is_sound = length.is_none_or(|length| {
             !length.is_empty() && length.len() <= 19 && length.iter().all(u8::is_ascii_digit)
         });
-        let body_is_clear = codings == 0 || (length.is_none() && self.is_http_1_1);
+        // Where another coding is the last one, nobody knows where the body ends.
+        let is_chunked = self.values("transfer-encoding").last().is_none_or(|codings| {
+            let last = codings.rsplit(|b| *b == b',').next().unwrap_or(codings);
+            trim(last).eq_ignore_ascii_case(b"chunked")
+        });
+        let body_is_clear = codings == 0 || (is_chunked && length.is_none() && self.is_http_1_1);
         if !(values_are_text && host_is_sound && lengths_agree && length_is_sound && body_is_clear)
         {
             return Err(Reply::BadRequest);
@@ -358,7 +363,43 @@ fn is_key(key: &[u8]) -> bool {
 
 /// A host with an optional port (RFC 9110, section 7.2). An empty one is legal.
 fn is_host(host: &[u8]) -> bool {
-    host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(b))
+    let (is_sound, port) = match host {
+        [b'[', literal @ ..] => {
+            let end = literal.iter().position(|b| *b == b']').unwrap_or(0);
+            let (literal, port) = literal.split_at(end);
+            let is_literal = |b: &u8| is_unreserved(*b) || *b == b':';
+            let is_sound = !literal.is_empty() && literal.iter().all(is_literal);
+            (is_sound, port.strip_prefix(b"]").unwrap_or(b"?"))
+        }
+        _ => {
+            let end = host.iter().position(|b| *b == b':').unwrap_or(host.len());
+            let (name, port) = host.split_at(end);
+            (is_name(name), port)
+        }
+    };
+    let port_is_sound = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    is_sound && port_is_sound
+}
+
+/// A `reg-name` of RFC 3986, section 3.2.2.
+fn is_name(mut name: &[u8]) -> bool {
+    loop {
+        name = match name {
+            [] => return true,
+            [b'%', a, b, rest @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
+            [b, rest @ ..] if is_unreserved(*b) => rest,
+            _ => return false,
+        };
+    }
+}
+
+/// What may stand in a host as it is, `sub-delims` included (RFC 3986, section 2).
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 /// The path of a target in origin-form or absolute-form (RFC 9112, section 3.2), without query.
@@ -393,5 +434,9 @@ fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod split_tests;
 #[cfg(test)]
 mod tests;
