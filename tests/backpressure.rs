@@ -488,6 +488,45 @@ async fn the_budget_is_shared_by_all_workers() {
 }
 
 #[tokio::test]
+async fn who_hoards_on_one_worker_does_not_cost_anyone_on_another() {
+    let relay = Relay::start(&patient(&["--workers", "2", "--memory-budget", "2MiB"])).await;
+    // A binary of each worker; which one it is, the log tells.
+    let mut by_core = [None, None];
+    for number in 0..64 {
+        let id = format!("id {number}");
+        let binary = Raw::binary(&relay, &id).await;
+        let claimed = relay
+            .wait_for_log_where("server_claimed", |line| line.get("server_id") == Some(&*id))
+            .await;
+        let core: usize = claimed.get("core").unwrap().parse().unwrap();
+        by_core[core] = Some((binary, id));
+        if by_core.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    let [Some((mut hoarder, hoarder_id)), Some((mut healthy, healthy_id))] = by_core else {
+        panic!("64 ids of one worker")
+    };
+    let mut phone = Raw::phone(&relay, &healthy_id).await;
+    let conn_id = meet(&mut healthy, &mut phone).await;
+    let mut deaf = Vec::new();
+    for _ in 0..8 {
+        deaf.push(narrow_phone(&relay, &mut hoarder, &hoarder_id).await);
+    }
+    for number in 0..40 {
+        for (_, deaf_id) in &deaf {
+            push(&mut hoarder, deaf_id, &numbered(number, 1000 * (1 + number))).await;
+        }
+        let frame = numbered(number, 100_000);
+        phone.send(masked(TEXT, &frame)).await;
+        assert_eq!(open_envelope(&healthy.recv_text().await).1, frame);
+        push(&mut healthy, &conn_id, &frame).await;
+        assert_eq!(phone.recv_text().await, frame);
+    }
+    relay.wait_for_log("memory_budget_shed").await;
+}
+
+#[tokio::test]
 async fn half_read_messages_and_heads_count_towards_the_budget() {
     let half_message = |relay: &Relay, number: usize| {
         let addr = relay.addr();

@@ -2,6 +2,9 @@
 //!
 //! Workers lease the budget in chunks from one shared counter and charge frames against their own
 //! lease, so the shared counter is touched once per chunk, not once per frame.
+//!
+//! Half of the budget is shared out among the workers from the start and never goes to another:
+//! whoever hoards memory on one worker leaves the connections of the others room to work.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -31,7 +34,8 @@ impl SharedBudget {
         self.limit_bytes
     }
 
-    /// Bytes that the workers hold leases for: what they have charged, rounded up to chunks.
+    /// Bytes that the workers hold leases for: what they have charged, rounded up to chunks, and at
+    /// least their reserves.
     #[must_use]
     pub fn leased_bytes(&self) -> u64 {
         self.leased_bytes.load(Ordering::Relaxed)
@@ -70,18 +74,24 @@ pub struct Budget {
     shared: Arc<SharedBudget>,
     worker: usize,
     chunk_bytes: u64,
+    /// Leased for good, whether it is charged or not.
+    reserve_bytes: u64,
     leased_bytes: u64,
     charged_bytes: u64,
 }
 
 impl Budget {
-    /// The lease of worker number `worker`, empty at first.
+    /// The lease of worker number `worker`, which has its reserve and no charge at first.
     #[must_use]
     pub fn new(shared: Arc<SharedBudget>, worker: usize) -> Self {
         let workers = shared.largest_class.len().max(1) as u64;
         // Two chunks per worker may lie idle: keep them to a thirty-second of the whole.
         let chunk_bytes = (shared.limit_bytes / workers / 64).clamp(1, 1024 * 1024);
-        Self { shared, worker, chunk_bytes, leased_bytes: 0, charged_bytes: 0 }
+        let share_bytes = shared.limit_bytes / workers / 2;
+        // Refused only to more leases than the budget was made for.
+        let reserve_bytes = if shared.lease(share_bytes) { share_bytes } else { 0 };
+        let leased_bytes = reserve_bytes;
+        Self { shared, worker, chunk_bytes, reserve_bytes, leased_bytes, charged_bytes: 0 }
     }
 
     /// Charges `bytes`, or changes nothing and returns false: the budget does not hold them.
@@ -109,7 +119,8 @@ impl Budget {
         self.charged_bytes = self.charged_bytes.saturating_sub(bytes as u64);
         let idle = self.leased_bytes - self.charged_bytes;
         if idle > 2 * self.chunk_bytes {
-            let surplus = idle - self.chunk_bytes;
+            let beyond_reserve = self.leased_bytes - self.reserve_bytes;
+            let surplus = (idle - self.chunk_bytes).min(beyond_reserve);
             self.leased_bytes -= surplus;
             self.shared.give_back(surplus);
         }
@@ -166,8 +177,12 @@ mod tests {
         assert_eq!((a.charged_bytes(), b.charged_bytes()), (600, 300));
         assert!(shared.leased_bytes() <= 1000);
         a.release(600);
-        assert!(b.try_charge(650));
-        b.release(950);
+        // The rest is the reserve of the other worker.
+        assert!(b.try_charge(400));
+        assert!(!b.try_charge(51));
+        assert!(a.try_charge(250));
+        a.release(250);
+        b.release(700);
         drop((a, b));
         assert_eq!(shared.leased_bytes(), 0);
     }
@@ -182,6 +197,7 @@ mod tests {
         for _ in 0..1000 {
             lease.release(60_000);
         }
-        assert!(shared.leased_bytes() <= shared.limit_bytes() / 32 / 4);
+        let reserves = shared.limit_bytes() / 2 / 4;
+        assert!(shared.leased_bytes() <= reserves + shared.limit_bytes() / 32 / 4);
     }
 }
