@@ -48,7 +48,8 @@ impl Relay {
         }
         if due.ping <= now {
             self.send_ping(now, key);
-            self.schedule_ping(now, key);
+            // Unless making room for the ping has cost the connection itself.
+            self.start_heartbeat(now, key);
         }
     }
 
@@ -59,7 +60,7 @@ impl Relay {
         self.close_now(now, key, Close::HEARTBEAT_TIMEOUT, Some(GONE_WITHOUT_CLOSE));
     }
 
-    /// The first ping of an upgraded connection is one interval away.
+    /// The next ping of an open connection is one interval away.
     pub(super) fn start_heartbeat(&mut self, now: Millis, key: Key) {
         if self.connection(key).is_some_and(|connection| connection.is_open()) {
             self.schedule_ping(now, key);
@@ -76,18 +77,21 @@ impl Relay {
         self.arm(key);
     }
 
-    /// Pings a connection, for its heartbeat or because its id is claimed by another.
+    /// Pings a connection, for its heartbeat or because its id is claimed by another. A ping for
+    /// which there is no memory is not sent, and its answer is not awaited.
     pub(super) fn send_ping(&mut self, now: Millis, key: Key) {
         let pong_due = now + self.limits.heartbeat_timeout_ms;
+        let Some(connection) = self.connection(key) else { return };
+        let number = connection.heartbeat.sent.wrapping_add(1);
+        let mut ping = Vec::with_capacity(frames::MAX_HEADER_BYTES + size_of_val(&number));
+        frames::push_ping(&mut ping, &number.to_be_bytes());
+        if !self.push_control(now, key, &ping) {
+            return;
+        }
         let Some(connection) = self.connection_mut(key) else { return };
-        let heartbeat = &mut connection.heartbeat;
-        heartbeat.sent = heartbeat.sent.wrapping_add(1);
-        let number = heartbeat.sent.to_be_bytes();
+        connection.heartbeat.sent = number;
         connection.due.pong = connection.due.pong.min(pong_due);
         self.arm(key);
-        let mut ping = Vec::with_capacity(frames::MAX_HEADER_BYTES + number.len());
-        frames::push_ping(&mut ping, &number);
-        self.push_control(key, &ping);
     }
 
     /// A pong counts if it answers a ping that is not answered yet.

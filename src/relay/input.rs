@@ -129,7 +129,7 @@ impl Relay {
             Incoming::Ping(payload) => {
                 let mut pong = Vec::with_capacity(frames::MAX_HEADER_BYTES + payload.len());
                 frames::push_pong(&mut pong, payload);
-                self.push_control(key, &pong);
+                self.push_control(now, key, &pong);
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),

@@ -147,20 +147,25 @@ impl Relay {
         self.queue_write(key);
     }
 
-    /// Queues a ping or a pong, ahead of waiting messages. Where there is no room, it is lost.
-    pub(super) fn push_control(&mut self, key: Key, frame: &[u8]) {
+    /// Queues a ping or a pong, ahead of waiting messages. False if the connection is not open, or
+    /// memory is so short that it must be lost.
+    pub(super) fn push_control(&mut self, now: Millis, key: Key, frame: &[u8]) -> bool {
         let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
         let charge = charge_of(payload_bytes);
-        if !self.budget.try_charge(charge) {
-            return;
+        if !self.make_room(now, charge) {
+            return false;
         }
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
-            return self.budget.release(charge);
+        let replaced = match self.connections.get_mut(key.0 as usize) {
+            Some(connection) if connection.is_open() => connection.outbox.push_control(frame),
+            _ => {
+                self.budget.release(charge);
+                return false;
+            }
         };
-        let replaced = connection.outbox.push_control(frame);
         self.budget.release(replaced);
         self.note_charge(key);
         self.queue_write(key);
+        true
     }
 
     /// Queues HTTP bytes. False if there was no room and the connection was cut.

@@ -415,6 +415,24 @@ fn the_largest_backlog_goes_first_and_the_budget_holds() {
 }
 
 #[test]
+fn a_budget_that_is_full_costs_its_hoarder_and_nobody_a_ping() {
+    let whole = masked(1, &vec![b' '; 250_000]);
+    let hoard = |budget_bytes| {
+        let mut world = World::with(Limits::default(), budget_bytes, 1);
+        let (quiet, hoarder) = (world.binary("a"), world.phone("a"));
+        world.pass(29_000);
+        world.bytes(hoarder, &whole[..200_000]);
+        (world, quiet, hoarder)
+    };
+    let hoarded_bytes = hoard(1 << 20).0.relay.charged_bytes();
+    let (mut world, quiet, hoarder) = hoard(hoarded_bytes + 60);
+    assert!(world.cut.is_empty(), "it fits, and a ping does not");
+    world.pass(2000);
+    assert!(world.frames(quiet).iter().any(|(opcode, _)| *opcode == PING));
+    assert_eq!(world.cut, [hoarder]);
+}
+
+#[test]
 fn half_read_messages_are_charged_and_have_a_deadline() {
     let mut world = World::new();
     let (_binary, phone) = (world.binary("a"), world.phone("a"));

@@ -739,7 +739,10 @@ impl Model {
 
     /// When the relay must have been woken.
     pub fn next_deadline(&self, worker: usize) -> Option<Ms> {
-        self.deadlines(worker).map(|(due, _)| due.next_multiple_of(TICK_MS)).min()
+        // No pong is awaited where memory was too short for the ping.
+        let certain = |fire: &Fire| !(self.tight && matches!(fire, Fire::Pong(_)));
+        let due = self.deadlines(worker).filter(|(_, fire)| certain(fire));
+        due.map(|(due, _)| due.next_multiple_of(TICK_MS)).min()
     }
 
     fn fire(&mut self, fire: Fire, now: Ms) {

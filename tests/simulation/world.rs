@@ -2,7 +2,7 @@
 //! the relay as `src/worker/mod.rs` does, and after every call compares it with the model.
 
 use crate::check;
-use crate::model::{BACKLOG, Event, Link, Model, Ms, NORMAL, Seen, State};
+use crate::model::{BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::wire::{Item, Payload};
@@ -393,12 +393,20 @@ impl World {
     /// The rest of a worker's turn: timers, then what the relay asks for.
     fn end_turn(&mut self, worker: usize) {
         self.workers[worker].in_turn = false;
-        let fires = self.model.passed(worker, self.now);
+        let mut fires = self.model.passed(worker, self.now);
         if !fires.is_empty() {
             note!(self, "worker {worker}: time for {fires:?}");
         }
         let before = self.before(0, fires.len() > 1);
         self.workers[worker].relay.on_timers(self.now);
+        if self.scenario.tight {
+            // No pong is awaited for a ping that there was no memory for.
+            let open = |link| {
+                let phase = self.glimpse(link).map(|glimpse| glimpse.phase);
+                matches!(phase, Some(Phase::Newcomer | Phase::Binary | Phase::Phone))
+            };
+            fires.retain(|fire| !matches!(fire, Fire::Pong(link) if open(*link)));
+        }
         self.commit(worker, &Event::Timers(fires), before);
         self.workers[worker].in_turn = false;
         for _ in 0..1000 {
