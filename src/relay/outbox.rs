@@ -145,8 +145,10 @@ impl Outbox {
             if begun == 0 {
                 self.head.drain(..self.head_sent);
                 self.head_sent = 0;
-                let control = std::mem::take(&mut self.control);
-                let overtaken = std::mem::replace(&mut self.head, control);
+                // Behind older pings and pongs that a partial write has left: pongs keep the
+                // order of their pings.
+                let overtaken = self.head.split_off(leading_control_bytes(&self.head));
+                self.head.append(&mut std::mem::take(&mut self.control));
                 if !overtaken.is_empty() {
                     self.tail.push_front(overtaken);
                 }
@@ -287,6 +289,18 @@ impl Outbox {
 
 fn is_ping(frame: &[u8]) -> bool {
     frame.first().is_some_and(|byte| byte & 0x0f == 0x9)
+}
+
+/// Length of the whole pings and pongs at the start of `bytes`.
+fn leading_control_bytes(bytes: &[u8]) -> usize {
+    let mut position = 0;
+    while let Some(rest) = bytes.get(position..)
+        && rest.first().is_some_and(|byte| matches!(byte & 0x0f, 0x9 | 0xa))
+        && let Some((header, payload)) = frames::frame_extent(rest)
+    {
+        position += header + payload;
+    }
+    position
 }
 
 /// Calls `visit` with each whole frame in `bytes` and its charge.

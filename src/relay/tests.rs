@@ -2,6 +2,7 @@
 
 use super::budget::SharedBudget;
 use super::connection::Stage;
+use super::outbox::Outbox;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
 use crate::config::Limits;
@@ -412,6 +413,23 @@ fn the_largest_backlog_goes_first_and_the_budget_holds() {
     }
     assert_eq!(world.counts(), (1, 3));
     assert!(!world.relay.connection(phones[1]).is_some_and(|c| c.is_open()), "the largest");
+}
+
+#[test]
+fn pongs_keep_the_order_of_their_pings_when_a_write_was_partial() {
+    let pong = |payload: &[u8]| {
+        let mut pong = Vec::new();
+        frames::push_pong(&mut pong, payload);
+        pong
+    };
+    let mut outbox = Outbox::default();
+    outbox.push_control(&pong(b"1"));
+    outbox.push_control(&pong(b"2"));
+    let write = outbox.take_write().unwrap();
+    outbox.on_written(write.buffer, 3);
+    outbox.push_control(&pong(b"3"));
+    let write = outbox.take_write().unwrap();
+    assert_eq!(write.buffer[write.from..write.to], [pong(b"2"), pong(b"3")].concat());
 }
 
 #[test]
