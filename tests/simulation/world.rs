@@ -404,7 +404,8 @@ impl World {
         if !fires.is_empty() {
             note!(self, "worker {worker}: time for {fires:?}");
         }
-        let before = self.before(0, fires.len() > 1);
+        let choices = fires.len() > 1 || !self.model.passing(worker, self.now).is_empty();
+        let before = self.before(0, choices);
         self.workers[worker].relay.on_timers(self.now);
         if self.scenario.tight {
             // No pong is awaited for a ping that there was no memory for.
@@ -632,13 +633,17 @@ impl World {
     ) -> Option<(Model, Vec<Seen>, Vec<Link>)> {
         let mut tries = vec![event.clone()];
         if let Event::Timers(fires) = event {
-            let mut order = fires.clone();
-            for _ in 0..if fires.len() > 1 { 200 } else { 0 } {
+            let all = [&fires[..], &before.passing(worker, self.now)[..]].concat();
+            for round in 0..if all.len() > 1 { 300 } else { 0 } {
+                let mut order = if round % 2 == 0 { all.clone() } else { fires.clone() };
                 for last in (1..order.len()).rev() {
                     order.swap(last, self.rng.below(last + 1));
                 }
-                tries.push(Event::Timers(order.clone()));
+                // Any of those that need not be met yet may be left out.
+                order.retain(|fire| fires.contains(fire) || self.rng.percent(50));
+                tries.push(Event::Timers(order));
             }
+            tries.push(Event::Timers(all));
         }
         for event in &tries {
             let mut model = before.clone();
