@@ -1,6 +1,6 @@
 //! The peers: what they say, how they answer, and how they misbehave.
 
-use crate::model::{Link, Seen};
+use crate::model::{FRAME_OVERHEAD, Link, Seen};
 use crate::scenario::Scenario;
 use crate::wire::{self, Item, Msg, Payload};
 use crate::world::{At, World, note};
@@ -126,6 +126,9 @@ impl Crowd {
 
     fn talk(&mut self, live: &[Link]) {
         let Some(link) = self.world.rng.pick(live).copied() else { return };
+        if self.peers[link].switched && self.world.rng.percent(8) && self.fill_memory(link) {
+            return;
+        }
         let early = self.world.rng.percent(30);
         if self.peers[link].switched || !self.peers[link].asked || early {
             self.say(link);
@@ -135,6 +138,27 @@ impl Crowd {
                 self.say(link);
             }
         }
+    }
+
+    /// A phone's message for which the memory budget lacks exactly one byte, or just none.
+    fn fill_memory(&mut self, link: Link) -> bool {
+        let Some(room) = self.world.room_bytes() else { return false };
+        let frame = r#"{"conn_id":"","frame":}"#.len() + 32;
+        let missing = self.world.rng.below(2) as u64;
+        let length = (room + missing) as usize;
+        let fits = length.checked_sub(frame + FRAME_OVERHEAD).filter(|bytes| *bytes > 40);
+        let idle = !self.peers[link].binary && self.peers[link].open.is_none();
+        let (Some(bytes), true, true) = (fits, idle, self.may_speak(link)) else { return false };
+        if !self.world.sockets[link].inbound.is_empty() {
+            return false;
+        }
+        self.serial += 1;
+        let start = format!("{{\"n\":{},\"x\":\"", self.serial);
+        let filler = "x".repeat(bytes - start.len() - 2);
+        let value: Payload = format!("{start}{filler}\"}}").into_bytes().into();
+        self.send(link, wire::TEXT, &value.clone(), Item::Data(Msg::Json(value), bytes));
+        self.world.socket_event(link, true);
+        true
     }
 
     /// One utterance: a request, a frame, a message.

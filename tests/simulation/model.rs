@@ -759,6 +759,13 @@ impl Model {
         passed.into_iter().map(|(_, fire)| fire).collect()
     }
 
+    /// Deadlines that have passed, but whose tick is not over: they may be met or not.
+    pub fn passing(&self, worker: usize, now: Ms) -> Vec<Fire> {
+        let passing =
+            self.deadlines(worker).filter(|(due, _)| *due <= now && !has_passed(Some(*due), now));
+        passing.map(|(_, fire)| fire).collect()
+    }
+
     /// When the relay must have been woken.
     pub fn next_deadline(&self, worker: usize) -> Option<Ms> {
         // No pong is awaited where memory was too short for the ping.
@@ -768,7 +775,7 @@ impl Model {
     }
 
     fn fire(&mut self, fire: Fire, now: Ms) {
-        let passed = |due| has_passed(due, now);
+        let passed = |due: Option<Ms>| due.is_some_and(|due| due <= now);
         match fire {
             Fire::Write(link) if passed(self.conns[link].write_due) => self.cut(link, now),
             Fire::Message(link) if passed(self.conns[link].message_due) => self.cut(link, now),

@@ -107,36 +107,27 @@ impl Out {
     }
 
     /// Compares with what the relay says it has queued for an open connection.
-    pub fn check_charge(&self, link: Link, tight: bool, outbox_bytes: usize) {
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn compare(&self, tight: bool, outbox_bytes: usize) -> Result<(), String> {
         let all_http_known = match self.http.len() {
             0 => true,
             1 => self.http.front().is_some_and(|(status, ..)| *status == 101),
             _ => false,
         };
-        let certain: usize = match self.maybes {
+        let all = self.charge();
+        let is_exact = all_http_known && !tight && !self.lossy_pongs && self.maybes == 0;
+        let least = match self.maybes {
+            _ if is_exact => all,
             0 => self.text_charge,
             _ => self.texts.values().flatten().filter(|due| !due.maybe).map(|due| due.charge).sum(),
         };
-        if all_http_known && !tight && !self.lossy_pongs && self.maybes == 0 {
-            check!(
-                outbox_bytes == self.charge(),
-                "charge",
-                "link {link}: {outbox_bytes} B are charged, but what is queued comes to {} B: {self:?}",
-                self.charge()
-            );
-        } else {
-            check!(
-                outbox_bytes >= certain,
-                "charge",
-                "link {link}: {outbox_bytes} B are charged, but {certain} B of texts are due"
-            );
-            check!(
-                !all_http_known || outbox_bytes <= self.charge(),
-                "charge",
-                "link {link}: {outbox_bytes} B are charged, but at most {} B are due",
-                self.charge()
-            );
+        let most = if all_http_known { all } else { usize::MAX };
+        if (least..=most).contains(&outbox_bytes) {
+            return Ok(());
         }
+        Err(format!("{outbox_bytes} B are charged, due are {least} to {most} B: {self:?}"))
     }
 
     /// Bytes that the kernel took.

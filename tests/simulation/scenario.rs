@@ -31,7 +31,7 @@ pub struct Scenario {
 impl Scenario {
     pub fn draw(rng: &mut Rng, steps: Option<u64>) -> Self {
         let tight = rng.percent(35);
-        let fat = !tight && rng.below(100) == 0;
+        let fat = !tight && rng.below(80) == 0;
         let steps = steps.unwrap_or_else(|| rng.range(60, 360));
         let timeout =
             |rng: &mut Rng, most| if rng.percent(20) { 30_000 } else { rng.range(90, most) };
@@ -53,7 +53,7 @@ impl Scenario {
             budget_bytes: if tight { rng.range(16, 160) * 1024 } else { 1 << 30 },
             tight,
             fat,
-            ids: rng.range(1, 5) as usize,
+            ids: if fat { 1 } else { rng.range(1, 5) as usize },
             max_live: rng.range(3, 22) as usize,
             start_ms: rng.range(0, 100_000),
             steps,

@@ -154,6 +154,13 @@ impl World {
         self.trace.take().unwrap_or_default().into()
     }
 
+    /// What can still be charged, where one worker has the whole budget, and a small one.
+    pub fn room_bytes(&self) -> Option<u64> {
+        let alone = self.scenario.tight && self.workers.len() == 1;
+        let charged = self.workers[0].relay.charged_bytes();
+        alone.then(|| self.scenario.budget_bytes - charged)
+    }
+
     pub fn take_seen(&mut self) -> Vec<(Link, Seen)> {
         std::mem::take(&mut self.seen)
     }
@@ -397,7 +404,8 @@ impl World {
         if !fires.is_empty() {
             note!(self, "worker {worker}: time for {fires:?}");
         }
-        let before = self.before(0, fires.len() > 1);
+        let choices = fires.len() > 1 || !self.model.passing(worker, self.now).is_empty();
+        let before = self.before(0, choices);
         self.workers[worker].relay.on_timers(self.now);
         if self.scenario.tight {
             // No pong is awaited for a ping that there was no memory for.
@@ -624,13 +632,17 @@ impl World {
     ) -> Option<(Model, Vec<Seen>, Vec<Link>)> {
         let mut tries = vec![event.clone()];
         if let Event::Timers(fires) = event {
-            let mut order = fires.clone();
-            for _ in 0..if fires.len() > 1 { 200 } else { 0 } {
+            let all = [&fires[..], &before.passing(worker, self.now)[..]].concat();
+            for round in 0..if all.len() > 1 { 300 } else { 0 } {
+                let mut order = if round % 2 == 0 { all.clone() } else { fires.clone() };
                 for last in (1..order.len()).rev() {
                     order.swap(last, self.rng.below(last + 1));
                 }
-                tries.push(Event::Timers(order.clone()));
+                // Any of those that need not be met yet may be left out.
+                order.retain(|fire| fires.contains(fire) || self.rng.percent(50));
+                tries.push(Event::Timers(order));
             }
+            tries.push(Event::Timers(all));
         }
         for event in &tries {
             let mut model = before.clone();
@@ -643,17 +655,29 @@ impl World {
             return None;
         }
         tries.truncate(40);
-        for event in &tries {
-            let mut model = before.clone();
-            let seen = model.apply(event, self.now);
-            if let Some(shed) = self.explain(&mut model, worker) {
-                return Some((model, seen, shed));
+        let mut pairs: Vec<(Option<Event>, Event)> = Vec::new();
+        for event in tries {
+            pairs.push((Some(event.clone()), Event::Shed));
+            pairs.push((None, event));
+        }
+        // Or between two of the messages that came at once.
+        if let Event::Bytes(link, bytes) = *event {
+            let conn = &before.conns[link];
+            let ends = conn.items.iter().map(|(_, end, _)| end.saturating_sub(conn.delivered));
+            for end in ends.map(|end| end as usize).filter(|end| (1..bytes).contains(end)) {
+                pairs.push((Some(Event::Bytes(link, end)), Event::Bytes(link, bytes - end)));
             }
+        }
+        for (first, second) in &pairs {
             let mut model = before.clone();
-            let first = self.explain_some(&mut model, worker);
-            let seen = model.apply(event, self.now);
-            if let Some(mut shed) = self.explain(&mut model, worker) {
-                shed.extend(first);
+            let mut seen = Vec::new();
+            if let Some(first) = first {
+                seen = model.apply(first, self.now);
+            }
+            let mut shed = self.explain_some(&mut model, worker);
+            seen.extend(model.apply(second, self.now));
+            if let Some(more) = self.explain(&mut model, worker) {
+                shed.extend(more);
                 return Some((model, seen, shed));
             }
         }
@@ -692,6 +716,11 @@ impl World {
         let call = model.call;
         for link in &self.workers[worker].links {
             model.conn(*link).out.doubt(call);
+            let conn = &model.conns[*link];
+            let outbox_bytes = self.glimpse(*link).map_or(0, |glimpse| glimpse.outbox_bytes);
+            if conn.is_open() && conn.out.compare(true, outbox_bytes).is_err() {
+                return None;
+            }
         }
         Some(shed)
     }
@@ -763,7 +792,10 @@ impl World {
         let (least, most) = match conn.state {
             State::Head => (half_read, 2 * half_read + 64),
             State::Newcomer | State::Binary | State::Phone => {
-                conn.out.check_charge(link, self.scenario.tight, glimpse.outbox_bytes);
+                let compared = conn.out.compare(self.scenario.tight, glimpse.outbox_bytes);
+                if let Err(error) = compared {
+                    check!(false, "charge", "link {link}: {error}");
+                }
                 let begun = half_read > 0 || conn.fragments.is_some();
                 let most = if begun { 4096 + 2 * half_read } else { 0 };
                 (conn.held_bytes + half_read.saturating_sub(14), conn.held_bytes + most)
@@ -836,7 +868,9 @@ impl World {
         }
         let counts = (self.metrics.connected_binaries(), self.metrics.connected_phones());
         check!(counts == (0, 0), "empty", "counts are {counts:?}");
-        let idle = self.scenario.budget_bytes / 32 + 2 * self.workers.len() as u64;
+        // Half is shared out among the workers for good.
+        let kept = self.scenario.budget_bytes / 2;
+        let idle = kept + self.scenario.budget_bytes / 32 + 2 * self.workers.len() as u64;
         let leased = self.budget.leased_bytes();
         check!(leased <= idle, "empty", "{leased} B are leased for nothing");
     }
