@@ -8,6 +8,43 @@
 //! - `world`: workers, mailboxes and sockets; the checks after every call of the relay
 //! - `model`, `outbound`: what PROTOCOL.md says must happen
 //! - `wire`: bytes of the peers; `rng`: chance
+//!
+//! # What it has been seen to catch
+//!
+//! Faults that were planted in `src/relay`, one at a time, or had been there (marked *); the check
+//! that caught each, and after how many seeds from 0. The name of a check stands in brackets at the
+//! front of its message.
+//!
+//! | Fault | Check | Seeds |
+//! |---|---|---|
+//! | the shared budget leases one byte too many | `budget` | 51 |
+//! | each frame releases one byte less than it was charged | `charge` | 1 |
+//! | the binary gets no notice of a phone that was reset | `charge` | 3 |
+//! | grace goes on after a reclaim | `counts` | 5 |
+//! | a probe that ended leaves its timer armed | `state` | 45 |
+//! | a frame reaches a phone of another id | `charge` | 46 |
+//! | a hand-over loses the first unread byte | `hand-over` | 3 |
+//! | a frame is queued twice | `charge`, or an assertion of the outbox | 1 |
+//! | shutdown sends a second close frame | `charge` | 29 |
+//! | one phone too many | `state` | 3 |
+//! | a probed holder is heard only by its pongs | `state` | 9 |
+//! | a close directive overtakes frames | `lost` | 20 |
+//! | a write that made progress keeps its old deadline | `state` | 4 |
+//! | a half-sent frame is torn | an assertion of the outbox | 5 |
+//! | a phone that closes itself does not free its slot | `state` | 15 |
+//! | a pong lacks the end of a long ping | `pong` | 6 |
+//! | a close in its turn has no deadline | `alarm` | 92 |
+//! | phones of a full binary are not read again | `pause` | 300 |
+//! | a newcomer that was not read and wins is still not read | `read` | 591 |
+//! | a pong deadline fires 8 ms early | `state` | 574 |
+//! | * a ping amid fragments gave their message another 30 s | `state` | 16 |
+//! | * input that was let go stayed charged | `input charge` | 1 |
+//! | * a hand-over left its key among the backlogs | `charge` | 3 |
+//! | * timers of ids outlived a shutdown | `empty` | 16 |
+//! | * a close dropped a 101 that waited behind an answer | `charge`, or an assertion | 82 |
+//! | * a phone's frame followed the notice of its end | `order` | 180 |
+//! | * input was charged by a value from before room was made | an assertion of the budget | 92 from 200000 |
+//! | * pongs out of order after a partial write | `pong` | 212 |
 
 #![allow(
     clippy::unwrap_used,
@@ -73,7 +110,7 @@ fn from_environment(name: &str) -> Option<u64> {
 
 #[test]
 fn every_seed_keeps_the_protocol() {
-    let seeds = from_environment("SIM_SEEDS").unwrap_or(3000);
+    let seeds = from_environment("SIM_SEEDS").unwrap_or(2500);
     let first = from_environment("SIM_FIRST_SEED").unwrap_or(0);
     let steps = from_environment("SIM_STEPS");
     let started = Instant::now();

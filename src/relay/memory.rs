@@ -56,26 +56,35 @@ impl Relay {
     /// Charges the connection for `bytes` of half-read or held input, in place of what it was
     /// charged before. False if there is no room: then the connection has been cut.
     pub(super) fn charge_input(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
-        let before = connection.input_charge as usize;
-        if bytes > before {
+        // Ends when no room had to be made, or making it has left the connection as it was: each
+        // further turn has cost another connection.
+        loop {
+            let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
+            if matches!(connection.stage, Stage::Cut) {
+                return false;
+            }
+            let before = connection.input_charge as usize;
+            if bytes <= before {
+                connection.input_charge = bytes as u32;
+                self.budget.release(before - bytes);
+                self.note_charge(key);
+                return true;
+            }
             if !self.make_room(now, bytes - before) {
                 self.lose(now, key, "memory budget");
                 return false;
             }
-        } else {
-            self.budget.release(before - bytes);
-        }
-        match self.connections.get_mut(key.0 as usize) {
-            Some(connection) if !matches!(connection.stage, Stage::Cut) => {
-                connection.input_charge = bytes as u32;
-                self.note_charge(key);
-                true
-            }
-            _ => {
-                // It was itself the largest backlog.
-                self.budget.release(bytes.saturating_sub(before));
-                false
+            // It may have been the largest backlog itself, or have lost a claim with its holder.
+            match self.connections.get_mut(key.0 as usize) {
+                Some(connection)
+                    if !matches!(connection.stage, Stage::Cut)
+                        && connection.input_charge as usize == before =>
+                {
+                    connection.input_charge = bytes as u32;
+                    self.note_charge(key);
+                    return true;
+                }
+                _ => self.budget.release(bytes - before),
             }
         }
     }

@@ -421,6 +421,7 @@ impl World {
             let mut actions = Vec::new();
             self.workers[worker].relay.take_actions(&mut actions);
             if actions.is_empty() {
+                self.check_reads(worker);
                 self.check_alarm(worker);
                 return;
             }
@@ -591,7 +592,9 @@ impl World {
         self.model.call += 1;
         let call = self.model.call;
         let mut seen = self.model.apply(event, self.now);
-        if let Some(first) = self.difference(&self.model, worker) {
+        let first = self.difference(&self.model, worker);
+        let has_choices = before.model.is_some();
+        if first.is_some() || (has_choices && !self.queues_agree(&self.model, worker, false)) {
             let found = before.model.as_ref().and_then(|model| {
                 let mut model = model.clone();
                 model.call = call;
@@ -604,9 +607,9 @@ impl World {
                     self.check_shed(worker, &shed, &before);
                 }
                 None => {
-                    let (link, state, phase) = first;
+                    let (link, state, phase) = first.unwrap_or((0, State::Head, Phase::Head));
                     check!(
-                        false,
+                        first.is_none(),
                         "state",
                         "link {link} should be {state:?} and is {phase:?}, after {event:?}; {:?}",
                         self.model.conns[link]
@@ -647,7 +650,8 @@ impl World {
         for event in &tries {
             let mut model = before.clone();
             let seen = model.apply(event, self.now);
-            if self.difference(&model, worker).is_none() {
+            let same = self.difference(&model, worker).is_none();
+            if same && self.queues_agree(&model, worker, false) {
                 return Some((model, seen, Vec::new()));
             }
         }
@@ -716,13 +720,18 @@ impl World {
         let call = model.call;
         for link in &self.workers[worker].links {
             model.conn(*link).out.doubt(call);
+        }
+        self.queues_agree(model, worker, true).then_some(shed)
+    }
+
+    /// Whether what is queued for open connections is what the model says.
+    fn queues_agree(&self, model: &Model, worker: usize, short: bool) -> bool {
+        self.workers[worker].links.iter().all(|link| {
             let conn = &model.conns[*link];
             let outbox_bytes = self.glimpse(*link).map_or(0, |glimpse| glimpse.outbox_bytes);
-            if conn.is_open() && conn.out.compare(true, outbox_bytes).is_err() {
-                return None;
-            }
-        }
-        Some(shed)
+            let tight = short || self.scenario.tight;
+            !conn.is_open() || conn.out.compare(tight, outbox_bytes).is_ok()
+        })
     }
 
     /// Whoever paid, memory was short.
@@ -833,6 +842,16 @@ impl World {
             _ => 0,
         };
         check!(reason > 0, "pause", "link {link} is not read, and nothing waits");
+    }
+
+    /// The shell has been told to read whatever is to be read.
+    fn check_reads(&self, worker: usize) {
+        for link in &self.workers[worker].links {
+            let At::Worker(_, key) = self.sockets[*link].at else { continue };
+            let wanted = self.workers[worker].relay.wants_read(key);
+            let reads = self.sockets[*link].armed;
+            check!(reads || !wanted, "read", "link {link} is to be read, and nobody was told");
+        }
     }
 
     /// The worker will be woken for the next deadline.
