@@ -2,16 +2,21 @@
 
 use crate::Outcome;
 use crate::crowd::Crowd;
-use crate::net::{Net, Target};
+use crate::launch::{self, Cpus, usable_cpus};
+use crate::net::Net;
+use crate::run::Plan;
 use crate::spec::{Counts, Play, Said, Shape, Spec, Told};
+use crate::wire::Target;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 /// Connections of one agent, at most: the usual hard limit is 20,000 descriptors.
 const MAX_CONNECTIONS: u64 = 15_000;
 /// Connections from one source address, at most: a port each, of some 28,000.
 const CONNECTIONS_PER_SOURCE: u64 = 10_000;
+/// Source addresses of one agent whose phones come and go: a port rests for a minute after use.
+const SOURCES_OF_CHURN: u64 = 200;
 
 /// All agents of a run. They end when this is dropped.
 pub(crate) struct Agents(Vec<Agent>);
@@ -32,15 +37,15 @@ impl Drop for Agent {
 
 impl Agents {
     /// Starts as many agents as the shape needs, at least `least`.
-    pub(crate) fn start(
-        target: &Target,
-        shape: Shape,
-        size: usize,
-        play: Play,
-        least: u32,
-    ) -> Outcome<Self> {
+    pub(crate) fn start(target: &Target, plan: &Plan) -> Outcome<Self> {
+        let Plan { shape, size, play, .. } = *plan;
         let needed = shape.connections().div_ceil(MAX_CONNECTIONS) as u32;
-        let count = needed.max(least).min(shape.binaries);
+        let count = needed.max(plan.agents).min(shape.binaries);
+        // With several workers there is hardly a CPU left for the agents alone.
+        let cpus = match plan.workers < usable_cpus()? {
+            true => Cpus::Beyond(plan.workers),
+            false => Cpus::All,
+        };
         let run = format!("load-{}-{}", std::process::id(), now_nanos());
         let mut agents = Vec::new();
         for number in 0..count {
@@ -54,44 +59,48 @@ impl Agents {
                 first_binary,
                 size,
                 run: run.clone(),
-                sources: sources(target, number, share),
+                sources: sources(target, number, share, play),
             };
-            agents.push(Agent::start(&spec)?);
+            agents.push(Agent::start(&spec, cpus)?);
         }
         Ok(Self(agents))
     }
 
     /// Tells all of them, and waits until the last has done it.
-    pub(crate) fn tell(&mut self, what: Told) -> Outcome<Vec<Counts>> {
-        for agent in &mut self.0 {
-            writeln!(agent.to, "{}", serde_json::to_string(&what)?)?;
-        }
-        let mut all = Vec::new();
-        for agent in &mut self.0 {
-            match agent.hear()? {
-                Said::Done => {}
-                Said::Counts(counts) => all.push(*counts),
-                Said::Fault(fault) => return Err(fault.into()),
-            }
-        }
-        Ok(all)
+    pub(crate) fn tell(&mut self, what: Told) -> Outcome<()> {
+        self.ask(what).map(drop)
     }
 
-    /// A fault that an agent has reported unasked, found because it has ended.
-    pub(crate) fn check(&mut self) -> Outcome<()> {
+    /// What all of them counted since the mark.
+    pub(crate) fn count(&mut self) -> Outcome<Vec<Counts>> {
+        let counts = |said| match said {
+            Said::Counts(counts) => Ok(*counts),
+            said => Err(format!("an agent answered {said:?} to Count").into()),
+        };
+        self.ask(Told::Count)?.into_iter().map(counts).collect()
+    }
+
+    /// Frames that have arrived since the mark, in all.
+    pub(crate) fn progress(&mut self) -> Outcome<u64> {
+        let messages = |said| match said {
+            Said::Progress { messages } => messages,
+            _ => 0,
+        };
+        Ok(self.ask(Told::Progress)?.into_iter().map(messages).sum())
+    }
+
+    fn ask(&mut self, what: Told) -> Outcome<Vec<Said>> {
         for agent in &mut self.0 {
-            if agent.child.try_wait()?.is_some() {
-                agent.hear()?;
-                return Err("an agent ended".into());
-            }
+            // One that has ended said why, and is heard next.
+            let _ = writeln!(agent.to, "{}", serde_json::to_string(&what)?);
         }
-        Ok(())
+        self.0.iter_mut().map(Agent::hear).collect()
     }
 }
 
 impl Agent {
-    fn start(spec: &Spec) -> Outcome<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+    fn start(spec: &Spec, cpus: Cpus) -> Outcome<Self> {
+        let mut child = launch::command(&std::env::current_exe()?, cpus, None)?
             .arg("agent")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -105,7 +114,11 @@ impl Agent {
     fn hear(&mut self) -> Outcome<Said> {
         let mut line = String::new();
         if self.from.read_line(&mut line)? == 0 {
-            return Err("an agent ended without a word: see above for its panic".into());
+            let status = self.child.wait()?;
+            return Err(format!(
+                "this tool's own fault: an agent (a process that plays peers) died: {status}"
+            )
+            .into());
         }
         match serde_json::from_str(&line)? {
             Said::Fault(fault) => Err(fault.into()),
@@ -125,12 +138,15 @@ fn share_of(play: Play, whole: Shape, share: Shape) -> Play {
 }
 
 /// Loopback has a whole network of addresses; to elsewhere the kernel chooses.
-fn sources(target: &Target, agent: u32, share: Shape) -> Vec<IpAddr> {
+fn sources(target: &Target, agent: u32, share: Shape, play: Play) -> Vec<IpAddr> {
     if !target.address.ip().is_loopback() || target.address.is_ipv6() {
         return Vec::new();
     }
-    let count = share.connections().div_ceil(CONNECTIONS_PER_SOURCE).clamp(1, 200) as u8;
-    (1..=count)
+    let count = match play {
+        Play::Churn { .. } | Play::Connect => SOURCES_OF_CHURN,
+        _ => share.connections().div_ceil(CONNECTIONS_PER_SOURCE),
+    };
+    (1..=count.clamp(1, SOURCES_OF_CHURN) as u8)
         .map(|last| IpAddr::V4(Ipv4Addr::new(127, 0, (agent % 250 + 1) as u8, last)))
         .collect()
 }
@@ -154,6 +170,8 @@ pub(crate) fn run_agent() -> Outcome<()> {
     }
     let spec: Spec = serde_json::from_slice(&line)?;
     raise_descriptor_limit();
+    // The usual slack of 50 µs would be counted as the relay's.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
     let mut net = Net::new(spec.target.clone())?;
     net.run(&mut Crowd::new(spec), stdin)?;
     Ok(())
@@ -165,4 +183,40 @@ fn raise_descriptor_limit() {
     limit.current = limit.maximum;
     // Where it fails, dialling will say so.
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Wire;
+
+    fn target(address: &str) -> Target {
+        let address = address.parse().unwrap();
+        Target { address, host: String::new(), prefix: String::new(), wire: Wire::WebSocket }
+    }
+
+    #[test]
+    fn agents_share_no_source_address() {
+        let shape = Shape { binaries: 1000, phones: 16 };
+        let first = sources(&target("127.0.0.1:1"), 0, shape, Play::Idle);
+        let second = sources(&target("127.0.0.1:1"), 1, shape, Play::Idle);
+        assert_eq!((first.len(), second.len()), (2, 2));
+        assert!(first.iter().all(|source| source.is_loopback() && !second.contains(source)));
+    }
+
+    #[test]
+    fn elsewhere_the_kernel_chooses_the_source() {
+        let shape = Shape { binaries: 1, phones: 1 };
+        for address in ["192.0.2.1:1", "[::1]:1"] {
+            assert!(sources(&target(address), 0, shape, Play::Connect).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_rate_is_shared_by_phones() {
+        let whole = Shape { binaries: 4, phones: 2 };
+        let share =
+            share_of(Play::Open { per_second: 100.0 }, whole, Shape { binaries: 1, ..whole });
+        assert_eq!(share, Play::Open { per_second: 25.0 });
+    }
 }

@@ -1,122 +1,252 @@
-//! Several subjects in turn in one session, so that a noisy machine is noisy for all of them; and
-//! the memory cgroup that one may have to live in.
+//! Several subjects in turn in one session, so that a noisy machine is noisy for all of them.
 
 use crate::Outcome;
-use crate::report;
-use crate::run::{self, Measured, Plan};
+use crate::measured::{Measured, Traffic};
+use crate::progress::Progress;
+use crate::run::{self, Plan};
+use crate::spec::Play;
 use crate::subject::Subject;
-use std::fs;
-use std::path::{Path, PathBuf};
+use crate::verdict::Bottleneck;
+use serde::Serialize;
+use std::fmt;
 
-/// Measures A B A B … and prints medians and ratios to the first subject.
+/// A value that subjects are compared by.
+struct Metric {
+    name: &'static str,
+    digits: usize,
+    of: fn(&Measured) -> Option<f64>,
+}
+
+const fn metric(name: &'static str, digits: usize, of: fn(&Measured) -> Option<f64>) -> Metric {
+    Metric { name, digits, of }
+}
+
+fn of_traffic(measured: &Measured, of: fn(&Traffic) -> f64) -> Option<f64> {
+    measured.traffic.as_ref().map(of)
+}
+
+const TRAFFIC: [Metric; 8] = [
+    metric("relay CPU per message, us", 2, |m| m.traffic.as_ref()?.cpu_us_per_message),
+    metric("messages per second", 0, |m| of_traffic(m, |t| t.messages_per_second)),
+    metric("round trip p50, us", 0, |m| of_traffic(m, |t| t.round_trip.p50_us)),
+    metric("round trip p99, us", 0, |m| of_traffic(m, |t| t.round_trip.p99_us)),
+    metric("p99 / p50", 2, |m| of_traffic(m, |t| t.round_trip.p99_us / t.round_trip.p50_us)),
+    metric("slowest phone / median phone", 2, |m| of_traffic(m, |t| t.slowest_share)),
+    metric("relay CPU, %", 0, |m| Some(100.0 * m.load.relay_cpus?)),
+    metric("client CPU, %", 0, |m| Some(100.0 * m.load.busiest_agent.used)),
+];
+const IDLE: [Metric; 2] = [
+    metric("relay memory per phone, bytes", 0, |m| m.connecting.resident_bytes_per_phone),
+    metric("CPU per idle connection, us/s", 3, |m| m.idle_cpu_us_per_second),
+];
+const CONNECT: [Metric; 2] = [
+    metric("relay CPU per upgraded connection, us", 1, |m| m.connecting.cpu_us_per_upgrade),
+    metric("connections per second", 0, |m| Some(m.connecting.upgrades_per_second)),
+];
+
+/// The median of several values, and the least and the most of them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// `None` of no values.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let upper = *values.get(values.len() / 2)?;
+        let lower = *values.get((values.len() - 1) / 2)?;
+        Some(Self { median: f64::midpoint(lower, upper), min, max })
+    }
+}
+
+/// One value of one subject over all rounds.
+#[derive(Debug, Serialize)]
+struct Compared {
+    metric: &'static str,
+    subject: String,
+    value: Spread,
+    /// To the reference subject in the same round; `None` for the reference itself.
+    ratio: Option<Spread>,
+    #[serde(skip)]
+    digits: usize,
+}
+
+/// Everything that a comparison says.
+#[derive(Debug, Serialize)]
+pub(crate) struct Comparison {
+    title: String,
+    reference: String,
+    compared: Vec<Compared>,
+    notes: Vec<String>,
+    /// Every measurement, in the order of time.
+    pub(crate) runs: Vec<Measured>,
+}
+
+/// Measures A B A B …, and holds all subjects against the one that `reference` names, or the first.
+///
+/// # Errors
+///
+/// When a measurement fails, or nobody has the reference's name.
 pub(crate) fn run(
     subjects: &[Subject],
+    reference: Option<&str>,
     plan: &Plan,
     rounds: usize,
-    json: bool,
-    page: Option<&Path>,
-) -> Outcome<()> {
-    let bar = run::progress();
+) -> Outcome<Comparison> {
+    let names: Vec<String> = subjects.iter().map(Subject::to_string).collect();
+    let place = reference.map_or(Some(0), |name| names.iter().position(|own| own == name));
+    let place = place.ok_or_else(|| format!("--reference names none of {}", names.join(", ")))?;
+    let whole = plan.duration() * (rounds * subjects.len()) as u32;
+    let progress = Progress::new(whole)?;
     let mut all: Vec<Vec<Measured>> = subjects.iter().map(|_| Vec::new()).collect();
-    for _ in 0..rounds {
+    for round in 1..=rounds {
         for (subject, measured) in subjects.iter().zip(&mut all) {
-            measured.push(run::measure(subject, plan, &bar)?);
+            let one = run::measure(subject, plan, &progress);
+            measured.push(one.map_err(|error| format!("round {round}, {subject}: {error}"))?);
         }
     }
-    bar.finish_and_clear();
-    if json {
-        println!("{}", serde_json::to_string(&all)?);
-        return Ok(());
-    }
-    println!(
-        "{}, {} bytes, {} worker(s), {rounds} rounds of {:.0} s each; medians (least to most)",
+    progress.finish();
+    let title = format!(
+        "{} {}, {} bytes, {} worker(s), {rounds} rounds of {:.0} s each, in turn; median (min to max)",
+        plan.play,
         plan.shape,
         plan.size,
         plan.workers,
         plan.time.as_secs_f64()
     );
-    let cpu = |measured: &Measured| measured.cpu_us_per_message;
-    let p99 = |measured: &Measured| measured.p99_us;
-    println!(
-        "{:<16} {:>22} {:>20} {:>10} {:>20} {:>9} {:>9} {:>7}",
-        "", "us CPU per message", "ratio", "p50 us", "p99 us", "msg/s", "slowest", "CPU"
-    );
-    for measured in &all {
-        let ratios = measured.iter().zip(all.first().into_iter().flatten());
-        let ratios = ratios.map(|(own, first)| cpu(own) / cpu(first)).collect();
-        println!(
-            "{:<16} {:>22} {:>20} {:>10.0} {:>20} {:>9.0} {:>9.2} {:>6.0}%",
-            measured.first().map(|m| m.subject.as_str()).unwrap_or_default(),
-            spread(measured.iter().map(cpu).collect(), 2),
-            spread(ratios, 2),
-            median(measured.iter().map(|m| m.p50_us).collect()),
-            spread(measured.iter().map(p99).collect(), 0),
-            median(measured.iter().map(|m| m.messages_per_second).collect()),
-            median(measured.iter().map(|m| m.slowest_share).collect()),
-            100.0 * median(measured.iter().map(|m| m.relay_cpu_share).collect()),
-        );
-    }
-    match page {
-        Some(page) => report::write_page(page, plan, &all.concat()),
-        None => Ok(()),
-    }
+    let metrics: &[Metric] = match plan.play {
+        Play::Idle => &IDLE,
+        Play::Connect => &CONNECT,
+        _ => &TRAFFIC,
+    };
+    Ok(Comparison {
+        title,
+        reference: names.get(place).cloned().unwrap_or_default(),
+        compared: metrics.iter().flat_map(|metric| compare(metric, &all, place)).collect(),
+        notes: all.iter().flat_map(|measured| notes(measured)).collect(),
+        runs: in_time(all),
+    })
 }
 
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+fn compare(metric: &Metric, all: &[Vec<Measured>], reference: usize) -> Vec<Compared> {
+    let of = |at: usize| -> Vec<f64> {
+        all.get(at).into_iter().flatten().filter_map(metric.of).collect()
+    };
+    let base = of(reference);
+    let subject = |(at, measured): (usize, &Vec<Measured>)| {
+        let own = of(at);
+        let ratios = own.iter().zip(&base).map(|(own, base)| own / base).collect();
+        Some(Compared {
+            metric: metric.name,
+            subject: measured.first()?.subject.clone(),
+            value: Spread::of(own.clone())?,
+            ratio: Spread::of(ratios).filter(|_| at != reference),
+            digits: metric.digits,
+        })
+    };
+    all.iter().enumerate().filter_map(subject).collect()
 }
 
-fn spread(values: Vec<f64>, digits: usize) -> String {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(0.0, f64::max);
-    format!("{:.digits$} ({least:.digits$}-{most:.digits$})", median(values))
-}
-
-/// A memory cgroup of its own, removed when this is dropped.
-pub(crate) struct MemoryCgroup {
-    path: PathBuf,
-    peak: &'static str,
-}
-
-impl MemoryCgroup {
-    pub(crate) fn new(limit: &str) -> Outcome<Self> {
-        let bytes = bytes_of(limit).ok_or("write a limit as 64MiB")?;
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (root, file, peak) = match v1.is_dir() {
-            true => (v1, "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
-            false => (Path::new("/sys/fs/cgroup"), "memory.max", "memory.peak"),
-        };
-        let path = root.join(format!("loadtest-{}", std::process::id()));
-        let denied =
-            |error| format!("no memory cgroup can be made below {}: {error}", root.display());
-        fs::create_dir(&path).map_err(denied)?;
-        let cgroup = Self { path, peak };
-        fs::write(cgroup.path.join(file), bytes.to_string()).map_err(denied)?;
-        Ok(cgroup)
+/// What must be known to read a subject's values.
+fn notes(measured: &[Measured]) -> Vec<String> {
+    let Some(first) = measured.first() else { return Vec::new() };
+    let (name, rounds) = (&first.subject, measured.len());
+    let mut notes = Vec::new();
+    for bottleneck in [Bottleneck::Client, Bottleneck::OtherProcesses] {
+        let times = measured.iter().filter(|m| m.load.bottleneck == bottleneck).count();
+        if times > 0 {
+            notes.push(format!("{name}: in {times} of {rounds} rounds {bottleneck}."));
+        }
     }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    let others = Spread::of(measured.iter().map(|m| m.load.other_cpus).collect());
+    if let Some(others) = others.filter(|others| others.median > 0.2) {
+        notes.push(format!("{name}: other processes used {:.1} CPUs meanwhile.", others.median));
     }
-
-    pub(crate) fn say_peak(&self) -> Outcome<()> {
-        let peak: f64 = fs::read_to_string(self.path.join(self.peak))?.trim().parse()?;
-        println!("{:.1} MiB at most in the relay's memory cgroup", peak / 1_048_576.0);
-        Ok(())
-    }
+    notes
 }
 
-impl Drop for MemoryCgroup {
-    fn drop(&mut self) {
-        // It stays only where a process is left in it, and then somebody should look.
-        if let Err(error) = fs::remove_dir(&self.path) {
-            eprintln!("loadtest: {} stays: {error}", self.path.display());
+/// Round by round.
+fn in_time(all: Vec<Vec<Measured>>) -> Vec<Measured> {
+    let mut rows: Vec<_> = all.into_iter().map(Vec::into_iter).collect();
+    let mut runs = Vec::new();
+    loop {
+        let before = runs.len();
+        runs.extend(rows.iter_mut().filter_map(Iterator::next));
+        if runs.len() == before {
+            return runs;
         }
     }
 }
 
-fn bytes_of(limit: &str) -> Option<u64> {
-    let number = limit.strip_suffix("MiB")?;
-    number.parse::<u64>().ok().map(|mebibytes| mebibytes << 20)
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.title)?;
+        let mut last = "";
+        let width = self.compared.iter().map(|row| row.subject.len()).max().unwrap_or(0);
+        for row in &self.compared {
+            if row.metric != last {
+                writeln!(f, "\n{}", row.metric)?;
+                last = row.metric;
+            }
+            let (Spread { median, min, max }, digits) = (row.value, row.digits);
+            let range = format!("({min:.digits$} to {max:.digits$})");
+            write!(f, "  {:<width$} {median:>10.digits$}  {range:<22}", row.subject)?;
+            match row.ratio {
+                Some(Spread { median, min, max }) => {
+                    let reference = &self.reference;
+                    writeln!(f, "{median:>6.2} of {reference} ({min:.2} to {max:.2})")?;
+                }
+                None => writeln!(f)?,
+            }
+        }
+        if !self.notes.is_empty() {
+            writeln!(f)?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "{note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::tests::example;
+
+    fn measured(cpu_us: &[f64]) -> Vec<Measured> {
+        let one = |cpu: &f64| {
+            let mut measured = example(true);
+            if let Some(traffic) = &mut measured.traffic {
+                traffic.cpu_us_per_message = Some(*cpu);
+            }
+            measured
+        };
+        cpu_us.iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_spread_is_the_middle_and_both_ends() {
+        let spread = |values: &[f64]| Spread::of(values.to_vec()).map(|s| (s.median, s.min, s.max));
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), Some((2.0, 1.0, 3.0)));
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), Some((2.5, 1.0, 4.0)));
+        assert_eq!(spread(&[]), None);
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        let all = [measured(&[4.0, 8.0]), measured(&[2.0, 2.0])];
+        let compared = compare(&TRAFFIC[0], &all, 0);
+        assert_eq!(compared[0].ratio, None);
+        assert_eq!(compared[1].ratio, Some(Spread { median: 0.375, min: 0.25, max: 0.5 }));
+        assert_eq!(compared[1].value.median, 2.0);
+    }
+
+    #[test]
+    fn runs_are_told_in_the_order_of_time() {
+        let runs = in_time(vec![measured(&[1.0, 3.0]), measured(&[2.0, 4.0])]);
+        let order = runs.iter().filter_map(|run| run.traffic?.cpu_us_per_message);
+        assert_eq!(order.collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0]);
+    }
 }

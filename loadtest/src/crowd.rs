@@ -1,56 +1,53 @@
-//! The binaries and phones of one agent: what each sends, and that it gets what it should.
+//! The binaries and phones of one agent: how they come and go, and what the controlling process
+//! tells them. What they send each other stands in [`crate::play`].
 
-use crate::codec::{self, Envelope};
-use crate::frame::{Frames, Label};
-use crate::net::{Ended, Handle, Load, Net, Tag, Wire};
+use crate::frame::Frames;
+use crate::net::{Load, Net};
+use crate::peers::{Phone, Streams};
 use crate::proc;
+use crate::round_trips::RoundTrips;
 use crate::spec::{Counts, Play, Said, Spec, Told};
-use hdrhistogram::Histogram;
+use crate::wire::{Ended, Handle, Tag};
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// Connections that are being opened at a time: a storm, but one that fits a listener's backlog.
 const OPENING_AT_A_TIME: usize = 256;
-
-#[derive(Default)]
-struct Binary {
-    handle: Option<Handle>,
-}
-
-#[derive(Default)]
-struct Phone {
-    handle: Option<Handle>,
-    /// The next question's number, of this connection.
-    asked: u32,
-    /// The next answer's number, of this connection.
-    answered: u32,
-    /// Frames that the binary has had from it, of this connection.
-    heard: u32,
-    /// Frames pushed to it, and those that it has confirmed.
-    pushed: u32,
-    confirmed: u32,
-    conn_id: Option<String>,
-    counted: u32,
-}
+/// How long the relay has to upgrade one more connection, or to bring one more frame at the end.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a frame that came twice has to come once more after the last.
+const LINGER: Duration = Duration::from_millis(100);
+/// Questions of an open loop that are sent at once, at most, when it has fallen behind.
+const CATCH_UP: usize = 64;
 
 /// One agent's load.
 pub(crate) struct Crowd {
-    spec: Spec,
-    frames: Frames,
-    binaries: Vec<Binary>,
-    phones: Vec<Phone>,
+    pub(crate) spec: Spec,
+    pub(crate) frames: Frames,
+    pub(crate) phones: Vec<Phone>,
+    /// Where phones come and go.
+    pub(crate) streams: Streams,
+    pub(crate) counts: Counts,
+    pub(crate) round_trips: RoundTrips,
     to_open: VecDeque<Tag>,
     opening: usize,
+    last_upgrade: Instant,
     /// A command whose answer waits for the last of them.
     answer_due: bool,
-    started: bool,
+    pub(crate) started: bool,
+    stopping: Option<Stopping>,
     schedule: Option<Schedule>,
-    counts: Counts,
-    round_trips: Histogram<u64>,
-    cpu_at_mark: Duration,
-    pings_at_mark: u64,
+    late: RoundTrips,
+    at_mark: (proc::Times, u64),
     sources_used: usize,
+}
+
+/// The end of the traffic, until nothing is under way.
+struct Stopping {
+    /// What was under way when it last became less.
+    under_way: u64,
+    since: Instant,
 }
 
 /// When each phone asks next, in an open loop: one after the other, round and round.
@@ -65,31 +62,36 @@ impl Crowd {
         let phones = spec.shape.phones_in_all() as usize;
         Self {
             frames: Frames::new(spec.size),
-            binaries: (0..spec.shape.binaries).map(|_| Binary::default()).collect(),
             phones: (0..phones).map(|_| Phone::default()).collect(),
+            streams: Streams::default(),
+            counts: Counts::default(),
+            round_trips: RoundTrips::default(),
             to_open: VecDeque::new(),
             opening: 0,
+            last_upgrade: Instant::now(),
             answer_due: false,
             started: false,
+            stopping: None,
             schedule: None,
-            counts: Counts::default(),
-            // Three digits, up to a minute.
-            round_trips: Histogram::new_with_bounds(1000, 60_000_000_000, 3)
-                .unwrap_or_else(|_| unreachable!("the bounds are constant and valid")),
-            cpu_at_mark: Duration::ZERO,
-            pings_at_mark: 0,
+            late: RoundTrips::default(),
+            at_mark: Default::default(),
             sources_used: 0,
             spec,
         }
     }
 
-    fn binary_of(&self, phone: u32) -> u32 {
+    pub(crate) fn binary_of(&self, phone: u32) -> u32 {
         phone / self.spec.shape.phones
     }
 
     /// The phone's number in the whole run, which its frames carry.
-    fn label_id(&self, phone: u32) -> u32 {
+    pub(crate) fn label_id(&self, phone: u32) -> u32 {
         self.spec.first_binary * self.spec.shape.phones + phone
+    }
+
+    /// Whether nothing new may be sent.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
     }
 
     /// Dials some more of those that are to be opened.
@@ -119,45 +121,45 @@ impl Crowd {
         };
         self.sources_used += 1;
         match net.open(tag, &id, group, phone, source) {
-            Ok(handle) => match tag {
-                Tag::Binary(binary) => {
-                    if let Some(binary) = self.binaries.get_mut(binary as usize) {
-                        binary.handle = Some(handle);
-                    }
+            Ok(handle) => {
+                if let Tag::Phone(phone) = tag
+                    && let Some(phone) = self.phones.get_mut(phone as usize)
+                {
+                    phone.renew(Some(handle));
                 }
-                Tag::Phone(phone) => {
-                    if let Some(phone) = self.phones.get_mut(phone as usize) {
-                        let counted = phone.counted;
-                        *phone = Phone { handle: Some(handle), counted, ..Phone::default() };
-                    }
-                }
-            },
-            Err(error) => fault(&format!("this machine cannot dial: {error}")),
-        }
-    }
-
-    /// Sends the phone's next question, which was due at `due` (nanoseconds).
-    fn ask(&mut self, net: &mut Net, phone: u32, due: u64) {
-        let id = self.label_id(phone);
-        let Some(state) = self.phones.get_mut(phone as usize) else { return };
-        let Some(handle) = state.handle else { return };
-        let label = Label { id, seq: state.asked, time: due };
-        state.asked += 1;
-        let frames = &self.frames;
-        net.send(handle, frames.size(), |out| frames.write(label, out));
-    }
-
-    /// Begins what the play has the phone begin.
-    fn begin(&mut self, net: &mut Net, phone: u32) {
-        let now = net.now();
-        match self.spec.play {
-            Play::Closed { window } | Play::Churn { window, .. } => {
-                (0..window).for_each(|_| self.ask(net, phone, now));
             }
-            // So that its binary learns its name.
-            Play::Push { .. } => self.ask(net, phone, now),
-            Play::Open { .. } | Play::Idle => {}
+            Err(error) => fault(&format!("this machine's fault: it cannot dial {tag}: {error}")),
         }
+    }
+
+    /// Dials all of these, and answers when the last is upgraded.
+    fn open_all(&mut self, net: &mut Net, tags: impl Iterator<Item = Tag>) {
+        self.to_open.extend(tags);
+        self.answer_due = true;
+        self.last_upgrade = Instant::now();
+        self.open_some(net);
+    }
+
+    pub(crate) fn redial(&mut self, net: &mut Net, phone: u32) {
+        if let Some(state) = self.phones.get_mut(phone as usize) {
+            state.renew(None);
+        }
+        if self.opening == 0 {
+            self.last_upgrade = Instant::now();
+        }
+        self.to_open.push_back(Tag::Phone(phone));
+        self.open_some(net);
+    }
+
+    /// Ends all phones by a reset, which leaves no port resting.
+    fn cut_phones(&mut self, net: &mut Net) {
+        for phone in &mut self.phones {
+            if let Some(handle) = phone.handle.take() {
+                net.drop_conn(handle, true);
+            }
+            phone.renew(None);
+        }
+        say(&Said::Done);
     }
 
     fn start(&mut self, net: &mut Net) {
@@ -171,132 +173,96 @@ impl Crowd {
         }
     }
 
-    /// A frame of one of its phones has reached a binary.
-    fn on_question(&mut self, net: &mut Net, handle: Handle, binary: u32, payload: &[u8]) {
-        let (conn_id, frame) = match net.wire() {
-            Wire::Floor { .. } => (None, payload),
-            Wire::WebSocket => match codec::read_envelope(payload) {
-                Some(Envelope::Frame { conn_id, frame }) => (Some(conn_id), frame),
-                // A phone of this run has left.
-                Some(Envelope::Closed { .. }) => return,
-                None => return fault("the relay sent a binary what is no envelope"),
-            },
-        };
-        let first = self.label_id(0);
-        let label = crate::frame::read_label(frame);
-        let phone = label.and_then(|label| label.id.checked_sub(first));
-        let (Some(label), Some(phone)) = (label, phone) else {
-            return fault("the relay brought a binary a frame that no phone sent");
-        };
-        if self.binary_of(phone) != binary {
-            return fault("the relay brought a binary a frame of another binary's phone");
+    fn stop(&mut self) {
+        self.schedule = None;
+        self.stopping = Some(Stopping { under_way: u64::MAX, since: Instant::now() });
+    }
+
+    /// Looks whether everything under way has arrived, and says so; something lost never does.
+    fn check_stopping(&mut self, now: Instant) -> Option<Instant> {
+        let pushing = matches!(self.spec.play, Play::Push { .. });
+        let stopping = self.stopping.as_mut()?;
+        let under_way = self.phones.iter().map(|phone| phone.under_way(pushing)).sum::<u64>();
+        if under_way < stopping.under_way {
+            *stopping = Stopping { under_way, since: now };
         }
-        let Some(state) = self.phones.get_mut(phone as usize) else { return };
-        // Frames of a connection that has ended since may still arrive; they begin at 0 again.
-        if label.seq != state.heard && !matches!(self.spec.play, Play::Churn { .. }) {
-            let heard = state.heard;
-            return fault(&format!(
-                "frame {} of phone {phone} at its binary, not {heard}",
-                label.seq
+        let quiet = now.saturating_duration_since(stopping.since);
+        if under_way == 0 && quiet >= LINGER {
+            self.stopping = None;
+            self.started = false;
+            say(&Said::Done);
+            return None;
+        }
+        if quiet > PATIENCE {
+            fault(&format!(
+                "the relay's fault: {under_way} frames are lost: nothing came for {} s after \
+                 the last was sent",
+                PATIENCE.as_secs()
             ));
         }
-        state.heard = label.seq + 1;
-        self.counts.messages += 1;
-        if let Play::Push { window } = self.spec.play {
-            state.conn_id = conn_id.map(|id| id.into_owned());
-            state.confirmed = state.confirmed.max(label.seq * window.div_ceil(2));
-            return self.push(net, handle, phone, window);
-        }
-        match conn_id {
-            None => net.send(handle, frame.len(), |out| out.extend_from_slice(frame)),
-            Some(id) => net.send(handle, codec::envelope_length(&id, frame.len()), |out| {
-                codec::write_envelope(out, &id, |out| out.extend_from_slice(frame));
-            }),
-        }
+        Some(now + Duration::from_millis(10))
     }
 
-    /// Streams to one phone, as far ahead of its word as the window lets us.
-    fn push(&mut self, net: &mut Net, handle: Handle, phone: u32, window: u32) {
-        let id = self.label_id(phone);
-        let now = net.now();
-        let Some(state) = self.phones.get_mut(phone as usize) else { return };
-        while state.pushed < state.confirmed + window {
-            let label = Label { id, seq: state.pushed, time: now };
-            state.pushed += 1;
-            let frames = &self.frames;
-            match &state.conn_id {
-                None => net.send(handle, frames.size(), |out| frames.write(label, out)),
-                Some(id) => net.send(handle, codec::envelope_length(id, frames.size()), |out| {
-                    codec::write_envelope(out, id, |out| frames.write(label, out));
-                }),
-            }
+    /// Faults a relay that leaves upgrades unanswered.
+    fn check_opening(&self, now: Instant) -> Option<Instant> {
+        if self.opening == 0 {
+            return None;
         }
+        let deadline = self.last_upgrade + PATIENCE;
+        if now > deadline {
+            fault(&format!(
+                "the relay's fault: {} connections are not upgraded, {} s after the last one was",
+                self.opening,
+                PATIENCE.as_secs()
+            ));
+        }
+        Some(deadline)
     }
 
-    /// A frame of its binary has reached a phone.
-    fn on_answer(&mut self, net: &mut Net, phone: u32, payload: &[u8]) {
-        let id = self.label_id(phone);
-        let Some(state) = self.phones.get_mut(phone as usize) else { return };
-        let due = match self.frames.check(payload, id, state.answered) {
-            Ok(due) => due,
-            Err(wrong) => return fault(&format!("the relay brought phone {id} {wrong}")),
-        };
-        state.answered += 1;
-        state.counted += 1;
-        self.counts.messages += 1;
-        self.round_trips.saturating_record(net.arrived().saturating_sub(due).max(1));
-        let (answered, handle) = (state.answered, state.handle);
-        match self.spec.play {
-            Play::Closed { .. } => self.ask(net, phone, net.arrived()),
-            Play::Churn { frames, .. } if answered >= frames => {
-                let Some(handle) = handle else { return };
-                let reset = net.random().is_multiple_of(4);
-                if reset {
-                    net.drop_conn(handle, true);
-                    self.redial(net, phone);
-                } else {
-                    net.send_close(handle, 1000);
-                }
+    /// Asks whatever is due by the schedule; returns when the next question is.
+    fn ask_what_is_due(&mut self, net: &mut Net) -> Option<Instant> {
+        let count = self.phones.len() as u64;
+        for _ in 0..CATCH_UP {
+            let schedule = self.schedule.as_mut()?;
+            let due = schedule.begun + schedule.gap.mul_f64(schedule.next as f64);
+            let now = Instant::now();
+            if due > now {
+                return Some(due);
             }
-            Play::Churn { .. } => self.ask(net, phone, net.arrived()),
-            Play::Push { window } if answered.is_multiple_of(window.div_ceil(2)) => {
-                self.ask(net, phone, net.arrived());
-            }
-            Play::Push { .. } | Play::Open { .. } | Play::Idle => {}
+            let phone = (schedule.next % count.max(1)) as u32;
+            schedule.next += 1;
+            self.late.record((now - due).as_nanos() as u64);
+            let due = net.nanos(due);
+            self.ask(net, phone, due);
         }
-    }
-
-    fn redial(&mut self, net: &mut Net, phone: u32) {
-        self.to_open.push_back(Tag::Phone(phone));
-        self.open_some(net);
+        Some(Instant::now())
     }
 
     fn count(&mut self, net: &Net) -> Counts {
         let mut counts = std::mem::take(&mut self.counts);
         counts.per_phone = self.phones.iter().map(|phone| phone.counted).collect();
-        counts.round_trips = self
-            .round_trips
-            .iter_recorded()
-            .map(|step| (step.value_iterated_to(), step.count_at_value()))
-            .collect();
-        let cpu = proc::cpu_time(std::process::id()).unwrap_or_default();
-        counts.cpu_us = cpu.saturating_sub(self.cpu_at_mark).as_micros() as u64;
-        counts.pings = net.pings() - self.pings_at_mark;
+        counts.round_trips = self.round_trips.pairs();
+        counts.late = self.late.pairs();
+        let used = own_times().since(self.at_mark.0);
+        counts.cpu_us = used.cpu.as_micros() as u64;
+        counts.waited_us = used.waited.as_micros() as u64;
+        counts.pings = net.pings() - self.at_mark.1;
         counts
     }
 
     fn mark(&mut self, net: &Net) {
         self.counts = Counts::default();
         self.round_trips.reset();
+        self.late.reset();
         self.phones.iter_mut().for_each(|phone| phone.counted = 0);
-        self.cpu_at_mark = proc::cpu_time(std::process::id()).unwrap_or_default();
-        self.pings_at_mark = net.pings();
+        self.at_mark = (own_times(), net.pings());
     }
 }
 
 impl Load for Crowd {
     fn on_open(&mut self, net: &mut Net, _: Handle, tag: Tag) {
         self.opening -= 1;
+        self.last_upgrade = Instant::now();
         self.counts.upgrades += 1;
         if let (Tag::Phone(phone), true) = (tag, self.started) {
             self.begin(net, phone);
@@ -312,46 +278,51 @@ impl Load for Crowd {
     }
 
     fn on_ended(&mut self, net: &mut Net, _: Handle, tag: Tag, ended: Ended) {
-        // It dials again at once, maybe before the relay has seen that its last connection is gone.
-        let own_end =
-            matches!(&ended, Ended::Close { code: Some(1000 | 4429), .. } | Ended::Cut(_));
+        let number = match tag {
+            Tag::Phone(phone) | Tag::Binary(phone) => phone as usize,
+        };
+        let leaving = self.phones.get(number).is_some_and(|phone| phone.leaving);
+        let expected = match &ended {
+            Ended::Close { code: Some(1000), .. } | Ended::Cut(_) => leaving,
+            // It dialled again before the relay saw that its last connection was gone.
+            Ended::Close { code: Some(4429), .. } => true,
+            _ => false,
+        };
         match (self.spec.play, tag) {
-            (Play::Churn { .. }, Tag::Phone(phone)) if own_end => self.redial(net, phone),
-            _ => fault(&format!("{tag:?} of this run was {ended}")),
+            (Play::Churn { .. }, Tag::Phone(phone)) if expected => self.redial(net, phone),
+            (_, Tag::Phone(phone)) => {
+                fault(&format!("the relay's fault: phone {} was {ended}", self.label_id(phone)));
+            }
+            (_, Tag::Binary(binary)) => {
+                let binary = self.spec.first_binary + binary;
+                fault(&format!("the relay's fault: binary {binary} was {ended}"));
+            }
         }
     }
 
     fn on_turn(&mut self, net: &mut Net) -> Option<Instant> {
-        loop {
-            let count = self.phones.len() as u64;
-            let schedule = self.schedule.as_mut()?;
-            let due = schedule.begun + schedule.gap.mul_f64(schedule.next as f64);
-            if due > Instant::now() {
-                return Some(due);
-            }
-            let phone = (schedule.next % count.max(1)) as u32;
-            schedule.next += 1;
-            let due = net.nanos(due);
-            self.ask(net, phone, due);
+        let scheduled = self.ask_what_is_due(net);
+        if self.opening == 0 && self.stopping.is_none() {
+            return scheduled;
         }
+        let now = Instant::now();
+        let next = [scheduled, self.check_opening(now), self.check_stopping(now)];
+        next.into_iter().flatten().min()
     }
 
     fn on_command(&mut self, net: &mut Net, line: &str) -> bool {
         match serde_json::from_str(line) {
             Ok(Told::OpenBinaries) => {
-                self.to_open = (0..self.binaries.len() as u32).map(Tag::Binary).collect();
-                self.answer_due = true;
-                self.open_some(net);
+                self.open_all(net, (0..self.spec.shape.binaries).map(Tag::Binary));
             }
             Ok(Told::OpenPhones) => {
                 // Phone by phone of all binaries, as they would come.
                 let (binaries, phones) = (self.spec.shape.binaries, self.spec.shape.phones);
-                self.to_open = (0..phones)
-                    .flat_map(|phone| (0..binaries).map(move |b| Tag::Phone(b * phones + phone)))
-                    .collect();
-                self.answer_due = true;
-                self.open_some(net);
+                let of_all =
+                    move |phone| (0..binaries).map(move |b| Tag::Phone(b * phones + phone));
+                self.open_all(net, (0..phones).flat_map(of_all));
             }
+            Ok(Told::CutPhones) => self.cut_phones(net),
             Ok(Told::Start) => {
                 self.start(net);
                 say(&Said::Done);
@@ -360,12 +331,17 @@ impl Load for Crowd {
                 self.mark(net);
                 say(&Said::Done);
             }
+            Ok(Told::Progress) => say(&Said::Progress { messages: self.counts.messages }),
             Ok(Told::Count) => say(&Said::Counts(Box::new(self.count(net)))),
-            Ok(Told::Quit) => return false,
-            Err(error) => fault(&format!("an agent was told nonsense: {error}")),
+            Ok(Told::Stop) => self.stop(),
+            Err(error) => fault(&format!("this tool's own fault: `{line}` told: {error}")),
         }
         true
     }
+}
+
+fn own_times() -> proc::Times {
+    proc::times(std::process::id()).unwrap_or_default()
 }
 
 fn say(what: &Said) {
@@ -376,7 +352,7 @@ fn say(what: &Said) {
 }
 
 /// Ends this agent: one wrong frame fails the run.
-fn fault(what: &str) {
+pub(crate) fn fault(what: &str) {
     say(&Said::Fault(what.to_owned()));
     std::process::exit(1);
 }

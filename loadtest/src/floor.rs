@@ -3,7 +3,7 @@
 //! and no work but to move bytes. What the relay spends beyond this, it spends itself.
 
 use crate::Outcome;
-use crate::net::{FLOOR_HELLO, FLOOR_MAGIC, FLOOR_OKAY};
+use crate::wire::{FLOOR_HELLO, FLOOR_MAGIC, FLOOR_OKAY};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 use std::collections::HashMap;

@@ -3,12 +3,12 @@
 //! The rules of the game (who sends what, and when) are a [`Load`]; this moves its bytes.
 
 use crate::codec::{self, Received};
+use crate::lines::Lines;
+use crate::wire::{Ended, FLOOR_OKAY, Handle, Tag, Target, Wire, connect, floor_hello};
 use rustix::event::{Timespec, epoll};
-use serde::{Deserialize, Serialize};
 use slab::Slab;
-use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -20,81 +20,6 @@ const EVENTS_PER_TURN: usize = 32;
 /// Connections that wait to be written to, at most, for the same reason: one event of a binary may
 /// have answers for all of its phones.
 const DIRTY_PER_TURN: usize = 16;
-/// The answer of the floor to a hello.
-pub(crate) const FLOOR_OKAY: &[u8; 4] = b"OKAY";
-/// The first bytes of a hello to the floor.
-pub(crate) const FLOOR_MAGIC: &[u8; 4] = b"PIPE";
-/// The length of a hello to the floor: magic, role, group, phone and record length.
-pub(crate) const FLOOR_HELLO: usize = 20;
-
-/// What is spoken on a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Wire {
-    /// The relay's protocol.
-    WebSocket,
-    /// Records of this many bytes behind a hello, to the `floor`.
-    Floor { record: usize },
-}
-
-/// Where the connections go.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Target {
-    pub(crate) address: SocketAddr,
-    /// The value of the Host header.
-    pub(crate) host: String,
-    /// What stands before `/v1/server` in the URL's path.
-    pub(crate) prefix: String,
-    pub(crate) wire: Wire,
-}
-
-/// Names a connection; stale once it has ended, also when its place is taken again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Handle {
-    key: u32,
-    serial: u32,
-}
-
-impl Handle {
-    fn token(self) -> u64 {
-        u64::from(self.serial) << 32 | u64::from(self.key)
-    }
-
-    fn of_token(token: u64) -> Self {
-        Self { key: (token & u64::from(u32::MAX)) as u32, serial: (token >> 32) as u32 }
-    }
-}
-
-/// What the load calls a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tag {
-    Binary(u32),
-    Phone(u32),
-}
-
-/// Why a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// A close frame of the relay.
-    Close { code: Option<u16>, reason: String },
-    /// It never opened: the HTTP status line, or the error of connect.
-    Refused(String),
-    /// TCP ended with no close frame.
-    Cut(String),
-    /// The relay broke the protocol.
-    Violation(String),
-}
-
-impl std::fmt::Display for Ended {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Close { code: Some(code), reason } => write!(f, "closed with {code} `{reason}`"),
-            Self::Close { code: None, .. } => write!(f, "closed without a code"),
-            Self::Refused(why) => write!(f, "not upgraded: {why}"),
-            Self::Cut(why) => write!(f, "cut without a close frame ({why})"),
-            Self::Violation(what) => write!(f, "sent {what}"),
-        }
-    }
-}
 
 /// The rules by which connections are used.
 pub(crate) trait Load {
@@ -517,65 +442,9 @@ impl Net {
     }
 }
 
-fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    if let Some(source) = source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
-    match socket.connect(&address.into()) {
-        Ok(()) => Ok(socket.into()),
-        Err(error)
-            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
-        {
-            Ok(socket.into())
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn floor_hello(group: u32, phone: Option<u32>, record: usize) -> Vec<u8> {
-    let mut hello = FLOOR_MAGIC.to_vec();
-    let fields = [
-        u32::from(phone.is_some()),
-        group,
-        phone.unwrap_or_default(),
-        u32::try_from(record).unwrap_or(u32::MAX),
-    ];
-    hello.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
-    debug_assert_eq!(hello.len(), FLOOR_HELLO);
-    hello
-}
-
 fn timespec(wait: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(wait.subsec_nanos()),
-    }
-}
-
-/// Lines of a pipe that is read only when it has something.
-#[derive(Debug, Default)]
-struct Lines {
-    bytes: Vec<u8>,
-}
-
-impl Lines {
-    /// Reads what there is; `false` at the end of the pipe.
-    fn read(&mut self, pipe: impl AsFd) -> io::Result<bool> {
-        let mut some = [0; 4096];
-        let length = match rustix::io::read(&pipe, &mut some) {
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return Ok(true),
-            read => read?,
-        };
-        self.bytes.extend_from_slice(some.get(..length).unwrap_or_default());
-        Ok(length > 0)
-    }
-
-    fn next(&mut self) -> Option<String> {
-        let end = self.bytes.iter().position(|byte| *byte == b'\n')?;
-        let line = self.bytes.drain(..=end).collect::<Vec<_>>();
-        Some(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 }

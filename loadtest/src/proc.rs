@@ -1,23 +1,70 @@
-//! What the kernel knows of a process: CPU time, memory, descriptors.
+//! What the kernel knows of a process and of the machine: CPU time, memory, descriptors.
 
 use crate::Outcome;
+use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
 /// CPU time of all threads that live, to the nanosecond (`/proc/PID/task/*/schedstat`).
-pub(crate) fn cpu_time(pid: u32) -> Outcome<Duration> {
-    let mut nanos = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end while we look.
-        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        nanos += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Times {
+    /// Running.
+    pub(crate) cpu: Duration,
+    /// Ready to run, but another process had the CPU.
+    pub(crate) waited: Duration,
+}
+
+impl Times {
+    /// What was used since then. A thread that ended meanwhile took its time with it.
+    pub(crate) fn since(self, then: Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(then.cpu),
+            waited: self.waited.saturating_sub(then.waited),
+        }
     }
-    Ok(Duration::from_nanos(nanos))
+}
+
+/// The times of each thread.
+pub(crate) type Threads = HashMap<u32, Times>;
+
+/// The times of the threads of a process.
+pub(crate) fn threads(pid: u32) -> Outcome<Threads> {
+    let gone = |error| format!("process {pid} cannot be looked at: {error}");
+    let mut threads = Threads::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).map_err(gone)? {
+        let path = task?.path();
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(path.join("schedstat")) else { continue };
+        let id = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let (Some(id), Some(times)) = (id, times_of(&text)) {
+            threads.insert(id, times);
+        }
+    }
+    Ok(threads)
+}
+
+/// The times of a process in all.
+pub(crate) fn times(pid: u32) -> Outcome<Times> {
+    let add = |a: Times, b: Times| Times { cpu: a.cpu + b.cpu, waited: a.waited + b.waited };
+    Ok(threads(pid)?.into_values().fold(Times::default(), add))
+}
+
+/// The thread that used the most CPU time between two looks.
+pub(crate) fn busiest(then: &Threads, now: &Threads) -> Times {
+    let used = now.iter().map(|(id, times)| times.since(then.get(id).copied().unwrap_or_default()));
+    used.max_by_key(|times| times.cpu).unwrap_or_default()
+}
+
+fn times_of(schedstat: &str) -> Option<Times> {
+    let mut nanos = schedstat.split_whitespace().map(|number| number.parse().ok());
+    let mut next = || nanos.next().flatten().map(Duration::from_nanos);
+    Some(Times { cpu: next()?, waited: next()? })
 }
 
 /// Resident memory, in bytes.
 pub(crate) fn resident_bytes(pid: u32) -> Outcome<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     Ok(kib.ok_or("no Rss in /proc")? * 1024)
@@ -26,4 +73,57 @@ pub(crate) fn resident_bytes(pid: u32) -> Outcome<u64> {
 /// Open descriptors.
 pub(crate) fn descriptors(pid: u32) -> Outcome<u64> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64)
+}
+
+/// Time that all CPUs of the machine were not idle, by any process, the kernel or the host; to 10 ms
+/// (`/proc/stat`).
+pub(crate) fn machine_busy() -> Outcome<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    busy_of(&text).ok_or_else(|| "no cpu line in /proc/stat".into())
+}
+
+fn busy_of(stat: &str) -> Option<Duration> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guest time is in user.
+    let of = |at: usize| ticks.get(at).copied().unwrap_or(0);
+    let busy: u64 = [0, 1, 2, 5, 6, 7].map(of).iter().sum();
+    Some(Duration::from_millis(busy * 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_can_be_looked_at() {
+        let own = std::process::id();
+        assert!(times(own).unwrap().cpu > Duration::ZERO);
+        assert!(resident_bytes(own).unwrap() > 100_000);
+        assert!(descriptors(own).unwrap() >= 3);
+        assert!(machine_busy().unwrap() > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_named() {
+        assert!(threads(u32::MAX).unwrap_err().to_string().contains("process 4294967295"));
+    }
+
+    #[test]
+    fn idle_and_waiting_for_disks_is_not_busy() {
+        let stat = "cpu  1 2 3 1000 1000 4 5 6 7 8\ncpu0 9 9 9 9\n";
+        assert_eq!(busy_of(stat), Some(Duration::from_millis(210)));
+    }
+
+    #[test]
+    fn the_busiest_thread_is_by_what_it_used_since() {
+        let of = |cpu, waited| Times {
+            cpu: Duration::from_secs(cpu),
+            waited: Duration::from_secs(waited),
+        };
+        let then = Threads::from([(1, of(100, 0)), (2, of(1, 1))]);
+        let now = Threads::from([(1, of(101, 0)), (2, of(5, 2)), (3, of(2, 0))]);
+        let busiest = busiest(&then, &now);
+        assert_eq!((busiest.cpu, busiest.waited), (Duration::from_secs(4), Duration::from_secs(1)));
+    }
 }

@@ -2,195 +2,264 @@
 
 use crate::Outcome;
 use crate::agents::Agents;
-use crate::spec::{Counts, Play, Shape, Told};
-use crate::subject::{Running, Subject, off_the_subjects_cpu};
-use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use crate::cgroup::MemoryCgroup;
+use crate::measured::{self, Connecting, Look, Measured, Sample};
+use crate::proc;
+use crate::progress::Progress;
+use crate::spec::{Play, Shape, Told};
+use crate::subject::{Running, Subject};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// How often the relay is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What upgrades leave behind (closed buffers, log lines) is done with by then.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How long the relay has to let go of the descriptors of phones that were cut.
+const LET_GO: Duration = Duration::from_secs(10);
 
 /// What is to be measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) shape: Shape,
+    /// Bytes of JSON in each frame.
     pub(crate) size: usize,
     pub(crate) play: Play,
     pub(crate) workers: usize,
+    /// Processes that play the peers, at least.
     pub(crate) agents: u32,
     pub(crate) warm_up: Duration,
     pub(crate) time: Duration,
-    pub(crate) cgroup: Option<PathBuf>,
+    /// The limit of the memory cgroup that the relay is to run in, in bytes.
+    pub(crate) cgroup: Option<u64>,
+    /// Where the relay's standard error goes.
+    pub(crate) log: Option<PathBuf>,
 }
 
-/// Something that was looked at once a second.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Sample {
-    pub(crate) second: f64,
-    pub(crate) resident_mib: f64,
-    pub(crate) descriptors: u64,
-    pub(crate) cpu_share: f64,
-}
-
-/// What was measured. A message is one frame through the relay, so a question and its answer are
-/// two. Times are in microseconds.
-#[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Measured {
-    pub(crate) subject: String,
-    pub(crate) messages: u64,
-    pub(crate) messages_per_second: f64,
-    pub(crate) cpu_us_per_message: f64,
-    /// Of one CPU, 1.0 for all of it.
-    pub(crate) relay_cpu_share: f64,
-    /// The busiest agent's.
-    pub(crate) agent_cpu_share: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p90_us: f64,
-    pub(crate) p99_us: f64,
-    pub(crate) p999_us: f64,
-    pub(crate) max_us: f64,
-    /// What the slowest phone got, for each frame that the median phone got.
-    pub(crate) slowest_share: f64,
-    pub(crate) cpu_us_per_upgrade: f64,
-    pub(crate) upgrades_per_second: f64,
-    pub(crate) bytes_per_phone: f64,
-    pub(crate) resident_mib: f64,
-    /// CPU per connection and second while nothing is sent.
-    pub(crate) idle_cpu_us_per_second: f64,
-    pub(crate) samples: Vec<Sample>,
-    /// Round trips: percentile and microseconds.
-    pub(crate) percentiles: Vec<(f64, f64)>,
-}
-
-impl Measured {
-    /// Whether the agents, not the relay, held the rate down.
-    pub(crate) fn agents_were_the_bottleneck(&self, workers: usize) -> bool {
-        self.relay_cpu_share < 0.85 * workers as f64
+impl Plan {
+    /// How long one measurement takes, but for connecting.
+    pub(crate) fn duration(&self) -> Duration {
+        self.warm_up + self.time
     }
 }
 
 /// Loads the subject as planned.
-pub(crate) fn measure(subject: &Subject, plan: &Plan, bar: &ProgressBar) -> Outcome<Measured> {
-    bar.set_message(format!("{subject}: starting"));
-    let mut running = subject.start(plan.workers, plan.size, plan.cgroup.as_deref())?;
-    let mut agents = off_the_subjects_cpu(plan.workers, || {
-        Agents::start(&running.target, plan.shape, plan.size, plan.play, plan.agents)
-    })?;
-    let mut measured = Measured { subject: subject.to_string(), ..Measured::default() };
-    bar.set_message(format!("{subject}: connecting {}", plan.shape));
-    agents.tell(Told::OpenBinaries)?;
-    connect_phones(plan, &mut running, &mut agents, &mut measured)?;
-    agents.tell(Told::Start)?;
-    bar.set_message(format!("{subject}: warming up"));
-    wait(plan.warm_up, &mut running, &mut agents, bar, &mut Vec::new())?;
-    agents.tell(Told::Mark)?;
-    bar.set_message(format!("{subject}: measuring"));
-    let (cpu, began) = (running.cpu_time()?, Instant::now());
-    wait(plan.time, &mut running, &mut agents, bar, &mut measured.samples)?;
-    let (cpu, took) = (running.cpu_time()? - cpu, began.elapsed());
-    let counts = agents.tell(Told::Count)?;
-    measured.resident_mib = running.resident_bytes()? as f64 / 1_048_576.0;
-    evaluate(plan, &counts, cpu, took, &mut measured)?;
-    // An agent that is told to end says nothing more; dropping them does.
-    drop(agents);
-    Ok(measured)
+pub(crate) fn measure(subject: &Subject, plan: &Plan, progress: &Progress) -> Outcome<Measured> {
+    if !subject.is_a_relay() && !matches!(plan.play, Play::Closed { .. } | Play::Open { .. }) {
+        return Err(format!("{subject} only echoes; it knows no {}", plan.play).into());
+    }
+    let plan = &Plan { workers: subject.workers.unwrap_or(plan.workers), ..plan.clone() };
+    progress.stage(format!("{subject}: connecting {}", plan.shape));
+    let cgroup = plan.cgroup.map(MemoryCgroup::new).transpose()?;
+    let cgroup_path = cgroup.as_ref().map(MemoryCgroup::path);
+    let running = subject.start(plan.workers, plan.size, cgroup_path, plan.log.as_deref())?;
+    let agents = Agents::start(&running.target, plan)?;
+    let mut session = Session { plan, running, agents, progress };
+    let told = session.run(subject.to_string());
+    let usage = cgroup.as_ref().map(MemoryCgroup::usage).transpose()?;
+    match (told, usage) {
+        (Err(error), Some(usage)) if usage.killed > 0 => Err(format!(
+            "{error}; the kernel killed it for want of memory: it needed more than {:.0} MiB",
+            usage.limit_mib
+        )
+        .into()),
+        (Err(error), _) => {
+            // That the relay died explains everything else.
+            std::thread::sleep(Duration::from_millis(50));
+            session.running.check().and(Err(error))
+        }
+        (Ok(measured), cgroup) => Ok(Measured { cgroup, ..measured }),
+    }
 }
 
-/// Connects the phones: what an upgrade costs, and what an idle phone holds.
-fn connect_phones(
-    plan: &Plan,
-    running: &mut Running,
-    agents: &mut Agents,
-    measured: &mut Measured,
-) -> Outcome<()> {
-    let (memory, cpu, began) = (running.resident_bytes()?, running.cpu_time()?, Instant::now());
-    agents.tell(Told::OpenPhones)?;
-    let took = began.elapsed();
-    // What the upgrades leave behind is not the idle connection's.
-    std::thread::sleep(Duration::from_millis(500));
-    let phones = plan.shape.phones_in_all() as f64;
-    measured.cpu_us_per_upgrade = (running.cpu_time()? - cpu).as_secs_f64() * 1e6 / phones;
-    measured.upgrades_per_second = phones / took.as_secs_f64();
-    let grown = running.resident_bytes()?.saturating_sub(memory);
-    measured.bytes_per_phone = grown as f64 / phones;
-    running.check()
+struct Session<'a> {
+    plan: &'a Plan,
+    running: Running,
+    agents: Agents,
+    progress: &'a Progress,
 }
 
-/// Lets time pass, while it looks every second at what there is to see.
-fn wait(
-    time: Duration,
-    running: &mut Running,
-    agents: &mut Agents,
-    bar: &ProgressBar,
-    samples: &mut Vec<Sample>,
-) -> Outcome<()> {
-    let began = Instant::now();
-    let mut last = (began, running.cpu_time()?);
-    while let Some(left) = time.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
-        std::thread::sleep(left.min(Duration::from_secs(1)));
-        running.check()?;
-        agents.check()?;
-        let (now, cpu) = (Instant::now(), running.cpu_time()?);
-        samples.push(Sample {
-            second: began.elapsed().as_secs_f64(),
-            resident_mib: running.resident_bytes()? as f64 / 1_048_576.0,
-            descriptors: running.descriptors()?,
-            cpu_share: (cpu - last.1).as_secs_f64() / (now - last.0).as_secs_f64(),
-        });
-        last = (now, cpu);
-        bar.tick();
+impl Session<'_> {
+    fn run(&mut self, subject: String) -> Outcome<Measured> {
+        let plan = self.plan;
+        self.agents.tell(Told::OpenBinaries)?;
+        let connecting = match plan.play {
+            Play::Connect => Connecting::default(),
+            _ => self.connect_phones()?,
+        };
+        let mut samples = Vec::new();
+        if plan.play.has_traffic() {
+            self.agents.tell(Told::Start)?;
+        }
+        if plan.play != Play::Connect {
+            self.progress.stage(format!("{subject}: warming up"));
+            self.wait(plan.warm_up, &mut Vec::new())?;
+        }
+        self.agents.tell(Told::Mark)?;
+        self.progress.stage(format!("{subject}: {}", plan.play));
+        let then = self.look()?;
+        let connecting = match plan.play {
+            Play::Connect => self.storms(&mut samples)?,
+            _ => {
+                self.wait(plan.time, &mut samples)?;
+                connecting
+            }
+        };
+        let now = self.look()?;
+        let counts = self.agents.count()?;
+        let resident = self.running.resident_bytes()?;
+        if plan.play.has_traffic() {
+            self.agents.tell(Told::Stop)?;
+        }
+        self.running.check()?;
+        let seconds = (now.at - then.at).as_secs_f64();
+        let cpu = now.cpu_since(&then);
+        let connections = plan.shape.connections() as f64;
+        let idle = cpu.filter(|_| plan.play == Play::Idle);
+        let traffic = plan.play.has_traffic().then(|| measured::traffic(&counts, cpu, seconds));
+        if traffic.is_some_and(|traffic| traffic.messages == 0) {
+            return Err("the relay's fault: it brought not a single frame".into());
+        }
+        Ok(Measured {
+            subject,
+            scenario: plan.play.to_string(),
+            shape: plan.shape.to_string(),
+            size: plan.size,
+            workers: plan.workers,
+            seconds,
+            traffic,
+            connecting,
+            idle_cpu_us_per_second: idle.map(|cpu| cpu.as_secs_f64() * 1e6 / connections / seconds),
+            pings: counts.iter().map(|counts| counts.pings).sum(),
+            resident_mib: resident.map(mebibytes),
+            load: measured::load(plan, &then, &now, &counts),
+            cgroup: None,
+            samples,
+            percentiles: match traffic {
+                Some(_) => measured::round_trips(&counts).curve(),
+                None => Vec::new(),
+            },
+        })
     }
-    Ok(())
+
+    fn look(&self) -> Outcome<Look> {
+        Ok(Look {
+            at: Instant::now(),
+            threads: self.running.threads()?,
+            machine: proc::machine_busy()?,
+        })
+    }
+
+    /// Connects the phones: what an upgrade costs, and what an idle phone holds.
+    fn connect_phones(&mut self) -> Outcome<Connecting> {
+        let memory = self.running.resident_bytes()?;
+        let (cpu, began) = (self.running.cpu_time()?, Instant::now());
+        self.agents.tell(Told::OpenPhones)?;
+        let took = began.elapsed();
+        std::thread::sleep(SETTLE);
+        let phones = self.plan.shape.phones_in_all() as f64;
+        let cpu = self.running.cpu_time()?.zip(cpu).map(|(now, then)| now.saturating_sub(then));
+        let grown = self.running.resident_bytes()?.zip(memory);
+        self.running.check()?;
+        Ok(Connecting {
+            cpu_us_per_upgrade: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / phones),
+            upgrades_per_second: phones / took.as_secs_f64(),
+            resident_bytes_per_phone: grown
+                .map(|(now, then)| now.saturating_sub(then) as f64 / phones),
+        })
+    }
+
+    /// Storms, one after the other, while the time lasts; the first counts, and the others make it
+    /// a mean. The memory is the first one's: the others find what it left.
+    fn storms(&mut self, samples: &mut Vec<Sample>) -> Outcome<Connecting> {
+        let began = Instant::now();
+        let before = self.running.descriptors()?;
+        let mut all: Vec<Connecting> = Vec::new();
+        while all.is_empty() || began.elapsed() < self.plan.time {
+            all.push(self.connect_phones()?);
+            samples.push(self.sample(began, Instant::now(), 0.0, None)?);
+            self.agents.tell(Told::CutPhones)?;
+            self.await_descriptors(before)?;
+            let share = began.elapsed().as_secs_f64() / self.plan.time.as_secs_f64();
+            let rate = all.last().map_or(0.0, |storm| storm.upgrades_per_second);
+            self.progress.at(self.plan.time.mul_f64(share.min(1.0)), rate, "connections/s");
+        }
+        let count = all.len() as f64;
+        let mean = |of: &dyn Fn(&Connecting) -> f64| all.iter().map(of).sum::<f64>() / count;
+        let first = all.first().copied().unwrap_or_default();
+        Ok(Connecting {
+            cpu_us_per_upgrade: first
+                .cpu_us_per_upgrade
+                .map(|_| mean(&|storm| storm.cpu_us_per_upgrade.unwrap_or(0.0))),
+            upgrades_per_second: mean(&|storm| storm.upgrades_per_second),
+            ..first
+        })
+    }
+
+    /// Waits until the relay has let go of its phones.
+    fn await_descriptors(&mut self, before: Option<u64>) -> Outcome<()> {
+        let Some(before) = before else {
+            std::thread::sleep(LOOK_EVERY);
+            return Ok(());
+        };
+        let end = Instant::now() + LET_GO;
+        loop {
+            self.running.check()?;
+            let now = self.running.descriptors()?.unwrap_or(0);
+            if now <= before {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(format!(
+                    "the relay's fault: {} descriptors of phones that are gone are still open \
+                     after {} s",
+                    now - before,
+                    LET_GO.as_secs()
+                )
+                .into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Lets time pass, while it looks every second at what there is to see.
+    fn wait(&mut self, time: Duration, samples: &mut Vec<Sample>) -> Outcome<()> {
+        let began = Instant::now();
+        let done = self.progress.position();
+        let mut last = (began, self.agents.progress()?, self.running.cpu_time()?);
+        while let Some(left) = time.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+            self.progress.sleep(left.min(LOOK_EVERY))?;
+            self.running.check()?;
+            let (now, messages) = (Instant::now(), self.agents.progress()?);
+            let seconds = (now - last.0).as_secs_f64();
+            let rate = messages.saturating_sub(last.1) as f64 / seconds;
+            let cpu = self.running.cpu_time()?;
+            let used = cpu.zip(last.2).map(|(now, then)| now.saturating_sub(then));
+            let cpus = used.map(|used| used.as_secs_f64() / seconds);
+            samples.push(self.sample(began, now, rate, cpus)?);
+            self.progress.at(done + began.elapsed().min(time), rate, "messages/s");
+            last = (now, messages, cpu);
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &self,
+        began: Instant,
+        now: Instant,
+        messages_per_second: f64,
+        cpus: Option<f64>,
+    ) -> Outcome<Sample> {
+        Ok(Sample {
+            second: (now - began).as_secs_f64(),
+            messages_per_second,
+            resident_mib: self.running.resident_bytes()?.map(mebibytes),
+            descriptors: self.running.descriptors()?,
+            cpus,
+        })
+    }
 }
 
-fn evaluate(
-    plan: &Plan,
-    counts: &[Counts],
-    cpu: Duration,
-    took: Duration,
-    measured: &mut Measured,
-) -> Outcome<()> {
-    let seconds = took.as_secs_f64();
-    measured.messages = counts.iter().map(|counts| counts.messages).sum();
-    measured.relay_cpu_share = cpu.as_secs_f64() / seconds;
-    let busiest = counts.iter().map(|counts| counts.cpu_us).max().unwrap_or(0);
-    measured.agent_cpu_share = busiest as f64 / 1e6 / seconds;
-    let connections = plan.shape.connections() as f64;
-    measured.idle_cpu_us_per_second = cpu.as_secs_f64() * 1e6 / connections / seconds;
-    if plan.play == Play::Idle {
-        return Ok(());
-    }
-    if measured.messages == 0 {
-        return Err("no message was relayed".into());
-    }
-    measured.messages_per_second = measured.messages as f64 / seconds;
-    measured.cpu_us_per_message = cpu.as_secs_f64() * 1e6 / measured.messages as f64;
-    let mut phones: Vec<u32> = counts.iter().flat_map(|counts| counts.per_phone.clone()).collect();
-    phones.sort_unstable();
-    let median = phones.get(phones.len() / 2).copied().unwrap_or(0);
-    let slowest = phones.first().copied().unwrap_or(0);
-    measured.slowest_share = f64::from(slowest) / f64::from(median.max(1));
-    let mut round_trips = Histogram::<u64>::new_with_bounds(1000, 60_000_000_000, 3)?;
-    for (value, times) in counts.iter().flat_map(|counts| &counts.round_trips) {
-        round_trips.saturating_record_n(*value, *times);
-    }
-    let at = |percent: f64| round_trips.value_at_percentile(percent) as f64 / 1000.0;
-    measured.p50_us = at(50.0);
-    measured.p90_us = at(90.0);
-    measured.p99_us = at(99.0);
-    measured.p999_us = at(99.9);
-    measured.max_us = round_trips.max() as f64 / 1000.0;
-    let steps = [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0];
-    measured.percentiles = steps.map(|percent| (percent, at(percent))).to_vec();
-    Ok(())
-}
-
-/// The bar that shows what is going on, on a terminal.
-pub(crate) fn progress() -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(120));
-    bar
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
 }

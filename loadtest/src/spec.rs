@@ -1,6 +1,6 @@
 //! What the controlling process and its agents tell each other: one line of JSON each.
 
-use crate::net::Target;
+use crate::wire::Target;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -53,9 +53,38 @@ pub(crate) enum Play {
     Push { window: u32 },
     /// Nothing is sent.
     Idle,
-    /// As `Closed`, and each phone leaves after `frames` answers, one in four by a reset, and
-    /// dials again.
-    Churn { window: u32, frames: u32 },
+    /// Phones connect and are cut, again and again; nothing is sent.
+    Connect,
+    /// As `Closed` with one question out, and one phone in `every` leaves after `frames` answers, one time in four by a
+    /// reset, and dials again.
+    Churn { frames: u32, every: u32 },
+}
+
+impl Play {
+    /// Whether frames travel at all.
+    pub(crate) fn has_traffic(self) -> bool {
+        !matches!(self, Self::Idle | Self::Connect)
+    }
+
+    /// Whether the rate is whatever the relay and the agents can do.
+    pub(crate) fn saturates(self) -> bool {
+        matches!(self, Self::Closed { .. } | Self::Push { .. })
+    }
+}
+
+impl fmt::Display for Play {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed { window: 1 } => write!(f, "echo"),
+            Self::Closed { window } => write!(f, "echo, {window} questions out at a time"),
+            Self::Open { per_second } => write!(f, "echo, {per_second:.0} questions a second"),
+            Self::Push { .. } => write!(f, "push"),
+            Self::Idle => write!(f, "idle"),
+            Self::Connect => write!(f, "connect"),
+            Self::Churn { every: 1, .. } => write!(f, "churn"),
+            Self::Churn { .. } => write!(f, "soak"),
+        }
+    }
 }
 
 /// One agent's share of a run.
@@ -75,21 +104,25 @@ pub(crate) struct Spec {
     pub(crate) sources: Vec<IpAddr>,
 }
 
-/// What an agent is told; each is answered with a [`Said`], but for `Quit`.
+/// What an agent is told; each is answered with a [`Said`], once it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Told {
     /// Connect the binaries.
     OpenBinaries,
     /// Connect the phones.
     OpenPhones,
+    /// Cut the phones.
+    CutPhones,
     /// Begin the traffic.
     Start,
     /// Count anew from here.
     Mark,
     /// Say what was counted since the mark.
     Count,
-    /// End.
-    Quit,
+    /// Say how far it is.
+    Progress,
+    /// Send nothing new, and wait until everything under way has arrived.
+    Stop,
 }
 
 /// What an agent says.
@@ -97,6 +130,8 @@ pub(crate) enum Told {
 pub(crate) enum Said {
     /// Done as told.
     Done,
+    /// Frames that arrived since the mark.
+    Progress { messages: u64 },
     /// See [`Counts`].
     Counts(Box<Counts>),
     /// The run has failed: whose fault it is, and what it was.
@@ -110,12 +145,37 @@ pub(crate) struct Counts {
     pub(crate) messages: u64,
     /// Connections that were upgraded.
     pub(crate) upgrades: u64,
+    /// How late questions of an open loop left, in nanoseconds: value and how often. It is the
+    /// agent's own part of the round trips.
+    pub(crate) late: Vec<(u64, u64)>,
     /// Frames that arrived at each phone.
     pub(crate) per_phone: Vec<u32>,
     /// Round trips, in nanoseconds: value and how often.
     pub(crate) round_trips: Vec<(u64, u64)>,
     /// CPU time of the agent, in microseconds.
     pub(crate) cpu_us: u64,
+    /// Time that the agent was ready to run and waited for a CPU, in microseconds.
+    pub(crate) waited_us: u64,
     /// Pings answered.
     pub(crate) pings: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shape;
+
+    #[test]
+    fn shapes_are_written_as_they_are_read() {
+        for text in ["64x16", "1x1", "500x1"] {
+            assert_eq!(text.parse::<Shape>().unwrap().to_string(), text);
+        }
+        assert_eq!("64x16".parse::<Shape>().unwrap().connections(), 64 * 17);
+    }
+
+    #[test]
+    fn what_is_no_shape_is_refused() {
+        for text in ["", "64", "x16", "0x1", "1x0", "64x16x1", "-1x1", "70000x1"] {
+            assert!(text.parse::<Shape>().is_err(), "{text}");
+        }
+    }
 }

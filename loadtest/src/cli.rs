@@ -1,0 +1,275 @@
+//! What can be typed.
+
+use crate::cgroup::parse_size;
+use crate::frame;
+use crate::launch::Launch;
+use crate::run::Plan;
+use crate::spec::{Play, Shape};
+use crate::subject::Subject;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How subjects are named, for the help.
+const SUBJECTS: &str = "A relay is named:
+  relay             the one that was built beside this tool; relay@2 with two workers
+  baseline          the relay that one would write first, on tokio; part of this tool
+  floor             a bare io_uring pipe between the same sockets; part of this tool
+  PATH              another build of this relay
+  ws://HOST:PORT    one that runs already; #PID after it, or --pid, for its CPU time and memory
+  'PROGRAM … {listen} … {workers}'   any other, by its command line
+
+A message is one frame through the relay: an echo round trip is two messages. Every frame is checked;
+one that is lost, doubled, late, altered or at the wrong peer fails the run.";
+
+/// Loads a relay, checks every frame, and says what it cost
+#[derive(Debug, Parser)]
+#[command(version, after_help = SUBJECTS)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Phones ask, binaries answer: CPU per message, and round trips [64x16, 10 s]
+    ///
+    /// Example: loadtest echo --shape 64x16 --size 200 --seconds 10
+    Echo {
+        #[command(flatten)]
+        load: Load,
+        #[command(flatten)]
+        pace: Pace,
+    },
+    /// Binaries stream to phones [64x4, 10 s]
+    Push {
+        #[command(flatten)]
+        load: Load,
+        /// How many frames a binary is ahead of what a phone has confirmed
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        window: u32,
+    },
+    /// Phones connect and sit: memory of each, and CPU time of heartbeats [1000x16, 60 s]
+    Idle {
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Phones connect all at once, are cut, and connect again [1000x16, 10 s]
+    Connect {
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Phones come, ask a few times and go, one in four by a reset [64x16, 10 s]
+    Churn {
+        #[command(flatten)]
+        load: Load,
+        /// Answers until a phone leaves
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+        frames: u32,
+    },
+    /// Half of the phones come and go, the others ask on: memory and descriptors over a long time
+    /// [64x16, 30 min]
+    Soak {
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Many phones in little memory, then traffic on all of them [10 s]
+    ///
+    /// Needs root and the memory controller of cgroup v1 or v2.
+    Crowd {
+        #[command(flatten)]
+        load: Load,
+        /// How many, 16 to a binary
+        #[arg(long, default_value_t = 17_000, value_parser = clap::value_parser!(u32).range(1..=900_000))]
+        phones: u32,
+        /// The limit of the memory cgroup that the relay runs in
+        #[arg(long, default_value = "64MiB", value_parser = parse_size)]
+        memory: u64,
+    },
+    /// Every scenario in turn; --seconds is for each that has traffic [5 s]
+    All {
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Several relays in turn in one session (A B A B …): what each costs, and the ratios
+    ///
+    /// Example: loadtest compare baseline relay floor --shape 64x16 --rounds 5
+    #[command(after_help = SUBJECTS)]
+    Compare {
+        #[arg(required = true)]
+        subjects: Vec<Subject>,
+        #[command(flatten)]
+        load: Load,
+        #[command(flatten)]
+        pace: Pace,
+        /// What they are loaded with
+        #[arg(long, value_enum, default_value_t = Scenario::Echo)]
+        scenario: Scenario,
+        /// How often each is measured
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        rounds: u32,
+        /// Whom ratios are to [default: the first]
+        #[arg(long)]
+        reference: Option<String>,
+    },
+    /// Serves as the relay that a Rust developer would write first
+    Baseline(Serve),
+    /// Serves as a bare io_uring pipe between this tool's peers
+    Floor(Serve),
+    #[command(hide = true)]
+    Agent,
+    #[command(hide = true)]
+    Launch(Launch),
+}
+
+/// How fast phones ask.
+#[derive(Debug, Args)]
+pub(crate) struct Pace {
+    /// Questions that each phone has out at a time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    window: u32,
+    /// Questions a second in all, sent when it is time, answered or not; round trips count from
+    /// when each was due
+    #[arg(long, conflicts_with = "window", value_parser = positive)]
+    rate: Option<f64>,
+}
+
+impl Pace {
+    pub(crate) fn play(&self) -> Play {
+        match self.rate {
+            Some(per_second) => Play::Open { per_second },
+            None => Play::Closed { window: self.window },
+        }
+    }
+}
+
+/// What relays are compared under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scenario {
+    Echo,
+    Push,
+    Idle,
+    Connect,
+    Churn,
+}
+
+impl Scenario {
+    pub(crate) fn play(self, pace: &Pace) -> Play {
+        match self {
+            Self::Echo => pace.play(),
+            Self::Push => Play::Push { window: 32 },
+            Self::Idle => Play::Idle,
+            Self::Connect => Play::Connect,
+            Self::Churn => Play::Churn { frames: 20, every: 1 },
+        }
+    }
+}
+
+/// Where one of the tool's own relays listens.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[arg(long)]
+    pub(crate) listen: SocketAddr,
+    /// Threads; the floor has one
+    #[arg(long, default_value_t = 1)]
+    pub(crate) workers: usize,
+}
+
+/// What all scenarios have in common.
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// Binaries x phones of each
+    #[arg(long)]
+    shape: Option<Shape>,
+    /// Bytes of JSON in each frame, at least 83
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(83..=262_000))]
+    size: u32,
+    /// How long to measure
+    #[arg(long, value_parser = positive)]
+    seconds: Option<f64>,
+    /// How long to warm up, in seconds
+    #[arg(long, default_value_t = 1.0)]
+    warm_up: f64,
+    /// The relay, see below
+    #[arg(long, default_value = "relay")]
+    relay: Subject,
+    /// The process of a relay that is named by its URL
+    #[arg(long)]
+    pid: Option<u32>,
+    /// The relay's worker threads, pinned to the first CPUs; the load stays on the others
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Processes that play the peers, at least
+    #[arg(long, default_value_t = 1)]
+    agents: u32,
+    /// Run the relay in a memory cgroup with this limit
+    #[arg(long, value_parser = parse_size)]
+    cgroup_memory: Option<u64>,
+    /// Append what the relay writes to standard error to this file
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write a page with plots here; it opens offline
+    #[arg(long)]
+    pub(crate) report: Option<PathBuf>,
+}
+
+impl Load {
+    /// The relay that is loaded.
+    pub(crate) fn subject(&self) -> Subject {
+        self.relay.clone().with_pid(self.pid)
+    }
+
+    /// The plan for a play, with the shape and the seconds that it has if nobody says otherwise.
+    pub(crate) fn plan(&self, play: Play, shape: &str, seconds: f64) -> Plan {
+        let shape = self.shape.or_else(|| shape.parse().ok());
+        Plan {
+            shape: shape.unwrap_or(Shape { binaries: 1, phones: 1 }),
+            size: (self.size as usize).max(frame::MIN_SIZE),
+            play,
+            workers: self.workers.max(1),
+            agents: self.agents.max(1),
+            warm_up: Duration::from_secs_f64(self.warm_up.clamp(0.0, 86_400.0)),
+            time: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
+            cgroup: self.cgroup_memory,
+            log: self.log.clone(),
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.001..=1e9).contains(number));
+    number.ok_or_else(|| "write a number greater than 0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_smallest_size_is_what_the_help_says() {
+        assert_eq!(frame::MIN_SIZE, 83);
+    }
+
+    #[test]
+    fn defaults_give_way_to_what_is_typed() {
+        let parse = |words: &str| match Arguments::parse_from(words.split(' ')).command {
+            Command::Idle { load } => load.plan(Play::Idle, "1000x16", 60.0),
+            _ => panic!(),
+        };
+        let plan = parse("loadtest idle");
+        assert_eq!((plan.shape.to_string().as_str(), plan.time.as_secs()), ("1000x16", 60));
+        let plan = parse("loadtest idle --shape 2x3 --seconds 4 --cgroup-memory 64MiB");
+        assert_eq!((plan.shape.to_string().as_str(), plan.time.as_secs()), ("2x3", 4));
+        assert_eq!(plan.cgroup, Some(64 << 20));
+    }
+}

@@ -1,0 +1,202 @@
+//! What a measurement says. A message is one frame through the relay, so a question and its answer
+//! are two. Times are CPU time of all the relay's threads, unless they say otherwise.
+
+use crate::cgroup;
+use crate::proc::{self, Threads};
+use crate::round_trips::{RoundTrips, Summary};
+use crate::run::Plan;
+use crate::spec::Counts;
+use crate::verdict::{Bottleneck, Share, judge};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Something that was looked at once a second.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Sample {
+    /// Since the beginning of the measurement.
+    pub(crate) second: f64,
+    pub(crate) messages_per_second: f64,
+    pub(crate) resident_mib: Option<f64>,
+    pub(crate) descriptors: Option<u64>,
+    /// CPUs that the relay used.
+    pub(crate) cpus: Option<f64>,
+}
+
+/// What was measured of one subject, once.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Measured {
+    pub(crate) subject: String,
+    pub(crate) scenario: String,
+    pub(crate) shape: String,
+    /// Bytes of JSON in each frame.
+    pub(crate) size: usize,
+    pub(crate) workers: usize,
+    pub(crate) seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) traffic: Option<Traffic>,
+    pub(crate) connecting: Connecting,
+    /// CPU time per connection and second while nothing was sent, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_cpu_us_per_second: Option<f64>,
+    /// Pings of the relay that the agents answered.
+    pub(crate) pings: u64,
+    /// Resident memory of the relay at the end.
+    pub(crate) resident_mib: Option<f64>,
+    pub(crate) load: Load,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cgroup: Option<cgroup::Use>,
+    pub(crate) samples: Vec<Sample>,
+    /// Round trips: percent and microseconds.
+    pub(crate) percentiles: Vec<(f64, f64)>,
+}
+
+/// Frames through the relay, every one of them checked.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Traffic {
+    pub(crate) messages: u64,
+    pub(crate) messages_per_second: f64,
+    pub(crate) cpu_us_per_message: Option<f64>,
+    /// From when a question was due to its answer; of pushes, from binary to phone.
+    pub(crate) round_trip: Summary,
+    /// How late questions of an open loop left: this tool's own part of the round trip.
+    pub(crate) late_p99_us: f64,
+    /// What the slowest phone got, for each frame that the median phone got.
+    pub(crate) slowest_share: f64,
+    /// Phones that came anew while it was measured, by the second.
+    pub(crate) reconnections_per_second: f64,
+}
+
+/// The phones' way in, and what they hold once they are there.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(crate) struct Connecting {
+    pub(crate) cpu_us_per_upgrade: Option<f64>,
+    pub(crate) upgrades_per_second: f64,
+    pub(crate) resident_bytes_per_phone: Option<f64>,
+}
+
+/// Who was how busy.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Load {
+    /// CPUs that the whole relay used.
+    pub(crate) relay_cpus: Option<f64>,
+    pub(crate) relays_busiest_thread: Option<Share>,
+    pub(crate) busiest_agent: Share,
+    /// CPUs that processes used which are neither the relay nor the agents.
+    pub(crate) other_cpus: f64,
+    pub(crate) bottleneck: Bottleneck,
+}
+
+/// What the relay, the machine and time had used at some instant.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) at: std::time::Instant,
+    pub(crate) threads: Threads,
+    pub(crate) machine: Duration,
+}
+
+impl Look {
+    fn cpu(&self) -> Duration {
+        self.threads.values().map(|times| times.cpu).sum()
+    }
+
+    /// CPU time that the relay used since; `None` if its process is not known.
+    pub(crate) fn cpu_since(&self, then: &Self) -> Option<Duration> {
+        (!self.threads.is_empty()).then(|| self.cpu().saturating_sub(then.cpu()))
+    }
+}
+
+/// The frames, from what the agents counted and the relay's CPU time.
+pub(crate) fn traffic(counts: &[Counts], cpu: Option<Duration>, seconds: f64) -> Traffic {
+    let messages = counts.iter().map(|counts| counts.messages).sum::<u64>();
+    let upgrades = counts.iter().map(|counts| counts.upgrades).sum::<u64>();
+    let mut late = RoundTrips::default();
+    counts.iter().for_each(|counts| late.merge(&counts.late));
+    Traffic {
+        messages,
+        messages_per_second: messages as f64 / seconds,
+        cpu_us_per_message: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / messages.max(1) as f64),
+        round_trip: round_trips(counts).summary(),
+        late_p99_us: late.at_us(99.0),
+        slowest_share: slowest_share(counts.iter().flat_map(|counts| counts.per_phone.clone())),
+        reconnections_per_second: upgrades as f64 / seconds,
+    }
+}
+
+/// All agents' round trips.
+pub(crate) fn round_trips(counts: &[Counts]) -> RoundTrips {
+    let mut all = RoundTrips::default();
+    counts.iter().for_each(|counts| all.merge(&counts.round_trips));
+    all
+}
+
+/// What the slowest phone got, for each frame that the median phone got.
+fn slowest_share(per_phone: impl Iterator<Item = u32>) -> f64 {
+    let mut phones: Vec<u32> = per_phone.collect();
+    phones.sort_unstable();
+    let median = phones.get(phones.len() / 2).copied().unwrap_or(0);
+    let slowest = phones.first().copied().unwrap_or(0);
+    f64::from(slowest) / f64::from(median.max(1))
+}
+
+/// Who was how busy between two looks.
+pub(crate) fn load(plan: &Plan, then: &Look, now: &Look, counts: &[Counts]) -> Load {
+    let seconds = (now.at - then.at).as_secs_f64();
+    let of = |time: Duration| time.as_secs_f64() / seconds;
+    let cpu = now.cpu_since(then);
+    let thread = proc::busiest(&then.threads, &now.threads);
+    let relay = cpu.map(|_| Share { used: of(thread.cpu), waited: of(thread.waited) });
+    let micros = |us: u64| of(Duration::from_micros(us));
+    let busiest = counts.iter().max_by_key(|counts| counts.cpu_us);
+    let client = busiest.map_or_else(Share::default, |counts| Share {
+        used: micros(counts.cpu_us),
+        waited: micros(counts.waited_us),
+    });
+    let agents = counts.iter().map(|counts| counts.cpu_us).sum();
+    let machine = of(now.machine.saturating_sub(then.machine));
+    let known = cpu.map_or(0.0, of) + micros(agents);
+    let bottleneck = match plan.play.saturates() {
+        true => judge(relay, client),
+        false => Bottleneck::Neither,
+    };
+    Load {
+        relay_cpus: cpu.map(of),
+        relays_busiest_thread: relay,
+        busiest_agent: client,
+        other_cpus: (machine - known).max(0.0),
+        bottleneck,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_phone_is_held_against_the_median_one() {
+        assert_eq!(slowest_share([10, 10, 5, 20, 10].into_iter()), 0.5);
+        assert_eq!(slowest_share([7, 7, 7].into_iter()), 1.0);
+        assert_eq!(slowest_share([0, 9, 9].into_iter()), 0.0);
+        assert_eq!(slowest_share([].into_iter()), 0.0);
+    }
+
+    #[test]
+    fn agents_add_up() {
+        let counts = |messages, per_phone, round_trips| Counts {
+            messages,
+            per_phone,
+            round_trips,
+            ..Counts::default()
+        };
+        let counts = [
+            counts(300, vec![100, 50], vec![(100_000, 150)]),
+            counts(100, vec![100], vec![(300_000, 50)]),
+        ];
+        let traffic = traffic(&counts, Some(Duration::from_millis(2)), 2.0);
+        assert_eq!(traffic.messages, 400);
+        assert_eq!(traffic.messages_per_second, 200.0);
+        assert_eq!(traffic.cpu_us_per_message, Some(5.0));
+        assert_eq!(traffic.slowest_share, 0.5);
+        assert!((traffic.round_trip.p50_us - 100.0).abs() < 1.0);
+        assert!((traffic.round_trip.p99_us - 300.0).abs() < 1.0);
+    }
+}

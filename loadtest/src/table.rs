@@ -1,0 +1,186 @@
+//! The table at the end of a run.
+
+use crate::measured::{Measured, Traffic};
+
+/// What a value is called, and how it is written.
+type Row = (&'static str, String);
+
+/// Prints what was measured of one subject.
+pub(crate) fn print(measured: &Measured) {
+    println!("\n{}", title(measured));
+    for (what, value) in rows(measured) {
+        println!("  {what:<46} {value:>16}");
+    }
+    for note in notes(measured) {
+        println!("  {note}");
+    }
+}
+
+/// What was measured, in one line.
+pub(crate) fn title(measured: &Measured) -> String {
+    let Measured { subject, scenario, shape, size, workers, seconds, .. } = measured;
+    let bytes = if measured.traffic.is_some() { format!(", {size} bytes") } else { String::new() };
+    let threads = if *workers == 1 { "worker" } else { "workers" };
+    format!("{subject}: {scenario} {shape}{bytes}, {workers} {threads}, {seconds:.0} s")
+}
+
+/// The values that this scenario has.
+pub(crate) fn rows(measured: &Measured) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut row = |what, value: Option<f64>, digits: usize, unit: &str| {
+        if let Some(value) = value {
+            rows.push((what, format!("{value:.digits$} {unit}").trim_end().to_owned()));
+        }
+    };
+    if let Some(traffic) = &measured.traffic {
+        let Traffic { round_trip, .. } = *traffic;
+        let churned = Some(traffic.reconnections_per_second).filter(|rate| *rate > 0.0);
+        let late = Some(traffic.late_p99_us).filter(|late| *late > 0.0);
+        row("relay CPU per message", traffic.cpu_us_per_message, 2, "us");
+        row("messages per second", Some(traffic.messages_per_second), 0, "");
+        row("round trip p50", Some(round_trip.p50_us), 0, "us");
+        row("round trip p90", Some(round_trip.p90_us), 0, "us");
+        row("round trip p99", Some(round_trip.p99_us), 0, "us");
+        row("round trip p99.9", Some(round_trip.p999_us), 0, "us");
+        row("round trip max", Some(round_trip.max_us), 0, "us");
+        row("  of it until the question left, p99", late, 0, "us");
+        row("slowest phone, of the median phone's frames", Some(traffic.slowest_share), 2, "");
+        row("phones that came anew, per second", churned, 0, "");
+    }
+    let connecting = &measured.connecting;
+    row("CPU per idle connection", measured.idle_cpu_us_per_second, 3, "us/s");
+    row("relay CPU per upgraded connection", connecting.cpu_us_per_upgrade, 1, "us");
+    row("connections per second", Some(connecting.upgrades_per_second), 0, "");
+    row("relay memory per phone", connecting.resident_bytes_per_phone, 0, "bytes");
+    row("relay memory in all", measured.resident_mib, 1, "MiB");
+    let load = &measured.load;
+    let percent = |share: f64| 100.0 * share;
+    let relay = load.relays_busiest_thread;
+    let waited = relay.map(|share| share.waited).filter(|waited| *waited > 0.02);
+    row("relay CPU, all threads", load.relay_cpus.map(percent), 0, "%");
+    row("  its busiest thread", relay.map(|share| percent(share.used)), 0, "%");
+    row("  which waited for a CPU", waited.map(percent), 0, "%");
+    row("client CPU, its busiest process", Some(percent(load.busiest_agent.used)), 0, "%");
+    if let Some(usage) = &measured.cgroup {
+        row("memory cgroup, at most", Some(usage.peak_mib), 1, "MiB");
+        row("memory cgroup, limit", Some(usage.limit_mib), 1, "MiB");
+        row("killed for want of memory", Some(usage.killed as f64), 0, "");
+    }
+    rows
+}
+
+/// What must be known to read the values.
+pub(crate) fn notes(measured: &Measured) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(traffic) = &measured.traffic {
+        notes.push(format!(
+            "{} messages (one frame through the relay each; an echo round trip is two), every one \
+             checked: right phone, right order, none lost, doubled or altered",
+            traffic.messages
+        ));
+        if measured.scenario.starts_with("echo") || measured.scenario.starts_with("push") {
+            notes.extend(bottleneck(measured));
+        }
+    }
+    if measured.idle_cpu_us_per_second.is_some() {
+        notes.push(format!("{} pings were answered while nothing was sent", measured.pings));
+        if measured.pings == 0 {
+            notes.push("No heartbeat fell into this time: measure for longer.".into());
+        }
+    }
+    notes.extend(drift(measured));
+    if measured.load.other_cpus > 0.2 {
+        notes.push(format!(
+            "Other processes used {:.1} CPUs of this machine: rates and times are worse than the \
+             relay's own, CPU per message somewhat.",
+            measured.load.other_cpus
+        ));
+    }
+    notes
+}
+
+fn bottleneck(measured: &Measured) -> Option<String> {
+    let open = measured.scenario.contains("a second");
+    (!open).then(|| format!("Bottleneck: {}.", measured.load.bottleneck))
+}
+
+/// How memory and descriptors went over a long time.
+fn drift(measured: &Measured) -> Option<String> {
+    let samples = &measured.samples;
+    if samples.len() < 60 || measured.traffic.is_none() {
+        return None;
+    }
+    let early = samples.get(samples.len() / 10)?;
+    let late = samples.last()?;
+    Some(format!(
+        "From second {:.0} to second {:.0}: memory {:.1} to {:.1} MiB, descriptors {} to {}.",
+        early.second,
+        late.second,
+        early.resident_mib?,
+        late.resident_mib?,
+        early.descriptors?,
+        late.descriptors?
+    ))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::measured::{Connecting, Load, Sample};
+    use crate::verdict::{Bottleneck, Share};
+
+    pub(crate) fn example(traffic: bool) -> Measured {
+        let share = Share { used: 0.98, waited: 0.0 };
+        let sample = |second: u32| Sample {
+            second: f64::from(second),
+            messages_per_second: 1000.0,
+            resident_mib: Some(10.0),
+            descriptors: Some(40),
+            cpus: Some(0.98),
+        };
+        Measured {
+            subject: "relay <1>".into(),
+            scenario: if traffic { "echo" } else { "idle" }.into(),
+            shape: "64x16".into(),
+            size: 200,
+            workers: 1,
+            seconds: 5.0,
+            traffic: traffic.then(|| Traffic {
+                messages: 5000,
+                cpu_us_per_message: Some(4.25),
+                ..Traffic::default()
+            }),
+            connecting: Connecting::default(),
+            idle_cpu_us_per_second: (!traffic).then_some(0.25),
+            pings: 0,
+            resident_mib: Some(10.0),
+            load: Load {
+                relay_cpus: Some(0.98),
+                relays_busiest_thread: Some(share),
+                busiest_agent: share,
+                other_cpus: 0.0,
+                bottleneck: Bottleneck::Relay,
+            },
+            cgroup: None,
+            samples: (1..=5).map(sample).collect(),
+            percentiles: vec![(0.0, 10.0), (50.0, 20.0), (99.0, 40.0)],
+        }
+    }
+
+    #[test]
+    fn a_table_has_what_its_scenario_has() {
+        let has = |measured: &Measured, what: &str| rows(measured).iter().any(|row| row.0 == what);
+        let (echo, idle) = (example(true), example(false));
+        assert!(has(&echo, "relay CPU per message") && !has(&idle, "relay CPU per message"));
+        assert!(has(&idle, "CPU per idle connection") && !has(&echo, "CPU per idle connection"));
+        assert!(!has(&idle, "relay CPU per upgraded connection"), "which is not known");
+    }
+
+    #[test]
+    fn notes_say_who_was_the_bottleneck_and_what_was_not_seen() {
+        let all = |measured| notes(&measured).join("\n");
+        assert!(all(example(true)).contains("Bottleneck: the relay"));
+        assert!(all(example(true)).contains("5000 messages"));
+        assert!(all(example(false)).contains("No heartbeat"));
+    }
+}
