@@ -59,6 +59,7 @@ impl Agents {
                 first_binary,
                 size,
                 run: run.clone(),
+                patience: plan.patience,
                 sources: sources(target, number, share, play),
             };
             agents.push(Agent::start(&spec, cpus)?);

@@ -4,6 +4,8 @@
 
 use crate::Outcome;
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -14,13 +16,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 
 const MAX_MESSAGE_BYTES: usize = 262_144;
 /// Frames that may wait for a peer; a phone that is slower is closed.
 const MAX_WAITING: usize = 1024;
+
+/// Phones of one server-id.
+const MAX_PHONES: usize = 16;
 
 type Outbox = mpsc::Sender<Message>;
 
@@ -73,7 +79,7 @@ async fn serve(stream: TcpStream, servers: Servers) -> Option<()> {
         .write_buffer_size(4096);
     let socket =
         tokio_tungstenite::accept_hdr_async_with_config(stream, look, Some(config)).await.ok()?;
-    let (mut sink, mut source) = socket.split();
+    let (mut sink, source) = socket.split();
     let (outbox, mut waiting) = mpsc::channel::<Message>(MAX_WAITING);
     tokio::spawn(async move {
         let mut heartbeat = tokio::time::interval(Duration::from_secs(30));
@@ -99,25 +105,51 @@ async fn serve(stream: TcpStream, servers: Servers) -> Option<()> {
         }
         let _ = sink.close().await;
     });
-    if path == "/v1/server" {
-        let server = Arc::new(Server { binary: outbox, phones: DashMap::new() });
-        servers.insert(id.clone(), Arc::clone(&server));
-        while let Some(Ok(message)) = source.next().await {
-            from_binary(&server, &message);
-        }
-        servers.remove(&id);
-    } else {
-        let server = servers.get(&id).map(|server| Arc::clone(&server))?;
-        let name = new_conn_id();
-        server.phones.insert(name.clone(), outbox);
-        while let Some(Ok(message)) = source.next().await {
-            if from_phone(&server, &name, &message).await.is_none() {
-                break;
-            }
-        }
-        server.phones.remove(&name);
+    match path == "/v1/server" {
+        true => serve_binary(&servers, id, outbox, source).await,
+        false => serve_phone(&servers, &id, outbox, source).await,
     }
     Some(())
+}
+
+type Source = SplitStream<WebSocketStream<TcpStream>>;
+
+async fn serve_binary(servers: &Servers, id: String, outbox: Outbox, mut source: Source) {
+    let server = Arc::new(Server { binary: outbox.clone(), phones: DashMap::new() });
+    match servers.entry(id.clone()) {
+        Entry::Occupied(_) => return close(&outbox, 4409, "server-id already claimed").await,
+        Entry::Vacant(free) => drop(free.insert(Arc::clone(&server))),
+    }
+    while let Some(Ok(message)) = source.next().await {
+        from_binary(&server, &message);
+    }
+    servers.remove(&id);
+    // Their writers end, and with them the phones.
+    server.phones.clear();
+}
+
+async fn serve_phone(servers: &Servers, id: &str, outbox: Outbox, mut source: Source) {
+    let Some(server) = servers.get(id).map(|server| Arc::clone(&server)) else {
+        return close(&outbox, 4404, "no server with that id").await;
+    };
+    if server.phones.len() >= MAX_PHONES {
+        return close(&outbox, 4429, "too many phones for server-id").await;
+    }
+    let name = new_conn_id();
+    server.phones.insert(name.clone(), outbox);
+    while let Some(Ok(message)) = source.next().await {
+        if from_phone(&server, &name, &message).await.is_none() {
+            break;
+        }
+    }
+    server.phones.remove(&name);
+    let notice = format!("{{\"conn_id\":\"{name}\",\"close_code\":1001}}");
+    let _ = server.binary.send(Message::text(notice)).await;
+}
+
+async fn close(outbox: &Outbox, code: u16, reason: &'static str) {
+    let frame = CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) };
+    let _ = outbox.send(Message::Close(Some(frame))).await;
 }
 
 fn new_conn_id() -> String {
@@ -153,8 +185,12 @@ async fn from_phone(server: &Server, name: &str, message: &Message) -> Option<()
 fn from_binary(server: &Server, message: &Message) {
     let Ok(text) = message.to_text() else { return };
     let Ok(Unwrapped { conn_id, frame: Some(frame) }) = serde_json::from_str(text) else { return };
-    if let Some(phone) = server.phones.get(&*conn_id) {
-        // A phone that does not keep up loses frames here; the check of the load would show it.
-        let _ = phone.try_send(Message::Text(Utf8Bytes::from(frame.get())));
+    let sent = match server.phones.get(&*conn_id) {
+        Some(phone) => phone.try_send(Message::Text(Utf8Bytes::from(frame.get()))),
+        None => return,
+    };
+    // A phone that does not keep up is let go: its writer ends with its outbox.
+    if sent.is_err() {
+        server.phones.remove(&*conn_id);
     }
 }

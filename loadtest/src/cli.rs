@@ -191,6 +191,9 @@ pub(crate) struct Load {
     /// How long to warm up, in seconds
     #[arg(long, default_value_t = 1.0)]
     warm_up: f64,
+    /// How long a frame may be overdue, or an upgrade, before the run has failed, in seconds
+    #[arg(long, default_value_t = 15.0, value_parser = positive)]
+    patience: f64,
     /// The relay, see below
     #[arg(long, default_value = "relay")]
     relay: Subject,
@@ -234,6 +237,7 @@ impl Load {
             agents: self.agents.max(1),
             warm_up: Duration::from_secs_f64(self.warm_up.clamp(0.0, 86_400.0)),
             time: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
+            patience: Duration::from_secs_f64(self.patience),
             cgroup: self.cgroup_memory,
             log: self.log.clone(),
         }

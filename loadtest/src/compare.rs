@@ -111,7 +111,7 @@ pub(crate) fn run(
     }
     progress.finish();
     let title = format!(
-        "{} {}, {} bytes, {} worker(s), {rounds} rounds of {:.0} s each, in turn; median (min to max)",
+        "{} {}, {} bytes, {} worker(s), {rounds} rounds of {} s each, in turn; median (min to max)",
         plan.play,
         plan.shape,
         plan.size,

@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 
 /// Connections that are being opened at a time: a storm, but one that fits a listener's backlog.
 const OPENING_AT_A_TIME: usize = 256;
-/// How long the relay has to upgrade one more connection, or to bring one more frame at the end.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a frame that came twice has to come once more after the last.
 const LINGER: Duration = Duration::from_millis(100);
 /// Questions of an open loop that are sent at once, at most, when it has fallen behind.
@@ -193,11 +191,11 @@ impl Crowd {
             say(&Said::Done);
             return None;
         }
-        if quiet > PATIENCE {
+        if quiet > self.spec.patience {
             fault(&format!(
-                "the relay's fault: {under_way} frames are lost: nothing came for {} s after \
+                "the relay's fault: {under_way} frames are lost: nothing came for {:.0} s after \
                  the last was sent",
-                PATIENCE.as_secs()
+                self.spec.patience.as_secs_f64()
             ));
         }
         Some(now + Duration::from_millis(10))
@@ -208,12 +206,12 @@ impl Crowd {
         if self.opening == 0 {
             return None;
         }
-        let deadline = self.last_upgrade + PATIENCE;
+        let deadline = self.last_upgrade + self.spec.patience;
         if now > deadline {
             fault(&format!(
-                "the relay's fault: {} connections are not upgraded, {} s after the last one was",
+                "the relay's fault: {} connections are not upgraded, {:.0} s after the last one was",
                 self.opening,
-                PATIENCE.as_secs()
+                self.spec.patience.as_secs_f64()
             ));
         }
         Some(deadline)

@@ -3,33 +3,31 @@
 //! and no work but to move bytes. What the relay spends beyond this, it spends itself.
 
 use crate::Outcome;
+use crate::pipe_ring::{Done, PipeRing};
 use crate::wire::{FLOOR_HELLO, FLOOR_MAGIC, FLOOR_OKAY};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
+use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
 
-const ACCEPT: u64 = u64::MAX;
-const RECEIVE_BYTES: usize = 64 * 1024;
+/// A storm of the agents fits in.
+const BACKLOG: i32 = 4096;
 /// A record's phone, in hexadecimal digits, stands at the same place in each frame.
 const PHONE_DIGITS: std::ops::Range<usize> = 7..15;
 
 struct Pipe {
-    stream: TcpStream,
     role: Role,
-    /// What is being received into: the rest of a record, then room.
-    inbox: Vec<u8>,
-    filled: usize,
+    /// The first part of a record.
+    partial: Vec<u8>,
     outbox: Vec<u8>,
     /// What is being sent, and how much of it has left.
     sending: Vec<u8>,
     sent: usize,
     is_sending: bool,
+    is_receiving: bool,
     is_dirty: bool,
-    is_dead: bool,
-    operations: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -41,48 +39,51 @@ enum Role {
 }
 
 struct Floor {
-    ring: IoUring,
-    pipes: Slab<Pipe>,
+    ring: PipeRing,
+    pipes: Pipes,
+}
+
+#[derive(Default)]
+struct Pipes {
+    all: Slab<Pipe>,
+    /// By group.
     binaries: HashMap<u32, usize>,
-    phones: HashMap<u32, usize>,
+    /// By the phone's number.
+    phones: Vec<Option<usize>>,
     dirty: Vec<usize>,
     record: usize,
 }
 
 /// Serves until it is killed.
 pub(crate) fn run(listen: SocketAddr) -> Outcome<()> {
-    let listener = TcpListener::bind(listen)?;
-    let ring = IoUring::builder()
-        .setup_coop_taskrun()
-        .setup_single_issuer()
-        .setup_cqsize(16_384)
-        .build(4096)?;
-    let mut floor = Floor {
-        ring,
-        pipes: Slab::new(),
-        binaries: HashMap::new(),
-        phones: HashMap::new(),
-        dirty: Vec::new(),
-        record: 0,
-    };
-    let mut done: Vec<(u64, i32)> = Vec::new();
-    floor.accept(&listener)?;
+    let listener = Socket::new(Domain::for_address(listen), Type::STREAM, None)?;
+    listener.set_reuse_address(true)?;
+    listener.bind(&listen.into())?;
+    listener.listen(BACKLOG)?;
+    let listener = TcpListener::from(listener);
+    let ring = PipeRing::new()
+        .map_err(|error| format!("no io_uring as the floor needs it (Linux 6.1): {error}"))?;
+    let mut floor = Floor { ring, pipes: Pipes::default() };
+    let mut done = Vec::new();
+    floor.ring.accept(listener.as_raw_fd())?;
     loop {
-        floor.ring.submit_and_wait(1)?;
-        done.extend(
-            floor.ring.completion().map(|entry: cqueue::Entry| (entry.user_data(), entry.result())),
-        );
-        for (what, result) in done.drain(..) {
-            if what == ACCEPT {
-                floor.accept(&listener)?;
-                floor.accepted(result)?;
-            } else if what & 1 == 0 {
-                floor.received((what >> 1) as usize, result)?;
-            } else {
-                floor.sent((what >> 1) as usize, result)?;
+        floor.ring.wait(&mut done)?;
+        for what in done.drain(..) {
+            match what {
+                Done::Accepted(result) => {
+                    floor.ring.accept(listener.as_raw_fd())?;
+                    floor.accepted(result)?;
+                }
+                Done::Received { key, buffer, bytes } => {
+                    let received = floor.ring.received(buffer, bytes);
+                    floor.pipes.received(key, received)?;
+                    floor.ring.give_back(buffer);
+                }
+                Done::ReceiveEnded { key, is_dead } => floor.receive_ended(key, is_dead)?,
+                Done::Sent { key, result } => floor.sent(key, result)?,
             }
         }
-        for key in std::mem::take(&mut floor.dirty) {
+        for key in std::mem::take(&mut floor.pipes.dirty) {
             floor.send(key)?;
         }
     }
@@ -90,142 +91,42 @@ pub(crate) fn run(listen: SocketAddr) -> Outcome<()> {
 
 impl Floor {
     #[allow(unsafe_code)]
-    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
-        // SAFETY: what an entry points to, a pipe's inbox or sending buffer, is neither moved nor
-        // freed while its operation is under way: `operations` keeps the pipe, the buffers do not
-        // grow meanwhile.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.ring.submit()?;
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self, listener: &TcpListener) -> io::Result<()> {
-        let fd = types::Fd(listener.as_raw_fd());
-        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).build();
-        self.push(entry.user_data(ACCEPT))
-    }
-
-    #[allow(unsafe_code)]
-    fn accepted(&mut self, result: i32) -> io::Result<()> {
+    fn accepted(&mut self, result: RawFd) -> io::Result<()> {
         if result < 0 {
             return Err(io::Error::from_raw_os_error(-result));
         }
         // SAFETY: the kernel has just given us this descriptor, and nobody else has it.
         let stream = unsafe { TcpStream::from_raw_fd(result) };
         stream.set_nodelay(true)?;
-        let key = self.pipes.insert(Pipe {
-            stream,
+        let key = self.pipes.all.insert(Pipe {
             role: Role::Unknown,
-            inbox: vec![0; RECEIVE_BYTES],
-            filled: 0,
+            partial: Vec::new(),
             outbox: Vec::new(),
             sending: Vec::new(),
             sent: 0,
             is_sending: false,
+            is_receiving: true,
             is_dirty: false,
-            is_dead: false,
-            operations: 0,
         });
-        self.receive(key)
+        // The ring holds the socket from here on.
+        self.ring.register(key, stream.as_raw_fd())?;
+        self.ring.receive(key)
     }
 
-    fn receive(&mut self, key: usize) -> io::Result<()> {
-        let Some(pipe) = self.pipes.get_mut(key) else { return Ok(()) };
-        let room = pipe.inbox.get_mut(pipe.filled..).unwrap_or_default();
-        let fd = types::Fd(pipe.stream.as_raw_fd());
-        let entry = opcode::Recv::new(fd, room.as_mut_ptr(), room.len() as u32).build();
-        pipe.operations += 1;
-        self.push(entry.user_data((key as u64) << 1))
-    }
-
-    fn received(&mut self, key: usize, result: i32) -> io::Result<()> {
-        let Some(pipe) = self.pipes.get_mut(key) else { return Ok(()) };
-        pipe.operations -= 1;
-        if result <= 0 {
-            pipe.is_dead = true;
+    fn receive_ended(&mut self, key: usize, is_dead: bool) -> io::Result<()> {
+        if !is_dead {
+            return self.ring.receive(key);
         }
-        if pipe.is_dead {
-            self.bury(key);
-            return Ok(());
+        if let Some(pipe) = self.pipes.all.get_mut(key) {
+            pipe.is_receiving = false;
         }
-        pipe.filled += result as usize;
-        if matches!(pipe.role, Role::Unknown) && pipe.filled >= FLOOR_HELLO {
-            self.meet(key)?;
-        }
-        self.forward(key);
-        self.receive(key)
-    }
-
-    /// Reads the hello: magic, role, group, phone, record length.
-    fn meet(&mut self, key: usize) -> io::Result<()> {
-        let Some(pipe) = self.pipes.get_mut(key) else { return Ok(()) };
-        let hello: Vec<u8> = pipe.inbox.drain(..FLOOR_HELLO).collect();
-        pipe.inbox.resize(RECEIVE_BYTES.max(2 * self.record), 0);
-        pipe.filled -= FLOOR_HELLO;
-        let field = |at: usize| {
-            let bytes = hello.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            bytes.map_or(0, u32::from_le_bytes)
-        };
-        if !hello.starts_with(FLOOR_MAGIC) {
-            return Err(io::Error::other("a peer that is no agent of this tool"));
-        }
-        let (is_phone, group, phone) = (field(4) == 1, field(8), field(12));
-        self.record = field(16) as usize;
-        pipe.inbox.resize(RECEIVE_BYTES.max(2 * self.record), 0);
-        if is_phone {
-            let binary = self.binaries.get(&group).copied();
-            pipe.role = Role::Phone(binary.ok_or_else(|| io::Error::other("phone before binary"))?);
-            self.phones.insert(phone, key);
-        } else {
-            pipe.role = Role::Binary;
-            self.binaries.insert(group, key);
-        }
-        pipe.outbox.extend_from_slice(FLOOR_OKAY);
-        self.mark_dirty(key);
-        Ok(())
-    }
-
-    /// Moves every whole record to where it goes.
-    fn forward(&mut self, key: usize) {
-        let record = self.record;
-        let Some(pipe) = self.pipes.get_mut(key) else { return };
-        if matches!(pipe.role, Role::Unknown) || record == 0 {
-            return;
-        }
-        let role = pipe.role;
-        let whole = pipe.filled / record * record;
-        let inbox = std::mem::take(&mut pipe.inbox);
-        for bytes in inbox.get(..whole).unwrap_or_default().chunks_exact(record) {
-            let to = match role {
-                Role::Phone(binary) => Some(binary),
-                _ => phone_of(bytes).and_then(|phone| self.phones.get(&phone).copied()),
-            };
-            if let Some(to) = to
-                && let Some(pipe) = self.pipes.get_mut(to)
-            {
-                pipe.outbox.extend_from_slice(bytes);
-                self.mark_dirty(to);
-            }
-        }
-        let Some(pipe) = self.pipes.get_mut(key) else { return };
-        pipe.inbox = inbox;
-        pipe.inbox.copy_within(whole..pipe.filled, 0);
-        pipe.filled -= whole;
-    }
-
-    fn mark_dirty(&mut self, key: usize) {
-        if let Some(pipe) = self.pipes.get_mut(key)
-            && !std::mem::replace(&mut pipe.is_dirty, true)
-        {
-            self.dirty.push(key);
-        }
+        self.bury(key)
     }
 
     fn send(&mut self, key: usize) -> io::Result<()> {
-        let Some(pipe) = self.pipes.get_mut(key) else { return Ok(()) };
+        let Some(pipe) = self.pipes.all.get_mut(key) else { return Ok(()) };
         pipe.is_dirty = false;
-        if pipe.is_sending || pipe.is_dead {
+        if pipe.is_sending || !pipe.is_receiving {
             return Ok(());
         }
         if pipe.sent == pipe.sending.len() {
@@ -237,36 +138,129 @@ impl Floor {
         if bytes.is_empty() {
             return Ok(());
         }
-        let fd = types::Fd(pipe.stream.as_raw_fd());
-        let entry = opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).build();
         pipe.is_sending = true;
-        pipe.operations += 1;
-        self.push(entry.user_data((key as u64) << 1 | 1))
+        self.ring.send(key, bytes)
     }
 
     fn sent(&mut self, key: usize, result: i32) -> io::Result<()> {
-        let Some(pipe) = self.pipes.get_mut(key) else { return Ok(()) };
-        pipe.operations -= 1;
+        let Some(pipe) = self.pipes.all.get_mut(key) else { return Ok(()) };
         pipe.is_sending = false;
-        if result < 0 {
-            pipe.is_dead = true;
+        if !pipe.is_receiving {
+            return self.bury(key);
         }
-        if pipe.is_dead {
-            self.bury(key);
-            return Ok(());
-        }
-        pipe.sent += result as usize;
+        // What cannot be sent any more ends with the receive.
+        pipe.sent += usize::try_from(result).unwrap_or(pipe.sending.len() - pipe.sent);
         self.send(key)
     }
 
-    fn bury(&mut self, key: usize) {
-        if self.pipes.get(key).is_some_and(|pipe| pipe.operations == 0) {
-            self.pipes.remove(key);
+    /// Forgets a pipe of which the kernel holds nothing any more.
+    fn bury(&mut self, key: usize) -> io::Result<()> {
+        if self.pipes.all.get(key).is_some_and(|pipe| !pipe.is_sending && !pipe.is_receiving) {
+            self.ring.register(key, -1)?;
+            self.pipes.all.remove(key);
+        }
+        Ok(())
+    }
+}
+
+impl Pipes {
+    fn received(&mut self, key: usize, bytes: &[u8]) -> io::Result<()> {
+        let Some(pipe) = self.all.get_mut(key) else { return Ok(()) };
+        let is_known = !matches!(pipe.role, Role::Unknown);
+        if is_known && pipe.partial.is_empty() && bytes.len().is_multiple_of(self.record.max(1)) {
+            self.forward(key, bytes);
+            return Ok(());
+        }
+        pipe.partial.extend_from_slice(bytes);
+        let mut all = std::mem::take(&mut pipe.partial);
+        if !is_known && all.len() >= FLOOR_HELLO {
+            self.meet(key, &all)?;
+            all.drain(..FLOOR_HELLO);
+        }
+        let whole = all.len() / self.record.max(1) * self.record;
+        self.forward(key, all.get(..whole).unwrap_or_default());
+        all.drain(..whole);
+        if let Some(pipe) = self.all.get_mut(key) {
+            pipe.partial = all;
+        }
+        Ok(())
+    }
+
+    /// Reads the hello: magic, role, group, phone, record length.
+    fn meet(&mut self, key: usize, hello: &[u8]) -> io::Result<()> {
+        let field = |at: usize| {
+            let bytes = hello.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+            bytes.map_or(0, u32::from_le_bytes)
+        };
+        if !hello.starts_with(FLOOR_MAGIC) {
+            return Err(io::Error::other("a peer that is no agent of this tool"));
+        }
+        let (is_phone, group, phone) = (field(4) == 1, field(8), field(12) as usize);
+        self.record = field(16) as usize;
+        let role = if is_phone {
+            let binary = self.binaries.get(&group).copied();
+            let binary = binary.ok_or_else(|| io::Error::other("a phone before its binary"))?;
+            if self.phones.len() <= phone {
+                self.phones.resize(phone + 1, None);
+            }
+            if let Some(place) = self.phones.get_mut(phone) {
+                *place = Some(key);
+            }
+            Role::Phone(binary)
+        } else {
+            self.binaries.insert(group, key);
+            Role::Binary
+        };
+        if let Some(pipe) = self.all.get_mut(key) {
+            pipe.role = role;
+        }
+        self.append(key, FLOOR_OKAY);
+        Ok(())
+    }
+
+    /// Moves whole records to where they go.
+    fn forward(&mut self, key: usize, records: &[u8]) {
+        match self.all.get(key).map(|pipe| pipe.role) {
+            Some(Role::Phone(binary)) => self.append(binary, records),
+            Some(Role::Binary) => {
+                for record in records.chunks_exact(self.record.max(1)) {
+                    let phone = phone_of(record).and_then(|phone| self.phones.get(phone).copied());
+                    if let Some(phone) = phone.flatten() {
+                        self.append(phone, record);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn append(&mut self, key: usize, bytes: &[u8]) {
+        if let Some(pipe) = self.all.get_mut(key)
+            && !bytes.is_empty()
+        {
+            pipe.outbox.extend_from_slice(bytes);
+            if !std::mem::replace(&mut pipe.is_dirty, true) {
+                self.dirty.push(key);
+            }
         }
     }
 }
 
-fn phone_of(record: &[u8]) -> Option<u32> {
-    let digits = std::str::from_utf8(record.get(PHONE_DIGITS)?).ok()?;
-    u32::from_str_radix(digits, 16).ok()
+fn phone_of(record: &[u8]) -> Option<usize> {
+    let digits = str::from_utf8(record.get(PHONE_DIGITS)?).ok()?;
+    usize::from_str_radix(digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::phone_of;
+    use crate::frame::{Frames, Label};
+
+    #[test]
+    fn the_phone_of_a_record_is_read_where_frames_write_it() {
+        let mut record = Vec::new();
+        Frames::new(200).write(Label { id: 0xabc, seq: 1, time: 2 }, &mut record);
+        assert_eq!(phone_of(&record), Some(0xabc));
+        assert_eq!(phone_of(b"{}"), None);
+    }
 }

@@ -3,7 +3,7 @@
 //! its own, checks every frame that arrives, and reads from `/proc` what the load cost.
 //!
 //! - [`cli`], [`scenarios`]: what can be typed, and what is done then
-//! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] are two of
+//! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] (on [`pipe_ring`]) are two of
 //!   the tool's own
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
 //! - [`measured`], [`verdict`], [`round_trips`], [`proc`]: what came of it
@@ -27,6 +27,7 @@ mod measured;
 mod net;
 mod page;
 mod peers;
+mod pipe_ring;
 mod play;
 mod plot;
 mod proc;

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) agents: u32,
     pub(crate) warm_up: Duration,
     pub(crate) time: Duration,
+    /// How long an upgrade or a frame may be overdue before it counts as lost.
+    pub(crate) patience: Duration,
     /// The limit of the memory cgroup that the relay is to run in, in bytes.
     pub(crate) cgroup: Option<u64>,
     /// Where the relay's standard error goes.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Binaries x phones of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +101,8 @@ pub(crate) struct Spec {
     pub(crate) size: usize,
     /// Unique to the run; server-ids begin with it.
     pub(crate) run: String,
+    /// How long an upgrade or a frame may be overdue.
+    pub(crate) patience: Duration,
     /// Addresses to dial from, in turn; none for any.
     pub(crate) sources: Vec<IpAddr>,
 }

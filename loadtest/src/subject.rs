@@ -133,6 +133,9 @@ impl Subject {
         };
         let mut words = words.iter().map(fill);
         let program = PathBuf::from(words.next().ok_or("an empty command line")?);
+        if program.components().count() > 1 && !program.exists() {
+            return Err(format!("there is no {} to start", program.display()).into());
+        }
         let mut command = launch::command(&program, Cpus::First(workers), cgroup)?;
         let log = match log {
             Some(path) => std::fs::File::options().create(true).append(true).open(path)?.into(),

@@ -1,0 +1,261 @@
+//! The instrument itself is tested: behind a proxy that spoils one frame, each run must fail and
+//! say how; behind an honest one it must pass.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+const TOOL: &str = env!("CARGO_BIN_EXE_loadtest");
+/// Which of a phone's frames is spoiled.
+const SPOILED: usize = 5;
+
+/// What the proxy does to one frame on its way to a phone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    Lose,
+    Double,
+    /// Brings another phone's frame in its place.
+    Misroute,
+    /// Sends the next frame first.
+    Reorder,
+    AlterPadding,
+    AlterTime,
+    /// A frame in two fragments.
+    Fragment,
+    Cut,
+}
+
+struct Relay(Child, SocketAddr);
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn relay() -> Relay {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = address.to_string();
+    let child = Command::new(TOOL).args(["baseline", "--listen", &listen]).spawn().unwrap();
+    let relay = Relay(child, address);
+    let end = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < end, "the baseline does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    relay
+}
+
+/// A proxy that lives as long as the test.
+fn proxy(relay: SocketAddr, fault: Fault) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let others = Arc::new(Mutex::new(Vec::new()));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, relay) = (client.unwrap(), TcpStream::connect(relay).unwrap());
+            let (mut from, mut to) = (client.try_clone().unwrap(), relay.try_clone().unwrap());
+            let others = Arc::clone(&others);
+            std::thread::spawn(move || {
+                let mut first = [0; 4096];
+                let length = from.read(&mut first).unwrap_or(0);
+                let _ = to.write_all(&first[..length]);
+                let is_phone = first.starts_with(b"GET /v1/client");
+                let fault = if is_phone { fault } else { Fault::None };
+                std::thread::spawn(move || spoil(&relay, &client, fault, &others));
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+        }
+    });
+    address
+}
+
+/// Carries the relay's frames to a client, and spoils one.
+fn spoil(
+    mut relay: &TcpStream,
+    mut client: &TcpStream,
+    fault: Fault,
+    others: &Mutex<Vec<Vec<u8>>>,
+) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if relay.read_exact(&mut byte).is_err() {
+            return;
+        }
+        head.extend(byte);
+    }
+    let _ = client.write_all(&head);
+    let mut number = 0;
+    while let Some(mut frame) = read_frame(relay) {
+        number += 1;
+        if fault == Fault::Misroute && number == 1 {
+            others.lock().unwrap().push(frame.clone());
+        }
+        let spoiled = if number == SPOILED { fault } else { Fault::None };
+        match spoiled {
+            Fault::None => {}
+            Fault::Lose => continue,
+            Fault::Double => frame.extend(frame.clone()),
+            Fault::Misroute => {
+                let own = id(&frame);
+                let others = others.lock().unwrap();
+                frame = others.iter().find(|other| id(other) != own).unwrap().clone();
+            }
+            Fault::Reorder => {
+                let Some(next) = read_frame(relay) else { return };
+                frame.splice(0..0, next);
+            }
+            Fault::AlterPadding => {
+                let at = frame.len() - 10;
+                frame[at] ^= 1;
+            }
+            Fault::AlterTime => {
+                let at = find(&frame, b"\"t\":\"") + 20;
+                frame[at] = if frame[at] == b'0' { b'1' } else { b'0' };
+            }
+            Fault::Fragment => frame[0] &= 0x7f,
+            Fault::Cut => {
+                let _ = client.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+        if client.write_all(&frame).is_err() {
+            return;
+        }
+    }
+    let _ = client.shutdown(Shutdown::Write);
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> usize {
+    bytes.windows(what.len()).position(|window| window == what).expect("our frame")
+}
+
+fn id(frame: &[u8]) -> Vec<u8> {
+    let at = find(frame, b"\"id\":\"") + 6;
+    frame[at..at + 8].to_vec()
+}
+
+fn read_frame(mut from: &TcpStream) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 2];
+    from.read_exact(&mut frame).ok()?;
+    let extra = match frame[1] {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    frame.resize(2 + extra, 0);
+    from.read_exact(&mut frame[2..]).ok()?;
+    let length = match extra {
+        0 => usize::from(frame[1]),
+        _ => frame[2..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte)),
+    };
+    let start = frame.len();
+    frame.resize(start + length, 0);
+    from.read_exact(&mut frame[start..]).ok()?;
+    Some(frame)
+}
+
+fn load(scenario: &str, relay: SocketAddr) -> Output {
+    Command::new(TOOL)
+        .args(scenario.split(' '))
+        .args(["--shape", "2x2", "--seconds", "0.5", "--warm-up", "0.1", "--patience", "2"])
+        .args(["--relay", &format!("ws://{relay}")])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn must_fail(scenario: &str, fault: Fault, words: &str) {
+    let relay = relay();
+    let output = load(scenario, proxy(relay.1, fault));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{fault:?} was not noticed");
+    assert!(said.contains("the relay's fault") && said.contains(words), "{fault:?}: {said}");
+}
+
+#[test]
+fn an_honest_relay_passes_every_scenario() {
+    let relay = relay();
+    for scenario in ["echo", "echo --window 4", "echo --rate 500", "push", "churn", "soak", "idle"]
+    {
+        let output = load(scenario, proxy(relay.1, Fault::None));
+        assert!(output.status.success(), "{scenario}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn a_lost_frame_fails_the_run() {
+    must_fail("echo", Fault::Lose, "lost");
+    must_fail("echo --window 4", Fault::Lose, "lost or out of order");
+    must_fail("push", Fault::Lose, "lost");
+}
+
+#[test]
+fn a_doubled_frame_fails_the_run() {
+    must_fail("echo", Fault::Double, "doubled");
+    must_fail("churn", Fault::Double, "doubled");
+}
+
+#[test]
+fn another_phones_frame_fails_the_run() {
+    must_fail("echo", Fault::Misroute, "a frame of phone");
+}
+
+#[test]
+fn frames_out_of_order_fail_the_run() {
+    must_fail("echo --window 4", Fault::Reorder, "out of order");
+    must_fail("push", Fault::Reorder, "out of order");
+}
+
+#[test]
+fn an_altered_frame_fails_the_run() {
+    must_fail("echo", Fault::AlterPadding, "altered");
+    must_fail("echo", Fault::AlterTime, "altered the time");
+}
+
+#[test]
+fn a_fragment_fails_the_run() {
+    must_fail("echo", Fault::Fragment, "not one unfragmented text frame");
+}
+
+#[test]
+fn a_cut_connection_fails_the_run() {
+    must_fail("echo", Fault::Cut, "cut without a close frame");
+    must_fail("churn", Fault::Cut, "cut without a close frame");
+}
+
+#[test]
+fn a_relay_that_is_not_there_is_named() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = load("echo", nobody);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("no relay at ws://"), "{said}");
+}
+
+#[test]
+fn subjects_are_compared_and_reported() {
+    let page = std::env::temp_dir().join(format!("loadtest-compare-{}.html", std::process::id()));
+    let output = Command::new(TOOL)
+        .args("compare baseline floor --shape 2x2 --seconds 0.3 --warm-up 0 --rounds 2".split(' '))
+        .args(["--json", "--report"])
+        .arg(&page)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["reference"], "baseline");
+    assert_eq!(told["runs"].as_array().unwrap().len(), 4);
+    let floor = &told["compared"][1];
+    assert_eq!(floor["subject"], "floor");
+    assert!(floor["ratio"]["median"].as_f64().unwrap() > 0.0);
+    let written = std::fs::read_to_string(&page).unwrap();
+    std::fs::remove_file(&page).unwrap();
+    assert!(written.contains("<svg") && written.ends_with("</html>\n"));
+}
