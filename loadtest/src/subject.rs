@@ -14,7 +14,18 @@ use std::time::{Duration, Instant};
 /// How long a subject has to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How this project's relay is told where to listen, and on how many threads.
-const RELAY_ARGUMENTS: [&str; 4] = ["--insecure-listen", "{listen}", "--workers", "{workers}"];
+const RELAY_ARGUMENTS: [&str; 10] = [
+    "--insecure-listen",
+    "{listen}",
+    "--workers",
+    "{workers}",
+    "--rate-limit",
+    "off",
+    "--max-connections-per-address",
+    "off",
+    "--metrics-listen",
+    "",
+];
 
 /// A relay by name, by URL or by command line, and how many workers it is to have if not as many as
 /// the others.

@@ -4,16 +4,19 @@ use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::{
-    DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM, listen,
-    trial_commands, units,
+    DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
+    RateLimit, listen, networks, trial_commands, units,
 };
 
+/// The most connections that may be asked for: more than any kernel gives descriptors.
+const MAX_CONNECTIONS: usize = 1 << 30;
 /// The most phones that one server-id may be given.
 const MAX_PHONES: usize = 65_536;
 
@@ -39,6 +42,93 @@ pub(super) struct Flags {
     /// any free port, which is logged [default: 127.0.0.1:8080]
     #[arg(help_heading = "Listening", long, value_name = "HOST:PORT", value_parser = listen::parse)]
     pub(super) insecure_listen: Option<SocketAddr>,
+
+    /// Serve wss://DOMAIN, with a certificate that is ordered by ACME (Let's Encrypt) and renewed
+    /// by itself; requests for any other host are turned away
+    #[arg(help_heading = "HTTPS", long, value_name = "DOMAIN", value_parser = listen::domain)]
+    pub(super) domain: Option<String>,
+
+    /// Where to serve HTTPS [default: :443]
+    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::parse)]
+    pub(super) https_listen: Option<SocketAddr>,
+
+    /// Where to answer the challenges of ACME, which come to port 80 of the domain [default: :80]
+    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::parse)]
+    pub(super) http_listen: Option<SocketAddr>,
+
+    /// Folder for the ACME account and certificate; only this process's user may see into it
+    /// [default: $STATE_DIRECTORY/certificates, or /var/lib/pyrycode-relay/certificates]
+    #[arg(help_heading = "HTTPS", long, value_name = "FOLDER")]
+    pub(super) cert_cache: Option<PathBuf>,
+
+    /// Serve HTTPS with this certificate chain (PEM, the leaf first), which is read again when it
+    /// changes
+    #[arg(help_heading = "HTTPS", long, value_name = "FILE")]
+    pub(super) tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert (PEM)
+    #[arg(help_heading = "HTTPS", long, value_name = "FILE")]
+    pub(super) tls_key: Option<PathBuf>,
+
+    /// The ACME directory to order from [default: Let's Encrypt's]
+    #[arg(help_heading = "HTTPS", long, value_name = "URL")]
+    pub(super) acme_directory: Option<String>,
+
+    /// Certificate authorities (PEM) to trust when talking to --acme-directory, for a private one
+    #[arg(help_heading = "HTTPS", long, value_name = "FILE")]
+    pub(super) acme_ca: Option<PathBuf>,
+
+    /// Every HTTPS connection begins with a PROXY protocol v2 header, which names the client
+    #[arg(
+        help_heading = "Behind a proxy", long, num_args = 0..=1, require_equals = true,
+        default_value_t = false, default_missing_value = "true", value_name = "BOOL",
+        hide_default_value = true, hide_possible_values = true
+    )]
+    pub(super) https_proxy_protocol: bool,
+
+    /// Plain connections from these networks begin with a PROXY protocol v2 header
+    #[arg(
+        help_heading = "Behind a proxy", long, value_name = "CIDR,…", default_value = "",
+        hide_default_value = true, value_parser = networks::parse
+    )]
+    pub(super) proxy_protocol_from: networks::Networks,
+
+    /// Proxies whose X-Forwarded-For is believed: the client is its right-most address that is in
+    /// none of these networks
+    #[arg(
+        help_heading = "Behind a proxy", long, value_name = "CIDR,…", default_value = "",
+        hide_default_value = true, value_parser = networks::parse
+    )]
+    pub(super) trust_x_forwarded_for: networks::Networks,
+
+    /// Where metrics and the status page are served: a loopback address; empty for nowhere
+    /// [default: 127.0.0.1:9090]
+    #[arg(
+        help_heading = "Watching it", long, value_name = "IP:PORT", value_parser = listen::loopback
+    )]
+    pub(super) metrics_listen: Option<listen::Loopback>,
+
+    /// Upgrade requests of one address: how many at once, and the time for one more; or `off`
+    #[arg(
+        help_heading = "Resources", long, value_name = "BURST/DURATION", default_value = "20/6s",
+        value_parser = units::rate
+    )]
+    pub(super) rate_limit: units::OrOff<RateLimit>,
+
+    /// WebSocket connections in all [default: what descriptors and memory allow]
+    #[arg(
+        help_heading = "Resources", long, value_name = "COUNT",
+        value_parser = units::count(MAX_CONNECTIONS)
+    )]
+    pub(super) max_connections: Option<usize>,
+
+    /// WebSocket connections of one address (IPv6: of one /64), or `off` [default: a quarter of
+    /// --max-connections, at least 16]
+    #[arg(
+        help_heading = "Resources", long, value_name = "COUNT",
+        value_parser = units::count_or_off(MAX_CONNECTIONS)
+    )]
+    pub(super) max_connections_per_address: Option<units::OrOff<usize>>,
 
     /// Worker threads, each with its own io_uring and listener, pinned to a CPU; 1 to 1024
     /// [default: the CPUs that this process may use]
@@ -142,6 +232,18 @@ pub(super) struct Flags {
             .try_map(|level| level.parse::<Level>())
     )]
     pub(super) log_level: Level,
+
+    /// Stands in for the credentials' token_uri, in tests.
+    #[arg(long, value_name = "URL", hide = true)]
+    pub(super) fcm_token_url: Option<String>,
+
+    /// Stands in for https://fcm.googleapis.com, in tests.
+    #[arg(long, value_name = "URL", hide = true)]
+    pub(super) fcm_url: Option<String>,
+
+    /// Certificate authorities to trust when talking to these, in tests.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(super) fcm_ca: Option<PathBuf>,
 }
 
 impl Flags {
@@ -178,8 +280,7 @@ pub(super) fn command() -> Command {
     Flags::command()
         // As in Go, what follows a flag is its value, so that `--grace -5s` is told what is wrong.
         .mut_args(|arg| {
-            let takes_value =
-                arg.get_value_parser().type_id() != clap::builder::ValueParser::bool().type_id();
+            let takes_value = takes_value(&arg);
             arg.allow_hyphen_values(takes_value)
         })
         .after_help(format!(
@@ -190,9 +291,18 @@ pub(super) fn command() -> Command {
         ))
 }
 
+/// Whether what follows the flag is its value; that of a switch only follows an equals sign.
+fn takes_value(arg: &clap::Arg) -> bool {
+    arg.get_value_parser().type_id() != clap::builder::ValueParser::bool().type_id()
+}
+
 /// Turns Go's `-grace` into `--grace`, and leaves values and single letters as they are.
 fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let long: BTreeSet<&str> = command.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    let valued: BTreeSet<&str> = command
+        .get_arguments()
+        .filter(|arg| takes_value(arg))
+        .filter_map(|arg| arg.get_long())
+        .collect();
     let mut is_value = true;
     let mut fixed = Vec::new();
     for arg in args {
@@ -205,7 +315,7 @@ fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) ->
             _ => fixed.push(arg.clone()),
         }
         if let Some(name) = name {
-            is_value = long.contains(name);
+            is_value = valued.contains(name);
         }
     }
     fixed

@@ -52,6 +52,54 @@ fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("{host:?} has no address; write an IP address"))
 }
 
+/// A loopback address, or nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loopback {
+    At(SocketAddr),
+    Nowhere,
+}
+
+/// Reads the address of a listener that strangers must not reach: a loopback IP address and a
+/// port, or nothing for no listener.
+pub(super) fn loopback(text: &str) -> Result<Loopback, String> {
+    if text.is_empty() {
+        return Ok(Loopback::Nowhere);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().to_canonical().is_loopback() => Ok(Loopback::At(address)),
+        Ok(address) => Err(format!(
+            "{} is not a loopback address, and what is served there is not for strangers; write \
+             127.0.0.1:{} and reach it through a tunnel or a proxy",
+            address.ip(),
+            address.port()
+        )),
+        Err(_) => Err(format!(
+            "{text:?} is not a loopback IP address and a port; write 127.0.0.1:9090, or nothing \
+             for no listener"
+        )),
+    }
+}
+
+/// Reads a host name as it stands in a certificate: lower case, without the root's dot.
+pub(super) fn domain(text: &str) -> Result<String, String> {
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_address =
+        name.parse::<IpAddr>().is_ok() || name.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if name.len() > 253 || is_address || !name.split('.').all(label) {
+        return Err(format!(
+            "{text:?} is not a host name; write relay.example.com, without scheme or port (and an \
+             international name as xn--…)"
+        ));
+    }
+    Ok(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +147,48 @@ mod tests {
         ] {
             let refusal = parse(text).unwrap_err();
             assert!(refusal.contains(says) && refusal.contains(HOW), "{text:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn loopback_addresses() {
+        assert_eq!(loopback(""), Ok(Loopback::Nowhere));
+        for text in ["127.0.0.1:9090", "[::1]:0", "127.9.9.9:1", "[::ffff:127.0.0.1]:9"] {
+            assert_eq!(loopback(text), Ok(Loopback::At(text.parse().unwrap())), "{text}");
+        }
+        for text in ["0.0.0.0:9090", "[::]:9090", "10.0.0.1:9090", ":9090", "localhost:9090", "x"] {
+            assert!(loopback(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn domains() {
+        for (text, name) in [
+            ("relay.example.com", "relay.example.com"),
+            ("Relay.Example.COM.", "relay.example.com"),
+            ("localhost", "localhost"),
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ] {
+            assert_eq!(domain(text).as_deref(), Ok(name), "{text}");
+        }
+        let long = "a".repeat(64);
+        for text in [
+            "",
+            ".",
+            "a..b",
+            "https://a.b",
+            "a.b:443",
+            "a.b/",
+            "1.2.3.4",
+            "::1",
+            "-a.b",
+            "a-.b",
+            "bücher.example",
+            "*.example.com",
+            "a_b.c",
+            &long,
+        ] {
+            assert!(domain(text).is_err(), "{text}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// The process's share of the machine.
@@ -12,6 +13,8 @@ pub(super) struct Machine {
     pub(super) cpus: Vec<usize>,
     /// CPUs that affinity and the cgroup's quota leave, at least 1.
     pub(super) parallelism: usize,
+    /// Descriptors that this process may have open, once its soft limit is raised.
+    pub(super) descriptors: u64,
     /// The smallest memory limit that applies; `None` if none can be read.
     pub(super) memory_limit_bytes: Option<u64>,
 }
@@ -20,7 +23,9 @@ impl Machine {
     /// Asks the kernel. What cannot be read is left out: none of it is worth a refusal.
     pub(super) fn observe() -> Self {
         let parallelism = thread::available_parallelism().map_or(1, usize::from);
-        Self { cpus: cpus(parallelism), parallelism, memory_limit_bytes: memory_limit_bytes() }
+        let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        let memory_limit_bytes = memory_limit_bytes();
+        Self { cpus: cpus(parallelism), parallelism, descriptors, memory_limit_bytes }
     }
 }
 

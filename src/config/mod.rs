@@ -6,16 +6,22 @@
 mod flags;
 mod listen;
 mod machine;
+mod networks;
 mod units;
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use ipnet::IpNet;
 pub use tracing::Level;
 
 use flags::Flags;
+use listen::Loopback;
 use machine::Machine;
+use units::OrOff;
 
 /// The program's name, as `--version` and every refusal begin with it.
 pub const PROGRAM: &str = "pyrycode-relay";
@@ -24,6 +30,25 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Where a bare run listens: the embedded default for trying the relay out.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+/// Where metrics are served unless something else is asked for.
+const DEFAULT_METRICS_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+/// Where HTTPS is served unless something else is asked for: all interfaces.
+const DEFAULT_HTTPS_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 443);
+/// Where challenges are answered unless something else is asked for.
+const DEFAULT_HTTP_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
+/// The ACME directory unless another is asked for: Let's Encrypt's.
+const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+/// The folder that holds [`CERT_CACHE_FOLDER`] where systemd gives none.
+const DEFAULT_STATE_FOLDER: &str = "/var/lib/pyrycode-relay";
+const CERT_CACHE_FOLDER: &str = "certificates";
+/// What an idle connection takes, kernel included, in bytes: measured in a memory cgroup.
+const CONNECTION_BYTES: u64 = 2_560;
+/// Descriptors that are not for WebSocket connections: rings, listeners, files, and connections
+/// whose request is still under way.
+const RESERVED_DESCRIPTORS: u64 = 512;
 /// The most that `--workers` may ask for, and the most that the default takes.
 const MAX_WORKERS: usize = 1024;
 /// The least that `--memory-budget` may be.
@@ -37,8 +62,12 @@ const ASSUMED_MEMORY_LIMIT_BYTES: u64 = 256 * units::MIB;
 /// All that the relay was told, and what it worked out for the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to serve plain WebSocket.
-    pub listen: Listen,
+    /// Where to serve plain WebSocket; if nowhere, then HTTPS is served.
+    pub insecure: Option<Listen>,
+    /// HTTPS, and where its certificate comes from; never beside `insecure`.
+    pub https: Option<Https>,
+    /// Where to serve metrics and the status page.
+    pub metrics_listen: Option<MetricsListen>,
     /// Worker threads: at least 1, at most 1024.
     pub workers: usize,
     /// The CPU numbers that this process may run on, ascending and never empty; there may be
@@ -49,6 +78,24 @@ pub struct Config {
     pub memory_budget_bytes: u64,
     /// What each worker must know.
     pub limits: Limits,
+    /// Upgrade requests of one address.
+    pub rate_limit: Option<RateLimit>,
+    /// WebSocket connections of the process, at least 1.
+    pub max_connections: usize,
+    /// WebSocket connections of one address, at least 1.
+    pub max_connections_per_address: Option<usize>,
+    /// Proxies whose X-Forwarded-For is believed.
+    pub trust_x_forwarded_for: Arc<[IpNet]>,
+    /// Networks whose plain connections begin with a PROXY header.
+    pub proxy_protocol_from: Arc<[IpNet]>,
+    /// What must not be in production is refused.
+    pub production: bool,
+    /// The operator says that this is the only relay of its server-ids.
+    pub single_instance: bool,
+    /// A service account's key as JSON, or the path to it; without it nobody is woken.
+    pub fcm_credentials: Option<OsString>,
+    /// Where wake requests go, if not to Google.
+    pub fcm_endpoints: FcmEndpoints,
     /// How long peers have, after SIGTERM or SIGINT, to answer their close; may be zero.
     pub drain_timeout: Duration,
     /// How a log line is written.
@@ -65,6 +112,71 @@ pub struct Listen {
     pub addr: SocketAddr,
     /// No listening flag was given, so this is the embedded default.
     pub is_default: bool,
+}
+
+/// Where metrics are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsListen {
+    /// A loopback address.
+    pub addr: SocketAddr,
+    /// Nobody asked for it, so the relay can do without where it is taken.
+    pub is_default: bool,
+}
+
+/// How HTTPS is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Https {
+    /// Where.
+    pub listen: SocketAddr,
+    /// The only host that is served, in lower case; any if `None`.
+    pub domain: Option<String>,
+    /// Each connection begins with a PROXY header.
+    pub proxy_protocol: bool,
+    /// Where the certificate comes from.
+    pub certificate: CertificateSource,
+}
+
+/// Where the certificate of HTTPS comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// From two files, in PEM.
+    Files {
+        /// The chain, leaf first.
+        cert: PathBuf,
+        /// The leaf's private key.
+        key: PathBuf,
+    },
+    /// From an ACME server, for the domain.
+    Acme {
+        /// The folder that keeps account and certificate.
+        cache: PathBuf,
+        /// Where challenges are answered.
+        http_listen: SocketAddr,
+        /// The URL of the server's directory.
+        directory: String,
+        /// A file of certificate authorities (PEM) to trust for it, beside the usual ones.
+        ca: Option<PathBuf>,
+    },
+}
+
+/// A token bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Tokens in a full bucket, at least 1.
+    pub burst: u32,
+    /// The time for one more, in milliseconds, at least 1.
+    pub refill_ms: u64,
+}
+
+/// Where wake requests go; `None` is where Google serves them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FcmEndpoints {
+    /// In place of the credentials' `token_uri`.
+    pub token_url: Option<String>,
+    /// In place of `https://fcm.googleapis.com`.
+    pub fcm_url: Option<String>,
+    /// A file of certificate authorities (PEM) to trust for them.
+    pub ca: Option<PathBuf>,
 }
 
 /// The limits and deadlines that one worker applies (PROTOCOL.md, chapters 2 to 5). Each is at
@@ -149,26 +261,172 @@ impl Config {
     /// [`Exit`] for `--help`, `--version`, and whatever cannot be served; a refusal is always the
     /// operator's to mend.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        Self::from_flags(&Flags::parse(args)?, Machine::observe())
+        Self::from_flags(Flags::parse(args)?, &Environment::observe()?, Machine::observe())
     }
 
-    fn from_flags(flags: &Flags, machine: Machine) -> Result<Self, Exit> {
+    fn from_flags(flags: Flags, environment: &Environment, machine: Machine) -> Result<Self, Exit> {
         let workers = flags.workers.unwrap_or(machine.parallelism.clamp(1, MAX_WORKERS));
         let memory_limit = machine.memory_limit_bytes.unwrap_or(ASSUMED_MEMORY_LIMIT_BYTES);
+        let memory_budget_bytes = memory_budget(flags.memory_budget, workers, memory_limit)?;
+        let max_connections = flags.max_connections.unwrap_or_else(|| {
+            let memory = memory_limit.saturating_sub(memory_budget_bytes);
+            default_max_connections(machine.descriptors, memory)
+        });
+        let per_address = flags
+            .max_connections_per_address
+            .unwrap_or(OrOff::On((max_connections / 4).max(MIN_PER_ADDRESS)));
+        let https = https(&flags, environment)?;
+        let insecure = https.is_none().then(|| Listen {
+            addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
+            is_default: flags.insecure_listen.is_none(),
+        });
+        if https.is_some() && !flags.proxy_protocol_from.is_empty() {
+            return Err(Exit::refusal(
+                "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol",
+            ));
+        }
         Ok(Self {
-            listen: Listen {
-                addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
-                is_default: flags.insecure_listen.is_none(),
+            insecure,
+            https,
+            metrics_listen: match flags.metrics_listen {
+                None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
+                Some(Loopback::At(addr)) => Some(MetricsListen { addr, is_default: false }),
+                Some(Loopback::Nowhere) => None,
             },
             workers,
             cpus: machine.cpus,
-            memory_budget_bytes: memory_budget(flags.memory_budget, workers, memory_limit)?,
+            memory_budget_bytes,
             limits: flags.limits(),
+            rate_limit: flags.rate_limit.on(),
+            max_connections,
+            max_connections_per_address: per_address.on(),
+            production: environment.production,
+            single_instance: environment.single_instance,
+            fcm_credentials: environment.fcm_credentials.clone(),
+            fcm_endpoints: FcmEndpoints {
+                token_url: flags.fcm_token_url,
+                fcm_url: flags.fcm_url,
+                ca: flags.fcm_ca,
+            },
+            trust_x_forwarded_for: flags.trust_x_forwarded_for,
+            proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),
             log_format: flags.log_format,
             log_level: flags.log_level,
         })
     }
+}
+
+/// What the environment says that no flag does.
+#[derive(Debug, Clone, Default)]
+struct Environment {
+    production: bool,
+    single_instance: bool,
+    fcm_credentials: Option<OsString>,
+    /// The folder that systemd gives the service (systemd.exec(5), `StateDirectory=`).
+    state_folder: Option<PathBuf>,
+}
+
+impl Environment {
+    fn observe() -> Result<Self, Exit> {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Ok(Self {
+            production: switch("PYRYCODE_RELAY_PRODUCTION")?,
+            single_instance: switch("PYRYCODE_RELAY_SINGLE_INSTANCE")?,
+            fcm_credentials: variable("PYRYCODE_RELAY_FCM_CREDENTIALS"),
+            state_folder: variable("STATE_DIRECTORY").map(PathBuf::from),
+        })
+    }
+}
+
+/// A variable that is unset or exactly `1`.
+fn switch(name: &str) -> Result<bool, Exit> {
+    match std::env::var_os(name) {
+        None => Ok(false),
+        Some(value) if value == "1" => Ok(true),
+        Some(_) => Err(Exit::refusal(&format!("{name} must be unset or exactly 1"))),
+    }
+}
+
+/// The least that the default of `--max-connections-per-address` is.
+const MIN_PER_ADDRESS: usize = 16;
+
+/// As many as there are descriptors and memory for, beside the budget.
+fn default_max_connections(descriptors: u64, memory_bytes: u64) -> usize {
+    let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2);
+    let by_memory = memory_bytes / CONNECTION_BYTES;
+    by_descriptors.min(by_memory).max(1) as usize
+}
+
+/// What the flags say of HTTPS; `None` if it is not served.
+fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit> {
+    let source_given = [
+        ("--domain", flags.domain.is_some()),
+        ("--tls-cert", flags.tls_cert.is_some()),
+        ("--tls-key", flags.tls_key.is_some()),
+    ];
+    let acme_given = [
+        ("--cert-cache", flags.cert_cache.is_some()),
+        ("--http-listen", flags.http_listen.is_some()),
+        ("--acme-directory", flags.acme_directory.is_some()),
+        ("--acme-ca", flags.acme_ca.is_some()),
+    ];
+    let other_given = [
+        ("--https-listen", flags.https_listen.is_some()),
+        ("--https-proxy-protocol", flags.https_proxy_protocol),
+    ];
+    let first = |given: &[(&'static str, bool)]| {
+        given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+    };
+    let any = first(&source_given).or(first(&acme_given)).or(first(&other_given));
+    let Some(any) = any else { return Ok(None) };
+    if flags.insecure_listen.is_some() {
+        return Err(Exit::refusal(&format!(
+            "--insecure-listen serves without TLS and {any} is for HTTPS; leave one of them out"
+        )));
+    }
+    let certificate = match (&flags.tls_cert, &flags.tls_key, &flags.domain) {
+        (Some(_), None, _) => {
+            return Err(Exit::refusal("--tls-cert needs its private key: give --tls-key too"));
+        }
+        (None, Some(_), _) => {
+            return Err(Exit::refusal("--tls-key needs its certificate: give --tls-cert too"));
+        }
+        (Some(cert), Some(key), _) => {
+            if let Some(flag) = first(&acme_given) {
+                return Err(Exit::refusal(&format!(
+                    "{flag} is for certificates by ACME, and --tls-cert brings its own; leave one \
+                     of them out"
+                )));
+            }
+            CertificateSource::Files { cert: cert.clone(), key: key.clone() }
+        }
+        (None, None, Some(_)) => CertificateSource::Acme {
+            cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
+            http_listen: flags.http_listen.unwrap_or(DEFAULT_HTTP_LISTEN),
+            directory: flags
+                .acme_directory
+                .clone()
+                .unwrap_or_else(|| DEFAULT_ACME_DIRECTORY.to_owned()),
+            ca: flags.acme_ca.clone(),
+        },
+        (None, None, None) => {
+            return Err(Exit::refusal(&format!(
+                "{any} is for HTTPS, which needs --domain, or --tls-cert and --tls-key"
+            )));
+        }
+    };
+    Ok(Some(Https {
+        listen: flags.https_listen.unwrap_or(DEFAULT_HTTPS_LISTEN),
+        domain: flags.domain.clone(),
+        proxy_protocol: flags.https_proxy_protocol,
+        certificate,
+    }))
+}
+
+fn default_cert_cache(environment: &Environment) -> PathBuf {
+    let state = environment.state_folder.as_deref().unwrap_or(Path::new(DEFAULT_STATE_FOLDER));
+    state.join(CERT_CACHE_FOLDER)
 }
 
 /// The budget that was asked for, or a quarter of `limit`, and more than that only if so many

@@ -7,12 +7,17 @@ use super::*;
 const GIB: u64 = 1 << 30;
 
 fn machine() -> Machine {
-    Machine { cpus: vec![0, 2, 3], parallelism: 3, memory_limit_bytes: Some(GIB) }
+    Machine {
+        cpus: vec![0, 2, 3],
+        parallelism: 3,
+        descriptors: 20_000,
+        memory_limit_bytes: Some(GIB),
+    }
 }
 
 fn parse_on(machine: Machine, args: &[&str]) -> Result<Config, Exit> {
     let args = [PROGRAM].iter().chain(args).map(OsString::from);
-    Config::from_flags(&Flags::parse(args)?, machine)
+    Config::from_flags(Flags::parse(args)?, &Environment::default(), machine)
 }
 
 fn parse(args: &[&str]) -> Result<Config, Exit> {
@@ -31,7 +36,21 @@ fn refusal(args: &[&str]) -> String {
 fn bare_run_takes_the_documented_defaults() {
     let config = parse(&[]).unwrap();
     let expected = Config {
-        listen: Listen { addr: "127.0.0.1:8080".parse().unwrap(), is_default: true },
+        insecure: Some(Listen { addr: "127.0.0.1:8080".parse().unwrap(), is_default: true }),
+        https: None,
+        metrics_listen: Some(MetricsListen {
+            addr: "127.0.0.1:9090".parse().unwrap(),
+            is_default: true,
+        }),
+        rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
+        max_connections: 19_488,
+        max_connections_per_address: Some(4872),
+        trust_x_forwarded_for: Arc::default(),
+        proxy_protocol_from: Arc::default(),
+        production: false,
+        single_instance: false,
+        fcm_credentials: None,
+        fcm_endpoints: FcmEndpoints::default(),
         workers: 3,
         cpus: vec![0, 2, 3],
         memory_budget_bytes: GIB / 4,
@@ -60,11 +79,53 @@ fn bare_run_takes_the_documented_defaults() {
 #[test]
 fn every_flag_sets_its_own_field_in_every_spelling() {
     type Change = fn(&mut Config);
-    let table: [(&str, &str, Change); 16] = [
+    let table: &[(&str, &str, Change)] = &[
         ("insecure-listen", ":80", |c| {
-            c.listen = Listen { addr: "[::]:80".parse().unwrap(), is_default: false };
+            c.insecure = Some(Listen { addr: "[::]:80".parse().unwrap(), is_default: false });
         }),
-        ("insecure-listen", "127.0.0.1:8080", |c| c.listen.is_default = false),
+        ("insecure-listen", "127.0.0.1:8080", |c| {
+            c.insecure = Some(Listen { addr: DEFAULT_LISTEN, is_default: false });
+        }),
+        ("domain", "Relay.example.com", |c| {
+            c.insecure = None;
+            c.https = Some(Https {
+                listen: "[::]:443".parse().unwrap(),
+                domain: Some("relay.example.com".to_owned()),
+                proxy_protocol: false,
+                certificate: CertificateSource::Acme {
+                    cache: "/var/lib/pyrycode-relay/certificates".into(),
+                    http_listen: "[::]:80".parse().unwrap(),
+                    directory: DEFAULT_ACME_DIRECTORY.to_owned(),
+                    ca: None,
+                },
+            });
+        }),
+        ("metrics-listen", "", |c| c.metrics_listen = None),
+        ("metrics-listen", "[::1]:0", |c| {
+            let addr = "[::1]:0".parse().unwrap();
+            c.metrics_listen = Some(MetricsListen { addr, is_default: false });
+        }),
+        ("rate-limit", "off", |c| c.rate_limit = None),
+        ("rate-limit", "3/200ms", |c| {
+            c.rate_limit = Some(RateLimit { burst: 3, refill_ms: 200 });
+        }),
+        ("max-connections", "100", |c| {
+            c.max_connections = 100;
+            c.max_connections_per_address = Some(25);
+        }),
+        ("max-connections", "10", |c| {
+            c.max_connections = 10;
+            c.max_connections_per_address = Some(16);
+        }),
+        ("max-connections-per-address", "off", |c| c.max_connections_per_address = None),
+        ("max-connections-per-address", "7", |c| c.max_connections_per_address = Some(7)),
+        ("trust-x-forwarded-for", "10.0.0.0/8,::1", |c| {
+            c.trust_x_forwarded_for =
+                ["10.0.0.0/8", "::1/128"].map(|net| net.parse().unwrap()).into();
+        }),
+        ("proxy-protocol-from", "127.0.0.0/8", |c| {
+            c.proxy_protocol_from = ["127.0.0.0/8".parse().unwrap()].into();
+        }),
         ("workers", "7", |c| c.workers = 7),
         ("memory-budget", "64MiB", |c| c.memory_budget_bytes = 64 << 20),
         ("max-phones", "2", |c| c.limits.max_phones = 2),
@@ -80,7 +141,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         ("log-format", "json", |c| c.log_format = LogFormat::Json),
         ("log-level", "debug", |c| c.log_level = Level::DEBUG),
     ];
-    for (flag, value, change) in table {
+    for &(flag, value, change) in table {
         let mut expected = parse(&[]).unwrap();
         change(&mut expected);
         for dashes in ["-", "--"] {
@@ -133,9 +194,7 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
         (&["--log-level=loud"], "--log-level: \"loud\" is none of error, warn, info, debug"),
         (&["--grce=3s"], "--grce is not a flag of this relay; did you mean --grace? "),
         (&["-grce=3s"], "--grce is not a flag of this relay; did you mean --grace? "),
-        (&["--domain=example.org"], "--domain is not a flag of this relay; "),
-        (&["--tls-cert", "x"], "--tls-cert is not a flag of this relay; "),
-        (&["--rate-limit=off"], "--rate-limit is not a flag of this relay; "),
+        (&["--subprotocol=x"], "--subprotocol is not a flag of this relay; "),
         (&["-x"], "-x is not a flag of this relay; "),
         (&["serve"], "\"serve\" is not a flag; `pyrycode-relay --help` lists them all"),
         (&["--", "--grace=1s"], "--grace=1s is not a flag"),
@@ -202,8 +261,8 @@ fn help_goes_to_stdout_and_names_every_flag() {
     for flag in ["--help", "-help", "-h"] {
         let exit = parse(&[flag]).unwrap_err();
         assert_eq!((exit.code, exit.to_stdout), (0, true));
-        for arg in flags::command().get_arguments() {
-            let name = format!("--{} <", arg.get_long().unwrap());
+        for arg in flags::command().get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let name = format!("--{}", arg.get_long().unwrap());
             assert!(exit.message.contains(&name), "{name}");
             assert!(arg.get_help().is_some_and(|help| !help.to_string().is_empty()), "{name}");
         }
@@ -229,4 +288,81 @@ fn from_args_reads_this_machine() {
     let config = Config::from_args([PROGRAM.into(), "--insecure-listen=:0".into()]).unwrap();
     assert!(config.workers >= 1 && !config.cpus.is_empty());
     assert!(config.memory_budget_bytes >= MIN_BUDGET_BYTES);
+}
+
+#[test]
+fn https_is_served_with_files_or_by_acme() {
+    let https = |args: &[&str]| parse(args).unwrap().https.unwrap();
+    let files = https(&["--tls-cert=c.pem", "--tls-key=k.pem", "-https-listen", "[::1]:8443"]);
+    assert_eq!(
+        files,
+        Https {
+            listen: "[::1]:8443".parse().unwrap(),
+            domain: None,
+            proxy_protocol: false,
+            certificate: CertificateSource::Files { cert: "c.pem".into(), key: "k.pem".into() },
+        }
+    );
+    let acme = https(&[
+        "-https-proxy-protocol",
+        "-domain=a.b",
+        "--cert-cache=/c",
+        "--http-listen=:8080",
+        "--acme-directory=https://ca/dir",
+        "--acme-ca=/ca.pem",
+    ]);
+    assert!(acme.proxy_protocol);
+    assert_eq!(
+        acme.certificate,
+        CertificateSource::Acme {
+            cache: "/c".into(),
+            http_listen: "[::]:8080".parse().unwrap(),
+            directory: "https://ca/dir".to_owned(),
+            ca: Some("/ca.pem".into()),
+        }
+    );
+    assert!(!https(&["-https-proxy-protocol=false", "-domain=a.b"]).proxy_protocol);
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let table: &[(&[&str], &str)] = &[
+        (&["--insecure-listen=:80", "--domain=a.b"], "leave one of them out"),
+        (&["--insecure-listen=:80", "--https-listen=:443"], "--https-listen is for HTTPS"),
+        (&["--https-listen=:443"], "needs --domain, or --tls-cert and --tls-key"),
+        (&["--cert-cache=/c"], "needs --domain, or --tls-cert and --tls-key"),
+        (&["--https-proxy-protocol"], "needs --domain, or --tls-cert and --tls-key"),
+        (&["--tls-cert=c"], "--tls-cert needs its private key"),
+        (&["--tls-key=k"], "--tls-key needs its certificate"),
+        (&["--tls-cert=c", "--tls-key=k", "--cert-cache=/c"], "--cert-cache is for certificates"),
+        (&["--domain=a.b", "--proxy-protocol-from=::1"], "--https-proxy-protocol"),
+        (&["--domain=https://a.b"], "is not a host name"),
+        (&["--metrics-listen=:9090"], "is not a loopback IP address"),
+        (&["--metrics-listen=0.0.0.0:9090"], "0.0.0.0 is not a loopback address"),
+        (&["--rate-limit=20"], "has no slash"),
+        (&["--rate-limit=0/6s"], "too few"),
+        (&["--rate-limit=1/6"], "has no unit"),
+        (&["--max-connections=0"], "too few"),
+        (&["--max-connections=off"], "is not a number"),
+        (&["--max-connections-per-address=none"], "or off"),
+        (&["--trust-x-forwarded-for=10.0.0.1/8"], "bits beyond its prefix"),
+        (&["--proxy-protocol-from=localhost"], "is no network"),
+    ];
+    for (args, says) in table {
+        let refusal = refusal(args);
+        assert!(refusal.contains(says), "{args:?}: {refusal}");
+    }
+}
+
+#[test]
+fn connections_by_default_are_what_descriptors_and_memory_allow() {
+    let with = |descriptors, memory_limit_bytes| {
+        let machine = Machine { descriptors, memory_limit_bytes, ..machine() };
+        parse_on(machine, &[]).unwrap().max_connections
+    };
+    assert_eq!(with(20_000, Some(64 << 20)), 19_488);
+    assert_eq!(with(1 << 20, Some(64 << 20)), 19_660);
+    assert_eq!(with(1024, Some(GIB)), 512);
+    assert_eq!(with(64, Some(GIB)), 32);
+    assert_eq!(with(u64::MAX, Some(1 << 30)), 314_572);
 }

@@ -1,5 +1,10 @@
 //! Durations as Go writes them, sizes with their unit, and counts.
 
+use super::RateLimit;
+
+/// The largest burst of a rate limit.
+const MAX_BURST: usize = 1_000_000;
+
 /// Bytes in a kibibyte.
 pub(super) const KIB: u64 = 1 << 10;
 /// Bytes in a mebibyte.
@@ -54,6 +59,45 @@ pub(super) fn count(max: usize) -> impl Fn(&str) -> Result<usize, String> + Clon
             _ => Err(too_large(text, &max.to_string())),
         }
     }
+}
+
+/// A limit, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OrOff<T> {
+    On(T),
+    Off,
+}
+
+impl<T> OrOff<T> {
+    pub(super) fn on(self) -> Option<T> {
+        match self {
+            Self::On(limit) => Some(limit),
+            Self::Off => None,
+        }
+    }
+}
+
+/// Reads a whole number from 1 to `max`, or `off`.
+pub(super) fn count_or_off(max: usize) -> impl Fn(&str) -> Result<OrOff<usize>, String> + Clone {
+    let count = count(max);
+    move |text| match text {
+        "off" => Ok(OrOff::Off),
+        _ => count(text).map(OrOff::On).map_err(|why| format!("{why}, or off")),
+    }
+}
+
+/// Reads a burst and the time for one more, or `off`.
+pub(super) fn rate(text: &str) -> Result<OrOff<RateLimit>, String> {
+    const HOW: &str = "write 20/6s for 20 at once and one more every 6 seconds, or off";
+    if text == "off" {
+        return Ok(OrOff::Off);
+    }
+    let Some((burst, refill)) = text.split_once('/') else {
+        return Err(format!("{text:?} has no slash; {HOW}"));
+    };
+    let burst = count(MAX_BURST)(burst).map_err(|why| format!("{why}; {HOW}"))?;
+    let refill_ms = duration(1)(refill).map_err(|why| format!("{why}; {HOW}"))?;
+    Ok(OrOff::On(RateLimit { burst: burst as u32, refill_ms }))
 }
 
 /// A size for people: in the largest binary unit that leaves at least 1, rounded down.

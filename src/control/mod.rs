@@ -26,7 +26,11 @@ pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
     let epoch = Instant::now();
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
-    let address = config.listen.addr;
+    let address = match (&config.insecure, &config.https) {
+        (Some(listen), _) => listen.addr,
+        (None, Some(https)) => https.listen,
+        (None, None) => return Err(failure("there is nothing to listen on".to_owned())),
+    };
     let listeners = listener::bind(address, config.workers)
         .map_err(|error| failure(explain_no_listener(address, &error)))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -58,7 +62,7 @@ async fn supervise(
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         info!(remote = %address, "listening");
-        if config.listen.is_default {
+        if config.insecure.is_some_and(|listen| listen.is_default) {
             print_trial(address);
         }
     }

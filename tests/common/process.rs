@@ -233,18 +233,25 @@ impl Deref for Relay {
 
 impl Relay {
     /// Starts the relay with `args`, and waits until it listens. Unless `args` say otherwise it
-    /// has two workers, any free port and logs in JSON.
+    /// has two workers, any free port and logs in JSON,
+    /// and neither limits rates nor serves metrics.
     pub async fn start(args: &[&str]) -> Self {
         Self::start_with(args, |_| {}).await
     }
 
     /// As [`Relay::start`], after `prepare` has seen the command.
     pub async fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
-        let defaults =
-            [("--insecure-listen", "127.0.0.1:0"), ("--workers", "2"), ("--log-format", "json")];
+        let defaults = [
+            ("--insecure-listen", "127.0.0.1:0"),
+            ("--workers", "2"),
+            ("--log-format", "json"),
+            ("--rate-limit", "off"),
+            ("--metrics-listen", ""),
+        ];
+        let https = args.iter().any(|arg| matches!(*arg, "--domain" | "--tls-cert"));
         let mut all = args.to_vec();
         for (flag, value) in defaults {
-            if !args.contains(&flag) {
+            if !args.contains(&flag) && (!https || flag != "--insecure-listen") {
                 all.extend([flag, value]);
             }
         }

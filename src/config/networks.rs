@@ -1,0 +1,66 @@
+//! Networks in CIDR notation.
+
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// Networks as a flag names them; may be none.
+pub(super) type Networks = std::sync::Arc<[IpNet]>;
+
+const HOW: &str = "write 10.0.0.0/8,2001:db8::/32, or an address alone";
+
+/// Reads networks separated by commas. An address alone is a network of one.
+pub(super) fn parse(text: &str) -> Result<Networks, String> {
+    let entries = text.split(',').map(str::trim);
+    if text.trim().is_empty() {
+        return Ok(Networks::default());
+    }
+    entries.map(network).collect()
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address.to_canonical()));
+    }
+    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is no network; {HOW}"))?;
+    if net.addr() != net.network() {
+        return Err(format!(
+            "{text:?} has bits beyond its prefix; write {} for the network, or {} for the address",
+            net.trunc(),
+            net.addr()
+        ));
+    }
+    Ok(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks() {
+        for (text, shown) in [
+            ("", vec![]),
+            ("10.0.0.0/8", vec!["10.0.0.0/8"]),
+            ("127.0.0.1, ::1", vec!["127.0.0.1/32", "::1/128"]),
+            ("::ffff:1.2.3.4", vec!["1.2.3.4/32"]),
+            ("0.0.0.0/0,::/0", vec!["0.0.0.0/0", "::/0"]),
+        ] {
+            let networks = parse(text).unwrap();
+            assert_eq!(networks.iter().map(ToString::to_string).collect::<Vec<_>>(), shown);
+        }
+    }
+
+    #[test]
+    fn refused_networks() {
+        for (text, says) in [
+            ("10.0.0.1/8", "write 10.0.0.0/8 for the network"),
+            ("10.0.0.0/33", "is no network"),
+            ("10.0.0.0/8,", "\"\" is no network"),
+            ("example.com", "is no network"),
+            ("10.0.0.0/8;::1", "is no network"),
+        ] {
+            let refusal = parse(text).unwrap_err();
+            assert!(refusal.contains(says), "{text:?}: {refusal}");
+        }
+    }
+}
