@@ -1,6 +1,8 @@
 //! The other plane: one ordinary tokio thread for everything that is slow or standard. It starts
 //! the workers, hears the signals, and ends the process.
 
+pub mod certificates;
+
 use crate::config::{Config, Exit};
 use crate::metrics::Metrics;
 use crate::relay::budget::SharedBudget;

@@ -1,0 +1,81 @@
+//! What the relay presents to TLS clients, and how it speaks TLS (PROTOCOL.md, chapter 7).
+
+use arc_swap::ArcSwapOption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{Error, ServerConfig};
+use std::fmt;
+use std::sync::Arc;
+
+/// The certificate that the workers present: replaceable at any time, by any thread, while
+/// handshakes go on. Connections that are up keep what they have.
+pub struct Certificates {
+    current: ArcSwapOption<CertifiedKey>,
+    domain: Option<String>,
+}
+
+impl Certificates {
+    /// None yet: until one is there every handshake fails. With a `domain` only clients that ask
+    /// for that name, in any case, are served; without one, all are.
+    #[must_use]
+    pub fn new(domain: Option<String>) -> Arc<Self> {
+        Arc::new(Self { current: ArcSwapOption::empty(), domain })
+    }
+
+    /// Presents `key` from now on.
+    pub fn replace(&self, key: CertifiedKey) {
+        self.current.store(Some(Arc::new(key)));
+    }
+
+    /// What is presented to a client that asks for `server_name` (RFC 6066, section 3).
+    fn for_name(&self, server_name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        if let Some(domain) = &self.domain
+            && !server_name.is_some_and(|name| name.eq_ignore_ascii_case(domain))
+        {
+            return None;
+        }
+        self.current.load_full()
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A private key is nothing to print.
+        f.debug_struct("Certificates").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.for_name(hello.server_name())
+    }
+}
+
+/// How the relay speaks TLS: 1.2 and 1.3, HTTP/1.1 only, no early data, and sessions resumed by
+/// tickets alone, so that a client costs no memory once it has gone.
+///
+/// # Errors
+///
+/// The machine has no random numbers to make the tickets' keys of.
+pub fn server_config(certificates: &Arc<Certificates>) -> Result<Arc<ServerConfig>, Error> {
+    let resolver: Arc<dyn ResolvesServerCert> = certificates.clone();
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = ring::Ticketer::new()?;
+    // A client of the relay opens one connection at a time.
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
+}
+
+/// The cryptography of everything that speaks TLS here.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
