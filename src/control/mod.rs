@@ -3,13 +3,19 @@
 
 pub mod certificates;
 
-use crate::config::{Config, Exit};
+use crate::config::{CertificateSource, Config, Exit, Https};
 use crate::metrics::Metrics;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
 use crate::telemetry;
 use crate::worker::{self, Mail, Start, listener, ring};
+use certificates::Certificates;
+use rustls::ServerConfig;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::io::{self, Write as _};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -28,6 +34,7 @@ pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
     let epoch = Instant::now();
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
+    let tls = config.https.as_ref().map(serve_tls).transpose()?;
     let address = match (&config.insecure, &config.https) {
         (Some(listen), _) => listen.addr,
         (None, Some(https)) => https.listen,
@@ -39,7 +46,7 @@ pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    runtime.block_on(supervise(config, log, listeners, epoch))
+    runtime.block_on(supervise(config, log, listeners, tls, epoch))
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
@@ -47,6 +54,7 @@ async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
     listeners: Vec<socket2::Socket>,
+    tls: Option<Arc<ServerConfig>>,
     epoch: Instant,
 ) -> Result<(), Exit> {
     let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
@@ -55,7 +63,7 @@ async fn supervise(
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (ended, mut ends) = unbounded_channel();
     let (ready, mut readies) = unbounded_channel();
-    let mailboxes = start_workers(config, listeners, epoch, &ready, &ended)?;
+    let mailboxes = start_workers(config, listeners, tls, epoch, &ready, &ended)?;
     for _ in &mailboxes {
         tokio::select! {
             _ = readies.recv() => {}
@@ -108,12 +116,27 @@ async fn report_lost_lines(log: &telemetry::Guard) {
     }
 }
 
+/// How the workers are to speak TLS, with the certificate that the operator gave.
+fn serve_tls(https: &Https) -> Result<Arc<ServerConfig>, Exit> {
+    let certificates = Certificates::new(https.domain.clone());
+    if let CertificateSource::Files { cert, key } = &https.certificate {
+        let load = || -> Result<CertifiedKey, Box<dyn std::error::Error>> {
+            let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<Vec<_>, _>>()?;
+            let key = PrivateKeyDer::from_pem_file(key)?;
+            Ok(CertifiedKey::from_der(chain, key, &certificates::provider())?)
+        };
+        certificates.replace(load().map_err(|error| failure(error.to_string()))?);
+    }
+    certificates::server_config(&certificates).map_err(|error| failure(error.to_string()))
+}
+
 /// What a worker thread ended with.
 type End = io::Result<()>;
 
 fn start_workers(
     config: &Config,
     listeners: Vec<socket2::Socket>,
+    tls: Option<Arc<ServerConfig>>,
     epoch: Instant,
     ready: &UnboundedSender<()>,
     ended: &UnboundedSender<End>,
@@ -135,7 +158,8 @@ fn start_workers(
         let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
         let mailboxes = mailboxes.clone();
         let ready = ready.clone();
-        let start = Start { settings, listener, cpu, mailbox, mailboxes, epoch, ready };
+        let tls = tls.clone();
+        let start = Start { settings, listener, tls, cpu, mailbox, mailboxes, epoch, ready };
         let ended = ended.clone();
         std::thread::Builder::new()
             .name(format!("worker-{number}"))

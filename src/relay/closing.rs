@@ -12,6 +12,7 @@ use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
 use crate::protocol::frames::{Decoder, FrameError};
+use std::fmt::Display;
 
 /// How long a peer that owes us nothing more has to end its direction, if the close timeout is not
 /// shorter. To end TCP under bytes that are still coming would destroy what we said last.
@@ -124,8 +125,10 @@ impl Relay {
         }
         connection.decoder = Decoder::default();
         connection.due = Due::NOTHING;
-        let released = connection.outbox.clear() + connection.input_charge as usize;
+        let released = connection.charged();
+        connection.outbox.clear();
         connection.input_charge = 0;
+        connection.transport_charge = 0;
         let timer = connection.timer;
         self.wheel.arm_at(timer, NEVER);
         self.budget.release(released);
@@ -199,6 +202,18 @@ impl Relay {
             Stage::Closing(_) if clean => self.after_flush(now, key),
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
             _ => self.lose(now, key, if clean { "ended without a close frame" } else { "reset" }),
+        }
+    }
+
+    /// The layer below can carry nothing more (PROTOCOL.md, chapter 7: TLS). A peer that has not
+    /// been upgraded may still read an alert; any other is lost.
+    pub fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
+        let Some(connection) = self.connection(key) else { return };
+        if let Stage::Head(_) = connection.stage {
+            tracing::info!(remote = %connection.remote, err = %error, "tls_failed");
+            self.hang_up(now, key);
+        } else {
+            self.lose(now, key, "TLS failed");
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Connection {
     pub heartbeat: Heartbeat,
     /// Bytes charged for input that is half read or held back.
     pub input_charge: u32,
+    /// Bytes charged for what the shell holds of it: records that did not arrive or leave whole.
+    pub transport_charge: u32,
     /// Where it stands among the backlogs.
     pub place: Place,
     /// An [`Action::Write`](super::Action::Write) is out and not yet answered.
@@ -160,6 +162,7 @@ impl Connection {
             due: Due::NOTHING,
             heartbeat: Heartbeat::default(),
             input_charge: 0,
+            transport_charge: 0,
             place: Place::default(),
             write_queued: false,
             ended: false,
@@ -170,7 +173,7 @@ impl Connection {
     /// Bytes charged for everything that is queued or half read.
     #[must_use]
     pub fn charged(&self) -> usize {
-        self.outbox.charged() + self.input_charge as usize
+        self.outbox.charged() + self.input_charge as usize + self.transport_charge as usize
     }
 
     /// Whether a read should be under way.

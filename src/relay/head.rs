@@ -173,6 +173,7 @@ impl Relay {
         }
         // Before it is dead: the backlogs must not remember a key that is about to be reused.
         self.charge_input(now, key, 0);
+        self.charge_transport(now, key, 0);
         let Some(connection) = self.connection_mut(key) else { return };
         match std::mem::replace(&mut connection.stage, Stage::Cut) {
             Stage::Moving(moving) => {

@@ -1,6 +1,6 @@
 //! The memory budget, and who goes when it runs short (PROTOCOL.md, chapter 5).
 
-use super::connection::Stage;
+use super::connection::{Connection, Stage};
 use super::timers::Millis;
 use super::{Action, Key, Relay};
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
@@ -56,6 +56,22 @@ impl Relay {
     /// Charges the connection for `bytes` of half-read or held input, in place of what it was
     /// charged before. False if there is no room: then the connection has been cut.
     pub(super) fn charge_input(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
+        self.recharge(now, key, bytes, |connection| &mut connection.input_charge)
+    }
+
+    /// Charges the connection for `bytes` that the shell holds of it, in place of what it was
+    /// charged before. False if there is no room: then the connection has been cut.
+    pub fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
+        self.recharge(now, key, bytes, |connection| &mut connection.transport_charge)
+    }
+
+    fn recharge(
+        &mut self,
+        now: Millis,
+        key: Key,
+        bytes: usize,
+        charge: impl Fn(&mut Connection) -> &mut u32,
+    ) -> bool {
         // Ends when no room had to be made, or making it has left the connection as it was: each
         // further turn has cost another connection.
         loop {
@@ -63,9 +79,9 @@ impl Relay {
             if matches!(connection.stage, Stage::Cut) {
                 return false;
             }
-            let before = connection.input_charge as usize;
+            let before = *charge(connection) as usize;
             if bytes <= before {
-                connection.input_charge = bytes as u32;
+                *charge(connection) = bytes as u32;
                 self.budget.release(before - bytes);
                 self.note_charge(key);
                 return true;
@@ -75,16 +91,17 @@ impl Relay {
                 return false;
             }
             // It may have been the largest backlog itself, or have lost a claim with its holder.
-            match self.connections.get_mut(key.0 as usize) {
-                Some(connection)
-                    if !matches!(connection.stage, Stage::Cut)
-                        && connection.input_charge as usize == before =>
-                {
-                    connection.input_charge = bytes as u32;
+            let unchanged = self
+                .connections
+                .get_mut(key.0 as usize)
+                .filter(|connection| !matches!(connection.stage, Stage::Cut));
+            match unchanged.map(&charge).filter(|charged| **charged as usize == before) {
+                Some(charged) => {
+                    *charged = bytes as u32;
                     self.note_charge(key);
                     return true;
                 }
-                _ => self.budget.release(bytes - before),
+                None => self.budget.release(bytes - before),
             }
         }
     }

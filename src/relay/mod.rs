@@ -203,6 +203,13 @@ impl Relay {
         key
     }
 
+    /// A proxy in front has said who the peer is.
+    pub fn set_remote(&mut self, key: Key, remote: Remote) {
+        if let Some(connection) = self.connection_mut(key) {
+            connection.remote = remote;
+        }
+    }
+
     /// A connection came from another worker, because this one owns its server-id.
     pub fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
         let HandOver { remote, upgrade, mut unread } = ticket;

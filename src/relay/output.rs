@@ -47,6 +47,16 @@ impl Relay {
         }
     }
 
+    /// The write that [`Relay::begin_write`] gave has made progress and goes on.
+    pub fn on_write_progress(&mut self, now: Millis, key: Key) {
+        let due = now + self.limits.write_timeout_ms;
+        if let Some(connection) = self.connection_mut(key)
+            && connection.due.write != NEVER
+        {
+            connection.due.write = due;
+        }
+    }
+
     /// Whether a binary's outbox is full: phones that go on sending must stop.
     pub(super) fn is_full(&self, binary: Key) -> bool {
         self.connection(binary).is_some_and(|c| c.outbox.charged() >= BINARY_FULL_BYTES)

@@ -4,6 +4,7 @@ use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::{Action, HandOver, Key, Relay};
 use crate::telemetry::Remote;
+use std::fmt::Display;
 
 /// A sans-IO core that a worker can drive. The relay drives [`Relay`] and nothing else; that the
 /// shell names only this much of it lets conformance tests put another server on the same sockets.
@@ -13,6 +14,8 @@ use crate::telemetry::Remote;
 pub trait Core {
     /// See [`Relay::accept`].
     fn accept(&mut self, now: Millis, remote: Remote) -> Key;
+    /// See [`Relay::set_remote`].
+    fn set_remote(&mut self, key: Key, remote: Remote);
     /// See [`Relay::adopt`].
     fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key;
     /// See [`Relay::release`].
@@ -25,8 +28,14 @@ pub trait Core {
     fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]);
     /// See [`Relay::on_end`].
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
+    /// See [`Relay::on_transport_failed`].
+    fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::charge_transport`].
+    fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool;
     /// See [`Relay::begin_write`].
     fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write>;
+    /// See [`Relay::on_write_progress`].
+    fn on_write_progress(&mut self, now: Millis, key: Key);
     /// See [`Relay::on_written`].
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>);
     /// See [`Relay::on_timers`].
@@ -45,6 +54,11 @@ impl Core for Relay {
     #[inline]
     fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         self.accept(now, remote)
+    }
+
+    #[inline]
+    fn set_remote(&mut self, key: Key, remote: Remote) {
+        self.set_remote(key, remote);
     }
 
     #[inline]
@@ -78,8 +92,23 @@ impl Core for Relay {
     }
 
     #[inline]
+    fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
+        self.on_transport_failed(now, key, error);
+    }
+
+    #[inline]
+    fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
+        self.charge_transport(now, key, bytes)
+    }
+
+    #[inline]
     fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
         self.begin_write(now, key)
+    }
+
+    #[inline]
+    fn on_write_progress(&mut self, now: Millis, key: Key) {
+        self.on_write_progress(now, key);
     }
 
     #[inline]

@@ -9,13 +9,21 @@
 //! - [`ring`]: one-shot operations on the runtime's ring
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
+//! - [`tls`]: TLS over owned buffers
+//! - `link`: a socket, what the kernel is doing with it, and its TLS
+
+mod link;
 
 pub mod buffers;
 pub mod core;
 pub mod listener;
 pub mod ring;
+pub mod tls;
+
+pub use self::link::TlsLink;
 
 use self::core::Core;
+use self::link::Link;
 use crate::relay::timers::Millis;
 use crate::relay::{Action, HandOver, Key, Relay, Settings};
 use crate::telemetry::{self, Remote};
@@ -23,6 +31,7 @@ use buffers::BufferGroup;
 use io_uring::cqueue;
 use ring::{Operation, Token};
 use rustix::thread::CpuSet;
+use rustls::ServerConfig;
 use socket2::Socket;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -30,6 +39,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -67,6 +77,8 @@ pub enum Mail {
     HandOver {
         /// Its socket.
         socket: Socket,
+        /// Its TLS, if it has any.
+        tls: Option<Box<TlsLink>>,
         /// Everything else.
         ticket: Box<HandOver>,
     },
@@ -82,6 +94,8 @@ pub struct Start {
     pub settings: Settings,
     /// The worker's listener.
     pub listener: Socket,
+    /// What is spoken on it: TLS, or WebSocket in the clear.
+    pub tls: Option<Arc<ServerConfig>>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
     /// The worker's mail.
@@ -136,25 +150,11 @@ fn pin(cpu: usize) {
     }
 }
 
-/// A socket and what the kernel is doing with it.
-struct Link {
-    socket: Socket,
-    receive: Option<Operation<()>>,
-    send: Option<Operation<Vec<u8>>>,
-    /// The next receive goes into a large buffer: the last one filled its own.
-    large: bool,
-    /// There was more to receive when the last receive was done.
-    has_more: bool,
-    /// The receive under way goes into a large buffer.
-    receiving_large: bool,
-    /// Ended; waits for its operations.
-    cut: bool,
-}
-
 struct Worker<C> {
     core: C,
     links: Vec<Option<Link>>,
     listener: Option<Socket>,
+    tls: Option<Arc<ServerConfig>>,
     accept: Option<Operation<()>>,
     /// Accepting rests until then.
     accept_rests_until: Option<Millis>,
@@ -174,11 +174,13 @@ struct Worker<C> {
     // Kept for their capacity.
     ready: Vec<Token>,
     actions: Vec<Action>,
+    plain: Vec<u8>,
+    spare: Vec<Vec<u8>>,
 }
 
 impl<C: Core> Worker<C> {
     fn new(start: Start, make: impl FnOnce(Settings) -> C) -> Self {
-        let Start { settings, listener, mailbox, mailboxes, epoch, .. } = start;
+        let Start { settings, listener, tls, mailbox, mailboxes, epoch, .. } = start;
         let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let mut provides = Vec::new();
         let accept = ring::acceptable(&listener);
@@ -186,6 +188,7 @@ impl<C: Core> Worker<C> {
             core: make(settings),
             links: Vec::new(),
             listener: Some(listener),
+            tls,
             accept: Some(accept),
             accept_rests_until: None,
             accept_rest_said: None,
@@ -201,6 +204,8 @@ impl<C: Core> Worker<C> {
             shutting_down: false,
             ready: Vec::new(),
             actions: Vec::new(),
+            plain: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -276,17 +281,22 @@ impl<C: Core> Worker<C> {
             return;
         };
         link.receive = None;
-        let (cut, large) = (link.cut, link.receiving_large);
+        let (cut, large, secure) = (link.cut, link.receiving_large, link.tls.is_some());
         link.has_more = cqueue::sock_nonempty(flags);
         if let Ok(bytes @ 1..) = usize::try_from(result) {
             link.large = bytes >= SMALL_BYTES as usize;
         }
-        let group = if large { &mut self.large } else { &mut self.small };
         let buffer = cqueue::buffer_select(flags);
         if let Some(buffer) = buffer {
             if !cut && let Ok(bytes @ 1..) = usize::try_from(result) {
-                self.core.on_bytes(now, key, group.received(buffer, bytes));
+                if secure {
+                    self.on_tls_bytes(now, key, large, (buffer, bytes));
+                } else {
+                    let group = if large { &mut self.large } else { &mut self.small };
+                    self.core.on_bytes(now, key, group.received(buffer, bytes));
+                }
             }
+            let group = if large { &mut self.large } else { &mut self.small };
             group.give_back(buffer, &mut self.provides);
         }
         if cut {
@@ -343,6 +353,9 @@ impl<C: Core> Worker<C> {
             _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Some(0),
             _ => None,
         };
+        if link.tls.is_some() {
+            return self.on_tls_sent(now, key, buffer, taken);
+        }
         self.core.on_written(now, key, buffer, taken);
     }
 
@@ -375,8 +388,12 @@ impl<C: Core> Worker<C> {
                 Ok((socket, address)) => {
                     self.accept_rests_until = None;
                     let Some(address) = address.as_socket() else { continue };
+                    // Without TLS for a peer of TLS, there is nothing that can be said to it.
+                    let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else {
+                        continue;
+                    };
                     let key = self.core.accept(now, Remote(address));
-                    self.adopt(key, socket);
+                    self.adopt(key, socket, tls.map(TlsLink::new));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_exhaustion(&error) => {
@@ -398,32 +415,24 @@ impl<C: Core> Worker<C> {
     }
 
     /// A connection that the core knows gets its socket.
-    fn adopt(&mut self, key: Key, socket: Socket) {
+    fn adopt(&mut self, key: Key, socket: Socket, tls: Option<Box<TlsLink>>) {
         let index = key.0 as usize;
         if self.links.len() <= index {
             self.links.resize_with(index + 1, || None);
         }
-        let link = Link {
-            socket,
-            receive: None,
-            send: None,
-            large: false,
-            has_more: true,
-            receiving_large: false,
-            cut: false,
-        };
         if let Some(slot) = self.links.get_mut(index) {
             debug_assert!(slot.is_none(), "two sockets for one connection");
-            *slot = Some(link);
+            *slot = Some(Link::new(socket, tls));
         }
         self.receive(key);
     }
 
     fn on_mail(&mut self, now: Millis, mail: Mail) {
         match mail {
-            Mail::HandOver { socket, ticket } => {
+            Mail::HandOver { socket, tls, ticket } => {
                 let key = self.core.adopt(now, *ticket);
-                self.adopt(key, socket);
+                self.adopt(key, socket, tls);
+                self.charge_tls(now, key);
             }
             Mail::Shed => self.core.shed_under_pressure(now),
             Mail::ShutDown => {
@@ -458,13 +467,19 @@ impl<C: Core> Worker<C> {
             Action::Write(key) => {
                 let Some(write) = self.core.begin_write(now, key) else { return };
                 let Some(link) = self.link(key) else { return };
+                if link.tls.is_some() {
+                    return self.write_tls(now, key, write);
+                }
                 debug_assert!(link.send.is_none(), "two sends at once");
                 let fd = link.socket.as_raw_fd();
                 link.send = Some(ring::send(fd, write.buffer, write.from, write.to, key.0));
             }
             Action::Read(key) => self.receive(key),
             Action::FinishWriting(key) => {
-                if let Some(link) = self.link(key) {
+                let Some(link) = self.link(key) else { return };
+                if link.tls.is_some() {
+                    self.finish_tls(key);
+                } else {
                     // Fails only where the peer is gone, which its receive will tell.
                     let _ = link.socket.shutdown(Shutdown::Write);
                 }
@@ -477,18 +492,14 @@ impl<C: Core> Worker<C> {
                 }
                 self.end(key);
             }
-            Action::Part(key) => self.end(key),
-            Action::HandOver { key, worker, ticket } => {
-                let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
-                self.core.release(key);
-                if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
-                    debug_assert!(
-                        link.receive.is_none() && link.send.is_none(),
-                        "moved while busy"
-                    );
-                    // Fails only while the process ends, and then the connection ends too.
-                    let _ = mailbox.send(Mail::HandOver { socket: link.socket, ticket });
+            Action::Part(key) => {
+                if let Some(link) = self.link(key) {
+                    link.say_goodbye();
                 }
+                self.end(key);
+            }
+            Action::HandOver { key, worker, ticket } => {
+                self.hand_over_when_flushed(key, worker, ticket);
             }
             Action::AskToShed(worker) => {
                 if let Some(mailbox) = self.mailboxes.get(worker) {

@@ -21,6 +21,7 @@ use pyrycode_relay::worker::core::Core;
 use pyrycode_relay::worker::{self, Start, listener};
 use slab::Slab;
 use std::error::Error;
+use std::fmt::Display;
 use std::time::Instant;
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -48,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let start = Start {
         settings,
         listener,
+        tls: None,
         cpu: None,
         mailbox: mail,
         mailboxes: vec![mailbox],
@@ -197,6 +199,18 @@ impl Core for Echo {
         };
         Key(self.peers.insert(peer) as u32)
     }
+
+    fn set_remote(&mut self, _key: Key, _remote: Remote) {}
+
+    fn on_transport_failed(&mut self, now: Millis, key: Key, _error: &dyn Display) {
+        self.on_end(now, key, false);
+    }
+
+    fn charge_transport(&mut self, _now: Millis, _key: Key, _bytes: usize) -> bool {
+        true
+    }
+
+    fn on_write_progress(&mut self, _now: Millis, _key: Key) {}
 
     fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
         // One worker owns everything: nobody hands anything over.

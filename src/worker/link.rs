@@ -1,0 +1,290 @@
+//! A socket, what the kernel is doing with it, and its TLS.
+
+use super::core::Core;
+use super::ring::{self, Operation};
+use super::tls::{RECORD_BYTES, Received, Session};
+use super::{Mail, Worker};
+use crate::relay::outbox::Write;
+use crate::relay::timers::Millis;
+use crate::relay::{HandOver, Key};
+use socket2::Socket;
+use std::fmt;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+
+/// Application data in one send, over TLS: what a peer that reads slowly keeps us from saying
+/// anything else.
+const SEND_BYTES: usize = 4 * RECORD_BYTES;
+/// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
+const SPARE_BUFFERS: usize = 16;
+
+/// A socket and what the kernel is doing with it.
+pub(super) struct Link {
+    pub(super) socket: Socket,
+    pub(super) receive: Option<Operation<()>>,
+    pub(super) send: Option<Operation<Vec<u8>>>,
+    /// The next receive goes into a large buffer: the last one filled its own.
+    pub(super) large: bool,
+    /// There was more to receive when the last receive was done.
+    pub(super) has_more: bool,
+    /// The receive under way goes into a large buffer.
+    pub(super) receiving_large: bool,
+    /// Ended; waits for its operations.
+    pub(super) cut: bool,
+    /// Between the socket and the core.
+    pub(super) tls: Option<Box<TlsLink>>,
+}
+
+impl Link {
+    pub(super) fn new(socket: Socket, tls: Option<Box<TlsLink>>) -> Self {
+        Self {
+            socket,
+            receive: None,
+            send: None,
+            large: false,
+            has_more: true,
+            receiving_large: false,
+            cut: false,
+            tls,
+        }
+    }
+
+    /// Tells a peer whose session ends now that this is no accident, as far as the kernel takes it.
+    pub(super) fn say_goodbye(&mut self) {
+        let Some(tls) = &mut self.tls else { return };
+        let mut alert = Vec::new();
+        if self.send.is_none() && tls.out.is_empty() && !tls.closed && tls.session.close(&mut alert)
+        {
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // It matters to no one any more if this fails.
+            let _ = self.socket.send_with_flags(&alert, flags);
+        }
+    }
+}
+
+/// The TLS of a socket, and what is on its way through it.
+pub struct TlsLink {
+    session: Session,
+    /// Encrypted, and not with the kernel yet.
+    out: Vec<u8>,
+    /// Bytes that the kernel has taken of the send under way.
+    sent: usize,
+    /// The core's write, whose bytes are in `out` or in the send under way.
+    write: Option<EncryptedWrite>,
+    /// The last send was not taken whole.
+    slow: bool,
+    /// Neither side can say anything more.
+    failed: bool,
+    /// The session's last alert is among the output, or there will be none.
+    closed: bool,
+    /// Ends the sending direction when everything is with the kernel.
+    finish: bool,
+    /// Goes to that worker when everything is with the kernel.
+    moving: Option<(usize, Box<HandOver>)>,
+}
+
+impl TlsLink {
+    pub(super) fn new(session: Session) -> Box<Self> {
+        Box::new(Self {
+            session,
+            out: Vec::new(),
+            sent: 0,
+            write: None,
+            slow: false,
+            failed: false,
+            closed: false,
+            finish: false,
+            moving: None,
+        })
+    }
+
+    /// What is to be charged for it beside what the core knows.
+    fn held_bytes(&self) -> usize {
+        self.session.partial_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
+    }
+}
+
+impl fmt::Debug for TlsLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keys are nothing to print.
+        f.debug_struct("TlsLink").finish_non_exhaustive()
+    }
+}
+
+/// A part of a write of the core that has been encrypted.
+struct EncryptedWrite {
+    /// The core's own buffer, which goes back to it.
+    buffer: Vec<u8>,
+    /// Bytes of it that were encrypted.
+    bytes: usize,
+    /// They are in the send under way.
+    in_flight: bool,
+}
+
+impl<C: Core> Worker<C> {
+    /// Bytes of TLS arrived.
+    pub(super) fn on_tls_bytes(&mut self, now: Millis, key: Key, large: bool, at: (u16, usize)) {
+        let group = if large { &mut self.large } else { &mut self.small };
+        let input = group.received(at.0, at.1);
+        let Some(Some(Link { tls: Some(tls), .. })) = self.links.get_mut(key.0 as usize) else {
+            return;
+        };
+        if tls.failed {
+            // All that is left is to let its alert arrive.
+            return;
+        }
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let received = tls.session.receive(input, &mut plain, &mut tls.out);
+        if let Received::Failed(_) = received {
+            tls.failed = true;
+            tls.closed = true;
+        }
+        self.charge_tls(now, key);
+        self.flush_tls(key);
+        if !plain.is_empty() {
+            self.core.on_bytes(now, key, &mut plain);
+        }
+        self.plain = plain;
+        match received {
+            Received::Open => {}
+            Received::Closed => self.core.on_end(now, key, true),
+            Received::Failed(error) => self.core.on_transport_failed(now, key, &error),
+        }
+    }
+
+    fn tls(&mut self, key: Key) -> Option<&mut TlsLink> {
+        self.link(key)?.tls.as_deref_mut()
+    }
+
+    /// Has the core charge the connection for what its TLS holds.
+    pub(super) fn charge_tls(&mut self, now: Millis, key: Key) {
+        if let Some(bytes) = self.tls(key).map(|tls| tls.held_bytes()) {
+            self.core.charge_transport(now, key, bytes);
+        }
+    }
+
+    /// Encrypts a first part of the core's write and sends it.
+    pub(super) fn write_tls(&mut self, now: Millis, key: Key, write: Write) {
+        let spare = self.spare.pop();
+        let Some(tls) = self.tls(key) else { return };
+        debug_assert!(tls.write.is_none(), "two writes at once");
+        if tls.out.capacity() == 0 {
+            tls.out = spare.unwrap_or_default();
+        }
+        let most = if tls.slow { RECORD_BYTES } else { SEND_BYTES };
+        let bytes = (write.to - write.from).min(most);
+        let data = write.buffer.get(write.from..write.from + bytes).unwrap_or_default();
+        if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
+            return self.core.on_written(now, key, write.buffer, None);
+        }
+        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, in_flight: false });
+        self.flush_tls(key);
+        self.charge_tls(now, key);
+    }
+
+    /// Ends the session, and the sending direction after it.
+    pub(super) fn finish_tls(&mut self, key: Key) {
+        let Some(tls) = self.tls(key) else { return };
+        if !tls.closed {
+            tls.closed = true;
+            tls.session.close(&mut tls.out);
+        }
+        tls.finish = true;
+        self.flush_tls(key);
+    }
+
+    /// Moves the connection to another worker once everything is with the kernel.
+    pub(super) fn hand_over_when_flushed(
+        &mut self,
+        key: Key,
+        worker: usize,
+        ticket: Box<HandOver>,
+    ) {
+        match self.tls(key) {
+            Some(tls) => {
+                tls.moving = Some((worker, ticket));
+                self.flush_tls(key);
+            }
+            None => self.hand_over(key, worker, ticket),
+        }
+    }
+
+    fn hand_over(&mut self, key: Key, worker: usize, ticket: Box<HandOver>) {
+        let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
+        self.core.release(key);
+        if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
+            debug_assert!(link.receive.is_none() && link.send.is_none(), "moved while busy");
+            // Fails only while the process ends, and then the connection ends too.
+            let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, ticket });
+        }
+    }
+
+    /// Sends what is encrypted, unless a send is under way; without any, takes the step that
+    /// waits for that.
+    fn flush_tls(&mut self, key: Key) {
+        let Some(link) = self.link(key) else { return };
+        let Some(tls) = link.tls.as_deref_mut() else { return };
+        if link.send.is_some() || link.cut {
+            return;
+        }
+        if !tls.out.is_empty() {
+            let out = std::mem::take(&mut tls.out);
+            tls.sent = 0;
+            if let Some(write) = &mut tls.write {
+                write.in_flight = true;
+            }
+            let bytes = out.len();
+            link.send = Some(ring::send(link.socket.as_raw_fd(), out, 0, bytes, key.0));
+        } else if let Some((worker, ticket)) = tls.moving.take() {
+            self.hand_over(key, worker, ticket);
+        } else if std::mem::take(&mut tls.finish) {
+            // Fails only where the peer is gone, which its receive will tell.
+            let _ = link.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// The kernel took `taken` bytes of `out`, which is encrypted, or failed.
+    pub(super) fn on_tls_sent(
+        &mut self,
+        now: Millis,
+        key: Key,
+        out: Vec<u8>,
+        taken: Option<usize>,
+    ) {
+        let Some(link) = self.link(key) else { return };
+        let Some(tls) = link.tls.as_deref_mut() else { return };
+        let Some(taken) = taken else {
+            tls.out.clear();
+            tls.failed = true;
+            tls.closed = true;
+            return match (tls.write.take(), &tls.moving) {
+                (Some(write), _) => self.core.on_written(now, key, write.buffer, None),
+                // Whoever receives next finds out.
+                (None, Some(_)) => self.flush_tls(key),
+                (None, None) => self.core.on_end(now, key, false),
+            };
+        };
+        tls.sent += taken;
+        tls.slow = tls.sent < out.len();
+        if tls.slow {
+            let (fd, from, to) = (link.socket.as_raw_fd(), tls.sent, out.len());
+            link.send = Some(ring::send(fd, out, from, to, key.0));
+            if taken > 0 {
+                self.core.on_write_progress(now, key);
+            }
+            return;
+        }
+        let write = tls.write.take_if(|write| write.in_flight);
+        if self.spare.len() < SPARE_BUFFERS {
+            let mut out = out;
+            out.clear();
+            self.spare.push(out);
+        }
+        self.charge_tls(now, key);
+        if let Some(write) = write {
+            self.core.on_written(now, key, write.buffer, Some(write.bytes));
+        }
+        self.flush_tls(key);
+    }
+}

@@ -1,0 +1,189 @@
+//! TLS over owned buffers (RFC 8446, RFC 5246): bytes of a socket in, application data out, and
+//! the other way round. An idle session holds no buffer at all; what it keeps between two reads is
+//! a record that did not arrive whole.
+
+use rustls::ServerConfig;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus,
+    WriteTraffic,
+};
+use std::sync::Arc;
+
+/// The most application data in one record (RFC 8446, section 5.1).
+pub const RECORD_BYTES: usize = 1 << 14;
+/// The most that a record adds to its data: header, nonce, padding to a block and tag.
+const RECORD_OVERHEAD_BYTES: usize = 128;
+
+/// One connection's TLS.
+pub struct Session {
+    connection: UnbufferedServerConnection,
+    /// What arrived of a record, or of a handshake message, that is not whole.
+    partial: Vec<u8>,
+}
+
+/// What bytes from the socket have come to.
+#[derive(Debug, PartialEq)]
+pub enum Received {
+    /// The session goes on.
+    Open,
+    /// The peer has said that it will send nothing more (close_notify).
+    Closed,
+    /// The peer cannot be understood or trusted; an alert that tells it so is among the output.
+    Failed(rustls::Error),
+}
+
+impl Session {
+    /// A session that expects the peer's hello.
+    ///
+    /// # Errors
+    ///
+    /// None for a configuration that the control plane has made.
+    pub fn new(config: &Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        let connection = UnbufferedServerConnection::new(config.clone())?;
+        Ok(Self { connection, partial: Vec::new() })
+    }
+
+    /// Whether the handshake is still under way.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// Bytes that wait for the rest of their record.
+    #[must_use]
+    pub fn partial_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
+    /// Bytes arrived: application data is appended to `plain`, and what TLS itself has to say to
+    /// the peer (its handshake, an alert) to `out`.
+    pub fn receive(
+        &mut self,
+        input: &mut [u8],
+        plain: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Received {
+        if self.partial.is_empty() {
+            let (used, received) = self.process(input, plain, out);
+            self.partial = input.get(used..).unwrap_or_default().to_vec();
+            return received;
+        }
+        let mut partial = std::mem::take(&mut self.partial);
+        partial.extend_from_slice(input);
+        let (used, received) = self.process(&mut partial, plain, out);
+        if used < partial.len() {
+            partial.drain(..used);
+            self.partial = partial;
+        }
+        received
+    }
+
+    /// Takes every whole record; how many bytes of `input` these were.
+    fn process(
+        &mut self,
+        input: &mut [u8],
+        plain: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> (usize, Received) {
+        let mut used = 0;
+        loop {
+            let Some(rest) = input.get_mut(used..) else { return (used, Received::Open) };
+            let UnbufferedStatus { mut discard, state } = self.connection.process_tls_records(rest);
+            let end = match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(Ok(record)) = traffic.next_record() {
+                        discard += record.discard;
+                        plain.extend_from_slice(record.payload);
+                    }
+                    None
+                }
+                Ok(ConnectionState::EncodeTlsData(data)) => {
+                    encode(data, out);
+                    None
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => {
+                    data.done();
+                    None
+                }
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(Received::Closed),
+                // Ours to offer, and we do not: what it holds may be replayed.
+                Ok(ConnectionState::ReadEarlyData(_)) => Some(Received::Closed),
+                Ok(_) => Some(Received::Open),
+                Err(error) => {
+                    let rest = input.get_mut(used + discard..).unwrap_or_default();
+                    self.append_alert(rest, out);
+                    Some(Received::Failed(error))
+                }
+            };
+            used += discard;
+            if let Some(end) = end {
+                return (used, end);
+            }
+        }
+    }
+
+    /// The alert with which rustls ends a session comes after the error. `rest` is what the error
+    /// left unread; it is not read again.
+    fn append_alert(&mut self, rest: &mut [u8], out: &mut Vec<u8>) {
+        if let Ok(ConnectionState::EncodeTlsData(data)) =
+            self.connection.process_tls_records(rest).state
+        {
+            encode(data, out);
+        }
+    }
+
+    /// Appends `data`, encrypted, to `out`. False if the session cannot send.
+    pub fn encrypt(&mut self, data: &[u8], out: &mut Vec<u8>) -> bool {
+        let records = data.len().div_ceil(RECORD_BYTES).max(1);
+        let most = data.len() + records * RECORD_OVERHEAD_BYTES;
+        self.write(out, most, |traffic, room| traffic.encrypt(data, room).ok())
+    }
+
+    /// Appends the alert with which an orderly session ends. False if there is no session to end.
+    pub fn close(&mut self, out: &mut Vec<u8>) -> bool {
+        let most = RECORD_OVERHEAD_BYTES;
+        self.write(out, most, |traffic, room| traffic.queue_close_notify(room).ok())
+    }
+
+    /// Appends at most `most` bytes, which `write` puts into the room that it is given.
+    fn write<F>(&mut self, out: &mut Vec<u8>, most: usize, write: F) -> bool
+    where
+        F: FnOnce(
+            &mut WriteTraffic<'_, rustls::server::ServerConnectionData>,
+            &mut [u8],
+        ) -> Option<usize>,
+    {
+        loop {
+            // A record that is not whole changes nothing; it must be there all the same.
+            match self.connection.process_tls_records(&mut self.partial).state {
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    let before = out.len();
+                    out.resize(before + most, 0);
+                    let room = out.get_mut(before..).unwrap_or_default();
+                    let written = write(&mut traffic, room);
+                    out.truncate(before + written.unwrap_or(0));
+                    return written.is_some();
+                }
+                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, out),
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                _ => return false,
+            }
+        }
+    }
+}
+
+fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut Vec<u8>) {
+    // Without room it says how much it needs.
+    let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) =
+        data.encode(&mut [])
+    else {
+        return;
+    };
+    let before = out.len();
+    out.resize(before + required_size, 0);
+    if let Some(room) = out.get_mut(before..) {
+        let written = data.encode(room);
+        debug_assert!(written.is_ok_and(|bytes| bytes == required_size), "room as asked for");
+    }
+}
