@@ -216,6 +216,7 @@ pub fn crowd(bytes: usize) -> Crowd {
     let relay = Relay::new(Settings {
         worker: 0,
         owners: Owners::new([1, 2, 3, 4], 1),
+        domain: None,
         limits: Limits::default(),
         budget: SharedBudget::new(64 * 1024 * 1024, 1),
         metrics: Metrics::new(1),

@@ -144,12 +144,14 @@ fn start_workers(
     let owners = Owners::new(rand::random(), config.workers);
     let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
     let metrics = Metrics::new(config.workers);
+    let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
     let (mailboxes, receivers): (Vec<_>, Vec<_>) =
         (0..config.workers).map(|_| unbounded_channel()).unzip();
     for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
         let settings = Settings {
             worker: number,
             owners: owners.clone(),
+            domain: domain.clone(),
             limits: config.limits,
             budget: budget.clone(),
             metrics: metrics.clone(),

@@ -16,6 +16,8 @@ pub enum Reply {
     },
     /// 408: the head did not come in time.
     RequestTimeout,
+    /// 421: the request is for another host (RFC 9110, section 15.5.20).
+    MisdirectedRequest,
     /// 426
     UpgradeRequired,
     /// 431: the head is too long, or has too many lines.
@@ -38,6 +40,9 @@ impl Reply {
                 ("405 Method Not Allowed", "method not allowed\n", [("Allow", allow), NONE])
             }
             Self::RequestTimeout => ("408 Request Timeout", "request timeout\n", [NONE, NONE]),
+            Self::MisdirectedRequest => {
+                ("421 Misdirected Request", "this host is not served here\n", [NONE, NONE])
+            }
             Self::UpgradeRequired => (
                 "426 Upgrade Required",
                 "this is a WebSocket endpoint\n",

@@ -150,6 +150,9 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
 /// itself.
 pub struct Request<'b> {
     method: &'b str,
+    /// The host in the target itself (absolute-form), which outranks the header (RFC 9112, section
+    /// 3.2.2).
+    authority: Option<&'b str>,
     path: &'b str,
     is_http_1_1: bool,
     has_body: bool,
@@ -182,9 +185,11 @@ impl<'b> Request<'b> {
             return Err(Reply::BadRequest);
         };
         let header_count = parsed.headers.len();
+        let (authority, path) = split_target(target).ok_or(Reply::BadRequest)?;
         let mut request = Self {
             method,
-            path: path_of(target).ok_or(Reply::BadRequest)?,
+            authority,
+            path,
             is_http_1_1: minor == 1,
             has_body: false,
             headers,
@@ -250,6 +255,19 @@ impl<'b> Request<'b> {
                 .split(|b| *b == b',')
                 .any(|item| trim(item).eq_ignore_ascii_case(token.as_bytes()))
         })
+    }
+
+    /// Whether the request is for this host, in any case and with any port (RFC 9110, section 7.2).
+    #[must_use]
+    pub fn is_for(&self, domain: &str) -> bool {
+        let header = || self.values("host").next().unwrap_or_default();
+        let host = self.authority.map_or_else(header, str::as_bytes);
+        let name = match host.iter().rposition(|b| *b == b':') {
+            // Not the colons of an IPv6 address.
+            Some(colon) if !host.ends_with(b"]") => host.get(..colon).unwrap_or(host),
+            _ => host,
+        };
+        name.eq_ignore_ascii_case(domain.as_bytes())
     }
 
     /// Where the request leads: by its path alone, byte for byte.
@@ -402,11 +420,12 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
-/// The path of a target in origin-form or absolute-form (RFC 9112, section 3.2), without query.
-fn path_of(target: &str) -> Option<&str> {
+/// The authority, if any, and the path without query, of a target in origin-form or absolute-form
+/// (RFC 9112, section 3.2).
+fn split_target(target: &str) -> Option<(Option<&str>, &str)> {
     let is_ascii = target.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-    let path = if target.starts_with('/') {
-        target
+    let (authority, path) = if target.starts_with('/') {
+        (None, target)
     } else {
         let (scheme, rest) = target.split_once("://")?;
         let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
@@ -415,9 +434,9 @@ fn path_of(target: &str) -> Option<&str> {
         if !is_http || authority.is_empty() || !is_host(authority.as_bytes()) {
             return None;
         }
-        path
+        (Some(authority), path)
     };
-    is_ascii.then(|| path.split_once('?').map_or(path, |(path, _)| path))
+    is_ascii.then(|| (authority, path.split_once('?').map_or(path, |(path, _)| path)))
 }
 
 /// A peer's text for logs: what is not UTF-8 is replaced, what is too long is cut.

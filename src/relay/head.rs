@@ -16,7 +16,11 @@ enum Decision {
     Upgrade(Upgrade),
 }
 
-fn decide(request: &Request<'_>) -> Decision {
+fn decide(request: &Request<'_>, domain: Option<&str>) -> Decision {
+    if domain.is_some_and(|domain| !request.is_for(domain)) {
+        let (reply, head_only) = (Reply::MisdirectedRequest, request.is_head());
+        return Decision::Refuse { reply, head_only };
+    }
     let upgrade = match request.route() {
         Route::Server => request.server_upgrade(),
         Route::Client => request.client_upgrade(),
@@ -62,7 +66,9 @@ impl Relay {
                     return self.keep_head(now, key, rest, scanner);
                 }
                 upgrade::Head::Refused(reply) => return self.refuse(now, key, reply, false),
-                upgrade::Head::Complete { request, consumed } => (decide(&request), consumed),
+                upgrade::Head::Complete { request, consumed } => {
+                    (decide(&request, self.domain.as_deref()), consumed)
+                }
             };
             let Some((_, rest)) = bytes.split_at_mut_checked(consumed) else { return };
             match decision {

@@ -136,6 +136,8 @@ pub struct Settings {
     pub worker: usize,
     /// Who owns what.
     pub owners: Owners,
+    /// The only host that is served, in lower case; any if `None`.
+    pub domain: Option<Arc<str>>,
     /// Limits and deadlines.
     pub limits: Limits,
     /// The memory budget of the process.
@@ -150,6 +152,7 @@ pub struct Settings {
 pub struct Relay {
     worker: usize,
     owners: Owners,
+    domain: Option<Arc<str>>,
     limits: Limits,
     metrics: Arc<Metrics>,
     connections: Slab<Connection>,
@@ -176,7 +179,7 @@ impl Relay {
     /// A relay with no connections.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let Settings { worker, owners, limits, budget, metrics, seed } = settings;
+        let Settings { worker, owners, domain, limits, budget, metrics, seed } = settings;
         Self {
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
             budget: Budget::new(budget, worker),
@@ -191,6 +194,7 @@ impl Relay {
             phones: 0,
             worker,
             owners,
+            domain,
             limits,
             metrics,
         }

@@ -42,6 +42,7 @@ impl World {
         let relay = Relay::new(Settings {
             worker: 0,
             owners: Owners::new([1, 2, 3, 4], workers),
+            domain: None,
             limits,
             budget: budget.clone(),
             metrics: metrics.clone(),

@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let settings = Settings {
         worker: 0,
         owners: Owners::new([0; 4], 1),
+        domain: None,
         limits: Limits::default(),
         budget: SharedBudget::new(u64::MAX, 1),
         metrics: Metrics::new(1),

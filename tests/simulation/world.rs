@@ -108,6 +108,7 @@ impl World {
                 relay: Relay::new(Settings {
                     worker: number,
                     owners: owners.clone(),
+                    domain: None,
                     limits: scenario.limits,
                     budget: budget.clone(),
                     metrics: metrics.clone(),

@@ -295,3 +295,22 @@ fn answers_are_whole_and_echo_nothing() {
          \"connected_phones\":3,\"uptime_seconds\":4}"
     ));
 }
+
+#[test]
+fn a_request_is_for_the_host_that_it_names() {
+    let is_for = |target: &str, host: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        match HeadScanner::default().parse(head.as_bytes()) {
+            Head::Complete { request, .. } => request.is_for("relay.example.com"),
+            _ => panic!("{target} {host}"),
+        }
+    };
+    for host in ["relay.example.com", "Relay.EXAMPLE.com", "relay.example.com:443"] {
+        assert!(is_for("/healthz", host), "{host}");
+        assert!(!is_for("http://example.com/healthz", host), "{host}");
+    }
+    for host in ["", ":443", "example.com", "relay.example.com.evil", "[::1]:443", "127.0.0.1"] {
+        assert!(!is_for("/healthz", host), "{host}");
+        assert!(is_for("https://relay.example.com:8443/healthz", host), "{host}");
+    }
+}
