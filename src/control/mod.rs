@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
 use crate::telemetry;
-use crate::worker::{self, Mail, Start, listener, ring};
+use crate::worker::{self, Mail, ProxyHeaders, Start, listener, ring};
 use certificates::Certificates;
 use rustls::ServerConfig;
 use rustls::sign::CertifiedKey;
@@ -141,6 +141,10 @@ fn start_workers(
     ready: &UnboundedSender<()>,
     ended: &UnboundedSender<End>,
 ) -> Result<Vec<UnboundedSender<Mail>>, Exit> {
+    let proxy_headers = match &config.https {
+        Some(https) if https.proxy_protocol => ProxyHeaders::Always,
+        _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
+    };
     let owners = Owners::new(rand::random(), config.workers);
     let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
     let metrics = Metrics::new(config.workers);
@@ -160,8 +164,9 @@ fn start_workers(
         let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
         let mailboxes = mailboxes.clone();
         let ready = ready.clone();
-        let tls = tls.clone();
-        let start = Start { settings, listener, tls, cpu, mailbox, mailboxes, epoch, ready };
+        let (tls, proxy_headers) = (tls.clone(), proxy_headers.clone());
+        let start =
+            Start { settings, listener, proxy_headers, tls, cpu, mailbox, mailboxes, epoch, ready };
         let ended = ended.clone();
         std::thread::Builder::new()
             .name(format!("worker-{number}"))

@@ -6,11 +6,15 @@
 //! - [`json`]: strict, allocation-free validation of RFC 8259 text
 //! - [`envelope`]: the routing envelope between the relay and a binary
 //! - [`ids`]: server-ids and conn-ids
+//! - [`forwarded`]: X-Forwarded-For
+//! - [`proxy`]: PROXY protocol headers, version 2
 
 pub mod close;
 pub mod envelope;
+pub mod forwarded;
 pub mod frames;
 pub mod ids;
 pub mod json;
+pub mod proxy;
 mod reply;
 pub mod upgrade;

@@ -1,16 +1,20 @@
-//! A socket, what the kernel is doing with it, and its TLS.
+//! A socket, what the kernel is doing with it, and what lies between it and the core: a PROXY
+//! header, and TLS.
 
 use super::core::Core;
 use super::ring::{self, Operation};
 use super::tls::{RECORD_BYTES, Received, Session};
 use super::{Mail, Worker};
+use crate::protocol::proxy::{self, Proxy};
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::{HandOver, Key};
+use crate::telemetry::Remote;
 use socket2::Socket;
 use std::fmt;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
+use tracing::info;
 
 /// Application data in one send, over TLS: what a peer that reads slowly keeps us from saying
 /// anything else.
@@ -31,6 +35,8 @@ pub(super) struct Link {
     pub(super) receiving_large: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
+    /// What has arrived of the PROXY header that must come first.
+    pub(super) proxy_header: Option<Vec<u8>>,
     /// Between the socket and the core.
     pub(super) tls: Option<Box<TlsLink>>,
 }
@@ -45,8 +51,14 @@ impl Link {
             has_more: true,
             receiving_large: false,
             cut: false,
+            proxy_header: None,
             tls,
         }
+    }
+
+    /// Whether what arrives is for the core as it is.
+    pub(super) fn is_plain(&self) -> bool {
+        self.tls.is_none() && self.proxy_header.is_none()
     }
 
     /// Tells a peer whose session ends now that this is no accident, as far as the kernel takes it.
@@ -122,24 +134,61 @@ struct EncryptedWrite {
 }
 
 impl<C: Core> Worker<C> {
-    /// Bytes of TLS arrived.
-    pub(super) fn on_tls_bytes(&mut self, now: Millis, key: Key, large: bool, at: (u16, usize)) {
+    /// Bytes arrived that are not for the core as they are.
+    pub(super) fn on_layered_bytes(
+        &mut self,
+        now: Millis,
+        key: Key,
+        large: bool,
+        at: (u16, usize),
+    ) {
         let group = if large { &mut self.large } else { &mut self.small };
         let input = group.received(at.0, at.1);
-        let Some(Some(Link { tls: Some(tls), .. })) = self.links.get_mut(key.0 as usize) else {
-            return;
-        };
-        if tls.failed {
-            // All that is left is to let its alert arrive.
-            return;
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        if let Some(mut header) = link.proxy_header.take() {
+            header.extend_from_slice(input);
+            return self.on_proxy_bytes(now, key, header);
         }
         let mut plain = std::mem::take(&mut self.plain);
-        plain.clear();
-        let received = tls.session.receive(input, &mut plain, &mut tls.out);
-        if let Received::Failed(_) = received {
-            tls.failed = true;
-            tls.closed = true;
+        let received = decrypt(link, input, &mut plain);
+        self.on_decrypted(now, key, plain, received);
+    }
+
+    /// All that has come of a connection that begins with a PROXY header (PROTOCOL.md, chapter 6).
+    fn on_proxy_bytes(&mut self, now: Millis, key: Key, mut bytes: Vec<u8>) {
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        let rest = match proxy::parse(&bytes) {
+            Proxy::NeedMore => {
+                link.proxy_header = Some(bytes);
+                return;
+            }
+            Proxy::Bad => {
+                let remote = link.socket.peer_addr().ok().and_then(|address| address.as_socket());
+                info!(
+                    remote = remote.map(|remote| display(Remote(remote))),
+                    err = "the peer is to send a PROXY v2 header first, and sent something else",
+                    "proxy_header_refused"
+                );
+                return self.core.on_end(now, key, false);
+            }
+            Proxy::Header { source, consumed } => {
+                self.core.set_remote(key, Remote(source));
+                bytes.get_mut(consumed..).unwrap_or_default()
+            }
+        };
+        if rest.is_empty() {
+            return;
         }
+        if link.tls.is_none() {
+            return self.core.on_bytes(now, key, rest);
+        }
+        let mut plain = std::mem::take(&mut self.plain);
+        let received = decrypt(link, rest, &mut plain);
+        self.on_decrypted(now, key, plain, received);
+    }
+
+    /// TLS has taken what arrived, and this is what it comes to.
+    fn on_decrypted(&mut self, now: Millis, key: Key, mut plain: Vec<u8>, received: Received) {
         self.charge_tls(now, key);
         self.flush_tls(key);
         if !plain.is_empty() {
@@ -286,5 +335,22 @@ impl<C: Core> Worker<C> {
             self.core.on_written(now, key, write.buffer, Some(write.bytes));
         }
         self.flush_tls(key);
+    }
+}
+
+/// Puts what `input` holds of application data into `plain`, in place of what was there.
+fn decrypt(link: &mut Link, input: &mut [u8], plain: &mut Vec<u8>) -> Received {
+    plain.clear();
+    match &mut link.tls {
+        // Once it has failed, all that is left is to let its alert arrive.
+        Some(tls) if !tls.failed => {
+            let received = tls.session.receive(input, plain, &mut tls.out);
+            if let Received::Failed(_) = received {
+                tls.failed = true;
+                tls.closed = true;
+            }
+            received
+        }
+        _ => Received::Open,
     }
 }

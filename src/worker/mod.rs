@@ -24,6 +24,7 @@ pub use self::link::TlsLink;
 
 use self::core::Core;
 use self::link::Link;
+use crate::config::IpNet;
 use crate::relay::timers::Millis;
 use crate::relay::{Action, HandOver, Key, Relay, Settings};
 use crate::telemetry::{self, Remote};
@@ -36,7 +37,7 @@ use socket2::Socket;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -88,13 +89,36 @@ pub enum Mail {
     ShutDown,
 }
 
+/// Which connections begin with a PROXY header (PROTOCOL.md, chapter 6).
+#[derive(Debug, Clone)]
+pub enum ProxyHeaders {
+    /// All of them.
+    Always,
+    /// Those from these networks.
+    From(Arc<[IpNet]>),
+}
+
+impl ProxyHeaders {
+    fn expected_from(&self, peer: IpAddr) -> bool {
+        match self {
+            Self::Always => true,
+            Self::From(networks) => {
+                let peer = peer.to_canonical();
+                networks.iter().any(|network| network.contains(&peer))
+            }
+        }
+    }
+}
+
 /// What a worker thread is made of.
 pub struct Start {
     /// What the core is made of.
     pub settings: Settings,
     /// The worker's listener.
     pub listener: Socket,
-    /// What is spoken on it: TLS, or WebSocket in the clear.
+    /// Which connections begin with a PROXY header.
+    pub proxy_headers: ProxyHeaders,
+    /// What is spoken on them: TLS, or WebSocket in the clear.
     pub tls: Option<Arc<ServerConfig>>,
     /// The CPU to run on.
     pub cpu: Option<usize>,
@@ -154,6 +178,7 @@ struct Worker<C> {
     core: C,
     links: Vec<Option<Link>>,
     listener: Option<Socket>,
+    proxy_headers: ProxyHeaders,
     tls: Option<Arc<ServerConfig>>,
     accept: Option<Operation<()>>,
     /// Accepting rests until then.
@@ -180,7 +205,7 @@ struct Worker<C> {
 
 impl<C: Core> Worker<C> {
     fn new(start: Start, make: impl FnOnce(Settings) -> C) -> Self {
-        let Start { settings, listener, tls, mailbox, mailboxes, epoch, .. } = start;
+        let Start { settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, .. } = start;
         let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let mut provides = Vec::new();
         let accept = ring::acceptable(&listener);
@@ -188,6 +213,7 @@ impl<C: Core> Worker<C> {
             core: make(settings),
             links: Vec::new(),
             listener: Some(listener),
+            proxy_headers,
             tls,
             accept: Some(accept),
             accept_rests_until: None,
@@ -281,7 +307,7 @@ impl<C: Core> Worker<C> {
             return;
         };
         link.receive = None;
-        let (cut, large, secure) = (link.cut, link.receiving_large, link.tls.is_some());
+        let (cut, large, plain) = (link.cut, link.receiving_large, link.is_plain());
         link.has_more = cqueue::sock_nonempty(flags);
         if let Ok(bytes @ 1..) = usize::try_from(result) {
             link.large = bytes >= SMALL_BYTES as usize;
@@ -289,11 +315,11 @@ impl<C: Core> Worker<C> {
         let buffer = cqueue::buffer_select(flags);
         if let Some(buffer) = buffer {
             if !cut && let Ok(bytes @ 1..) = usize::try_from(result) {
-                if secure {
-                    self.on_tls_bytes(now, key, large, (buffer, bytes));
-                } else {
+                if plain {
                     let group = if large { &mut self.large } else { &mut self.small };
                     self.core.on_bytes(now, key, group.received(buffer, bytes));
+                } else {
+                    self.on_layered_bytes(now, key, large, (buffer, bytes));
                 }
             }
             let group = if large { &mut self.large } else { &mut self.small };
@@ -393,7 +419,11 @@ impl<C: Core> Worker<C> {
                         continue;
                     };
                     let key = self.core.accept(now, Remote(address));
-                    self.adopt(key, socket, tls.map(TlsLink::new));
+                    let mut link = Link::new(socket, tls.map(TlsLink::new));
+                    if self.proxy_headers.expected_from(address.ip()) {
+                        link.proxy_header = Some(Vec::new());
+                    }
+                    self.adopt(key, link);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_exhaustion(&error) => {
@@ -415,14 +445,14 @@ impl<C: Core> Worker<C> {
     }
 
     /// A connection that the core knows gets its socket.
-    fn adopt(&mut self, key: Key, socket: Socket, tls: Option<Box<TlsLink>>) {
+    fn adopt(&mut self, key: Key, link: Link) {
         let index = key.0 as usize;
         if self.links.len() <= index {
             self.links.resize_with(index + 1, || None);
         }
         if let Some(slot) = self.links.get_mut(index) {
             debug_assert!(slot.is_none(), "two sockets for one connection");
-            *slot = Some(Link::new(socket, tls));
+            *slot = Some(link);
         }
         self.receive(key);
     }
@@ -431,7 +461,7 @@ impl<C: Core> Worker<C> {
         match mail {
             Mail::HandOver { socket, tls, ticket } => {
                 let key = self.core.adopt(now, *ticket);
-                self.adopt(key, socket, tls);
+                self.adopt(key, Link::new(socket, tls));
                 self.charge_tls(now, key);
             }
             Mail::Shed => self.core.shed_under_pressure(now),

@@ -18,10 +18,11 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
-use pyrycode_relay::worker::{self, Start, listener};
+use pyrycode_relay::worker::{self, ProxyHeaders, Start, listener};
 use slab::Slab;
 use std::error::Error;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -50,6 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let start = Start {
         settings,
         listener,
+        proxy_headers: ProxyHeaders::From(Arc::default()),
         tls: None,
         cpu: None,
         mailbox: mail,
