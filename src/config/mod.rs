@@ -241,7 +241,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    fn refusal(reason: &str) -> Self {
+    pub(crate) fn refusal(reason: &str) -> Self {
         let mut message = format!("{PROGRAM}: ");
         for c in reason.chars() {
             // What was typed may hold anything; the refusal stays one line all the same.

@@ -1,5 +1,11 @@
 //! What the relay presents to TLS clients, and how it speaks TLS (PROTOCOL.md, chapter 7).
 
+mod files;
+mod pair;
+
+pub use files::Files;
+pub use pair::{Fault, Pair, Validity};
+
 use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring;
@@ -8,13 +14,18 @@ use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, ServerConfig};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::Notify;
+use tracing::{info, warn};
 
 /// The certificate that the workers present: replaceable at any time, by any thread, while
 /// handshakes go on. Connections that are up keep what they have.
 pub struct Certificates {
     current: ArcSwapOption<CertifiedKey>,
     domain: Option<String>,
+    reload: Notify,
 }
 
 impl Certificates {
@@ -22,12 +33,23 @@ impl Certificates {
     /// for that name, in any case, are served; without one, all are.
     #[must_use]
     pub fn new(domain: Option<String>) -> Arc<Self> {
-        Arc::new(Self { current: ArcSwapOption::empty(), domain })
+        Arc::new(Self { current: ArcSwapOption::empty(), domain, reload: Notify::new() })
     }
 
     /// Presents `key` from now on.
     pub fn replace(&self, key: CertifiedKey) {
         self.current.store(Some(Arc::new(key)));
+    }
+
+    /// Asks whoever keeps the certificate to see to it now: files are read again, and a
+    /// certificate that is due is ordered without waiting any longer.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+
+    /// Waits for the next [`Certificates::reload`], or for one that nobody has seen yet.
+    pub(super) async fn reload_asked(&self) {
+        self.reload.notified().await;
     }
 
     /// What is presented to a client that asks for `server_name` (RFC 6066, section 3).
@@ -72,6 +94,38 @@ pub fn server_config(certificates: &Arc<Certificates>) -> Result<Arc<ServerConfi
     // A client of the relay opens one connection at a time.
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+/// Presents `pair`, which came from `path`, and logs that; a pair that some clients will refuse is
+/// presented all the same, and warned of.
+pub(super) fn present(certificates: &Certificates, pair: Pair, path: &Path) {
+    let (path, now) = (path.display(), SystemTime::now());
+    let left = pair.validity.left(now);
+    if left.is_zero() {
+        warn!(%path, err = "clients will refuse it; renew it", "certificate_expired");
+    } else if pair.validity.not_before > now {
+        let err = "clients will refuse it until then; is this machine's clock right?";
+        warn!(%path, err, "certificate_not_yet_valid");
+    }
+    if let Some(domain) = &certificates.domain
+        && !pair.covers(domain)
+    {
+        let err = format!("clients of {domain} will refuse it; get one for that name");
+        warn!(%path, err, "certificate_of_another_name");
+    }
+    certificates.replace(pair.key);
+    info!(%path, duration = %Whole(left), "certificate_loaded");
+}
+
+/// A time to read at a glance: days and hours, or minutes and seconds.
+pub(super) struct Whole(pub(super) Duration);
+
+impl fmt::Display for Whole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let unit = if seconds >= 86_400 { 3600 } else { 1 };
+        humantime::format_duration(Duration::from_secs(seconds / unit * unit)).fmt(f)
+    }
 }
 
 /// The cryptography of everything that speaks TLS here.

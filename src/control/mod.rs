@@ -1,19 +1,19 @@
 //! The other plane: one ordinary tokio thread for everything that is slow or standard. It starts
 //! the workers, hears the signals, and ends the process.
 
+pub mod acme;
 pub mod certificates;
+pub mod challenges;
+pub mod keeper;
 
-use crate::config::{CertificateSource, Config, Exit, Https};
+use crate::config::{Config, Exit};
 use crate::metrics::Metrics;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
 use crate::telemetry;
 use crate::worker::{self, Mail, ProxyHeaders, Start, listener, ring};
-use certificates::Certificates;
+use keeper::Keeper;
 use rustls::ServerConfig;
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,21 +32,21 @@ const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
 /// bound, or a worker failed.
 pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
     let epoch = Instant::now();
+    let keeper = config.https.as_ref().map(Keeper::open).transpose()?;
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
-    let tls = config.https.as_ref().map(serve_tls).transpose()?;
-    let address = match (&config.insecure, &config.https) {
-        (Some(listen), _) => listen.addr,
-        (None, Some(https)) => https.listen,
+    let (flag, address) = match (&config.insecure, &config.https) {
+        (Some(listen), _) => ("--insecure-listen", listen.addr),
+        (None, Some(https)) => ("--https-listen", https.listen),
         (None, None) => return Err(failure("there is nothing to listen on".to_owned())),
     };
     let listeners = listener::bind(address, config.workers)
-        .map_err(|error| failure(explain_no_listener(address, &error)))?;
+        .map_err(|error| failure(explain_no_listener(flag, address, &error)))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    runtime.block_on(supervise(config, log, listeners, tls, epoch))
+    runtime.block_on(supervise(config, log, listeners, keeper, epoch))
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
@@ -54,12 +54,18 @@ async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
     listeners: Vec<socket2::Socket>,
-    tls: Option<Arc<ServerConfig>>,
+    keeper: Option<Keeper>,
     epoch: Instant,
 ) -> Result<(), Exit> {
     let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let tls = keeper.as_ref().map(Keeper::server_config);
+    if let Some(keeper) = keeper {
+        keeper.start().map_err(|(address, error)| {
+            failure(explain_no_listener("--http-listen", address, &error))
+        })?;
+    }
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (ended, mut ends) = unbounded_channel();
     let (ready, mut readies) = unbounded_channel();
@@ -114,20 +120,6 @@ async fn report_lost_lines(log: &telemetry::Guard) {
             reported = lost;
         }
     }
-}
-
-/// How the workers are to speak TLS, with the certificate that the operator gave.
-fn serve_tls(https: &Https) -> Result<Arc<ServerConfig>, Exit> {
-    let certificates = Certificates::new(https.domain.clone());
-    if let CertificateSource::Files { cert, key } = &https.certificate {
-        let load = || -> Result<CertifiedKey, Box<dyn std::error::Error>> {
-            let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<Vec<_>, _>>()?;
-            let key = PrivateKeyDer::from_pem_file(key)?;
-            Ok(CertifiedKey::from_der(chain, key, &certificates::provider())?)
-        };
-        certificates.replace(load().map_err(|error| failure(error.to_string()))?);
-    }
-    certificates::server_config(&certificates).map_err(|error| failure(error.to_string()))
 }
 
 /// What a worker thread ended with.
@@ -214,18 +206,16 @@ fn failure(message: String) -> Exit {
     Exit { code: 1, message: format!("pyrycode-relay: {message}"), to_stdout: false }
 }
 
-fn explain_no_listener(address: std::net::SocketAddr, error: &io::Error) -> String {
+fn explain_no_listener(flag: &str, address: std::net::SocketAddr, error: &io::Error) -> String {
     let mend = match error.kind() {
         io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need CAP_NET_BIND_SERVICE; grant it or choose another port"
         }
-        io::ErrorKind::AddrNotAvailable => {
-            "this machine has no such address; see --insecure-listen"
-        }
-        _ => "choose another address with --insecure-listen",
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another",
+        _ => "choose another address",
     };
-    format!("cannot listen on {address}: {error}: {mend}")
+    format!("cannot listen on {address}: {error}: {mend} ({flag})")
 }
 
 fn explain_no_ring(error: &io::Error) -> String {

@@ -1,0 +1,185 @@
+//! Certificates by ACME (RFC 8555, http-01): ordered on first start, kept in a folder, renewed by
+//! themselves (PROTOCOL.md, chapter 7).
+
+mod cache;
+mod client;
+mod order;
+mod schedule;
+
+use super::certificates::{Certificates, Pair, Validity, Whole, present};
+use super::challenges::Challenges;
+use crate::config::Exit;
+use cache::Cache;
+use order::Failure;
+use rustls::RootCertStore;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tracing::{error, info, warn};
+
+/// The longest sleep: the clock that certificates go by may be set, and stands still for nobody
+/// while the machine sleeps.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+
+/// An ACME server, and what it takes to order from it.
+struct Server {
+    directory: String,
+    domain: String,
+    roots: RootCertStore,
+    cache: Cache,
+    challenges: Arc<Challenges>,
+}
+
+/// Keeps [`Certificates`] supplied.
+pub struct Acme {
+    server: Server,
+    certificates: Arc<Certificates>,
+    current: Option<Current>,
+    failures: u32,
+}
+
+/// The certificate that is presented.
+#[derive(Clone, Copy)]
+struct Current {
+    validity: Validity,
+    renew_at: SystemTime,
+}
+
+/// From whom to order, and what to keep where.
+pub struct Source<'a> {
+    /// The URL of the server's directory.
+    pub directory: &'a str,
+    /// The name to certify.
+    pub domain: &'a str,
+    /// The folder that keeps account and certificate.
+    pub cache: &'a Path,
+    /// Authorities to trust for the server's HTTPS, beside the usual ones.
+    pub ca: Option<&'a PathBuf>,
+}
+
+impl Acme {
+    /// Opens the cache, and presents the certificate in it, if there is one that serves.
+    ///
+    /// # Errors
+    ///
+    /// What was asked for cannot be, and how to mend it: a folder that is another's, a file of
+    /// authorities that is none, a URL that is none.
+    pub fn open(
+        source: &Source<'_>,
+        certificates: Arc<Certificates>,
+        challenges: Arc<Challenges>,
+    ) -> Result<Self, Exit> {
+        let refuse = |fault: String| Exit::refusal(&fault);
+        client::check_directory(source.directory).map_err(refuse)?;
+        let roots = client::roots(source.ca.map(PathBuf::as_path)).map_err(refuse)?;
+        let cache = Cache::open(source.cache, source.directory, source.domain).map_err(refuse)?;
+        let (directory, domain) = (source.directory.to_owned(), source.domain.to_owned());
+        let server = Server { directory, domain, roots, cache, challenges };
+        let mut acme = Self { server, certificates, current: None, failures: 0 };
+        acme.open_cached();
+        Ok(acme)
+    }
+
+    fn open_cached(&mut self) {
+        let cache = &self.server.cache;
+        let path = cache.certificate_path().display().to_string();
+        let pair = match cache.read_certificate() {
+            Ok(None) => {
+                let err = "TLS handshakes fail until the first certificate is there";
+                warn!(path, err, "certificate_missing");
+                return;
+            }
+            Ok(Some(text)) => Pair::from_pem(&text, &text).map_err(|fault| fault.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let pair = pair.and_then(|pair| {
+            let fits = pair.covers(&self.server.domain);
+            if fits { Ok(pair) } else { Err("it is for another name".to_owned()) }
+        });
+        match pair {
+            Ok(pair) => self.take(pair),
+            Err(fault) => {
+                let err = format!("{fault}; TLS handshakes fail until a new one is there");
+                error!(path, err, "certificate_unusable");
+            }
+        }
+    }
+
+    /// Presents `pair` from now on.
+    fn take(&mut self, pair: Pair) {
+        let validity = pair.validity;
+        let renew_at = schedule::renewal(validity, rand::random());
+        self.current = Some(Current { validity, renew_at });
+        present(&self.certificates, pair, self.server.cache.certificate_path());
+    }
+
+    /// Orders and renews, for ever.
+    pub async fn keep(mut self) {
+        loop {
+            let due = self.due();
+            if due > SystemTime::now() {
+                let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+                info!(duration = %Whole(wait), "certificate_renewal_planned");
+            }
+            self.sleep_until(due).await;
+            let wait = self.order().await;
+            self.sleep_until(SystemTime::now() + wait).await;
+        }
+    }
+
+    /// When the next certificate is to be ordered.
+    fn due(&self) -> SystemTime {
+        self.current.map_or(SystemTime::UNIX_EPOCH, |current| current.renew_at)
+    }
+
+    /// Orders a certificate now; how long to wait before the next is thought of.
+    async fn order(&mut self) -> Duration {
+        info!(path = self.server.directory, "certificate_ordering");
+        let failure = match order::order(&self.server).await {
+            Ok(pair) => {
+                self.take(pair);
+                info!(path = self.server.directory, "certificate_issued");
+                if self.due() > SystemTime::now() {
+                    self.failures = 0;
+                    return Duration::ZERO;
+                }
+                // To order another at once, again and again, would only anger the server.
+                let fault = "it is due for renewal already: is this machine's clock right?";
+                Failure { fault: fault.to_owned(), retry_after: None }
+            }
+            Err(failure) => failure,
+        };
+        self.failures = self.failures.saturating_add(1);
+        let wait = schedule::wait(self.failures, failure.retry_after, rand::random());
+        self.report(&failure.fault, wait);
+        wait
+    }
+
+    /// Says what went wrong: as an error once time is short.
+    fn report(&self, fault: &str, wait: Duration) {
+        let now = SystemTime::now();
+        let has_time = |c: Current| c.validity.left(now) > c.validity.lifetime() / 6;
+        let (path, duration) = (&self.server.directory, Whole(wait));
+        if self.current.is_some_and(has_time) {
+            warn!(path, err = fault, %duration, "certificate_not_issued");
+        } else {
+            error!(path, err = fault, %duration, "certificate_not_issued");
+        }
+    }
+
+    /// Sleeps until `wake`, or until somebody asks for a certificate that is due.
+    async fn sleep_until(&self, wake: SystemTime) {
+        while let Ok(left) = wake.duration_since(SystemTime::now())
+            && !left.is_zero()
+        {
+            tokio::select! {
+                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
+                () = self.certificates.reload_asked() => {
+                    if self.due() <= SystemTime::now() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}

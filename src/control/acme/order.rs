@@ -1,0 +1,212 @@
+//! One order: from the account to a certificate that is kept (RFC 8555, section 7.1).
+
+use super::Server;
+use super::client::Https;
+use crate::control::certificates::Pair;
+use crate::control::challenges::Offer;
+use instant_acme::{
+    Account, AuthorizationHandle, AuthorizationStatus, ChallengeType, Error, Identifier, Key,
+    NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
+};
+use rustls::pki_types::PrivateKeyDer;
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+/// How long the server may take to look at the challenge, and again to sign.
+const POLLING: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(120));
+/// No order takes longer.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
+
+const NO_SUCH_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+const AGREED: NewAccount<'_> =
+    NewAccount { contact: &[], terms_of_service_agreed: true, only_return_existing: false };
+
+/// Why there is no certificate this time.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// What went wrong, and where the operator can help.
+    pub(super) fault: String,
+    /// How long the server asked to be left alone.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// Orders a certificate, proves that the domain is ours, and keeps what comes.
+pub(super) async fn order(server: &Server) -> Result<Pair, Failure> {
+    let failure = |fault| Failure { fault, retry_after: None };
+    server.cache.try_writing().map_err(|error| {
+        let folder = server.cache.certificate_path().display();
+        failure(format!("{folder} could not be kept: {error}; make room there"))
+    })?;
+    let https = Https::new(server.roots.clone()).map_err(|error| failure(error.to_string()))?;
+    let timed = tokio::time::timeout(ORDER_TIMEOUT, place(server, &https)).await;
+    timed
+        .unwrap_or_else(|_| Err(format!("it was not done within {ORDER_TIMEOUT:?}")))
+        .map_err(|fault| Failure { fault, retry_after: https.retry_after() })
+}
+
+async fn place(server: &Server, https: &Https) -> Result<Pair, String> {
+    let names = [Identifier::Dns(server.domain.clone())];
+    let wanted = NewOrder::new(&names);
+    let account = account(server, https).await?;
+    let mut order = match account.new_order(&wanted).await {
+        Err(Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) => {
+            warn!(err = "the server has forgotten the account", "acme_account_lost");
+            let account = register(server, https, account_key(server)?).await?;
+            account.new_order(&wanted).await
+        }
+        order => order,
+    }
+    .map_err(|error| explain(&error))?;
+    prove(server, &mut order).await?;
+    let key = order.finalize().await.map_err(|error| explain(&error))?;
+    let chain = order.poll_certificate(&POLLING).await.map_err(|error| explain(&error))?;
+    keep(server, &key, &chain)
+}
+
+/// The account from before, or a new one.
+async fn account(server: &Server, https: &Https) -> Result<Account, String> {
+    let Some(json) = server.cache.read_account().unwrap_or_else(|error| {
+        let path = server.cache.account_path();
+        warn!(path = %path.display(), err = %error, "acme_account_unusable");
+        None
+    }) else {
+        return register(server, https, None).await;
+    };
+    let builder = Account::builder_with_http(Box::new(https.clone()));
+    match serde_json::from_slice(&json) {
+        Ok(credentials) => {
+            builder.from_credentials(credentials).await.map_err(|error| explain(&error))
+        }
+        Err(error) => {
+            let path = server.cache.account_path();
+            warn!(path = %path.display(), err = %error, "acme_account_unusable");
+            register(server, https, None).await
+        }
+    }
+}
+
+/// The key of the account from before.
+fn account_key(server: &Server) -> Result<Option<(Key, PrivateKeyDer<'static>)>, String> {
+    let Ok(Some(json)) = server.cache.read_account() else { return Ok(None) };
+    let credentials: instant_acme::AccountCredentials =
+        serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+    let der = credentials.private_key().clone_key();
+    let key = Key::from_pkcs8_der(der.clone_key()).map_err(|error| error.to_string())?;
+    Ok(Some((key, PrivateKeyDer::Pkcs8(der))))
+}
+
+/// Makes an account, of `key` if there is one, and keeps it.
+async fn register(
+    server: &Server,
+    https: &Https,
+    key: Option<(Key, PrivateKeyDer<'static>)>,
+) -> Result<Account, String> {
+    let (builder, url) =
+        (Account::builder_with_http(Box::new(https.clone())), server.directory.clone());
+    let made = match key {
+        Some(key) => builder.create_from_key(key, url).await,
+        None => builder.create(&AGREED, url, None).await,
+    };
+    let (account, credentials) = made.map_err(|error| explain(&error))?;
+    let json = serde_json::to_vec_pretty(&credentials).map_err(|error| error.to_string())?;
+    let path = server.cache.account_path();
+    server
+        .cache
+        .write_account(&json)
+        .map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
+    info!(path = %path.display(), "acme_account_created");
+    Ok(account)
+}
+
+/// Answers the server's challenges until it believes that the domain is ours.
+async fn prove(server: &Server, order: &mut Order) -> Result<(), String> {
+    let answered_before = server.challenges.answered();
+    let mut offers = Vec::new();
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let authorization = authorization.map_err(|error| explain(&error))?;
+        offers.extend(offer(server, authorization).await?);
+    }
+    let status = order.poll_ready(&POLLING).await;
+    drop(offers);
+    let fault = match status {
+        Ok(OrderStatus::Ready) => return Ok(()),
+        Ok(_) => why_invalid(order).await,
+        Err(error) => explain(&error),
+    };
+    if server.challenges.answered() == answered_before {
+        let domain = &server.domain;
+        return Err(format!(
+            "{fault}; no challenge came to --http-listen: port 80 of {domain} must lead there"
+        ));
+    }
+    Err(fault)
+}
+
+/// Answers the http-01 challenge of `authorization`, and tells the server so, unless it believes
+/// us already.
+async fn offer(
+    server: &Server,
+    mut authorization: AuthorizationHandle<'_>,
+) -> Result<Option<Offer>, String> {
+    match authorization.status {
+        AuthorizationStatus::Valid => return Ok(None),
+        AuthorizationStatus::Pending => {}
+        status => return Err(format!("the server's authorization is {status:?} from the start")),
+    }
+    let mut challenge = authorization
+        .challenge(ChallengeType::Http01)
+        .ok_or("the server offers no http-01 challenge, and the relay knows no other")?;
+    let answer = challenge.key_authorization();
+    let offer = server.challenges.offer(&challenge.token, answer.as_str());
+    challenge.set_ready().await.map_err(|error| explain(&error))?;
+    let err = format!("waits for the server to fetch it from http://{}", server.domain);
+    info!(path = offer.path(), err, "acme_challenge_offered");
+    Ok(Some(offer))
+}
+
+/// What the server has against us.
+async fn why_invalid(order: &mut Order) -> String {
+    let mut authorizations = order.authorizations();
+    while let Some(Ok(mut authorization)) = authorizations.next().await {
+        if authorization.refresh().await.is_err() {
+            break;
+        }
+        let mut problems = authorization.challenges.iter().filter_map(|c| c.error.as_ref());
+        if let Some(problem) = problems.next() {
+            return describe(problem);
+        }
+    }
+    "the server does not believe that the domain is ours, and does not say why".to_owned()
+}
+
+/// Checks and keeps what the server gave.
+fn keep(server: &Server, key: &str, chain: &str) -> Result<Pair, String> {
+    let text = format!("{key}{chain}");
+    let pair = Pair::from_pem(text.as_bytes(), text.as_bytes())
+        .map_err(|fault| format!("what the server gave does not serve: {fault}"))?;
+    if !pair.covers(&server.domain) {
+        return Err("the server gave a certificate of another name".to_owned());
+    }
+    if let Err(error) = server.cache.write_certificate(text.as_bytes()) {
+        // It serves until the next start; not to use it would help nobody.
+        let path = server.cache.certificate_path();
+        error!(path = %path.display(), err = %error, "certificate_not_kept");
+    }
+    Ok(pair)
+}
+
+fn explain(error: &Error) -> String {
+    match error {
+        Error::Api(problem) => describe(problem),
+        Error::Timeout(_) => "the server keeps us waiting".to_owned(),
+        error => error.to_string(),
+    }
+}
+
+fn describe(problem: &Problem) -> String {
+    let what = problem.detail.as_deref().unwrap_or("no detail");
+    let kind = problem.r#type.as_deref().unwrap_or("no type");
+    let parts: String = problem.subproblems.iter().map(|part| format!("; {part}")).collect();
+    format!("the server refuses: {what} ({kind}){parts}")
+}

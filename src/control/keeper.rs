@@ -1,0 +1,84 @@
+//! From what the flags say of HTTPS to a certificate that looks after itself.
+
+use super::acme::{Acme, Source};
+use super::certificates::{Certificates, Files, server_config};
+use super::challenges::{self, Challenges};
+use crate::config::{CertificateSource, Exit, Https};
+use rustls::ServerConfig;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tracing::info;
+
+/// Whoever sees to it that there is a certificate.
+pub struct Keeper {
+    certificates: Arc<Certificates>,
+    config: Arc<ServerConfig>,
+    source: Kept,
+}
+
+enum Kept {
+    Files(Files),
+    Acme { acme: Acme, challenges: Arc<Challenges>, http_listen: SocketAddr },
+}
+
+impl Keeper {
+    /// Reads and checks all that is on disk; listens and asks nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// A refusal: what cannot be served, and how to mend it.
+    pub fn open(https: &Https) -> Result<Self, Exit> {
+        let certificates = Certificates::new(https.domain.clone());
+        let config = server_config(&certificates)
+            .map_err(|error| Exit::refusal(&format!("TLS cannot be served: {error}")))?;
+        let source = match &https.certificate {
+            CertificateSource::Files { cert, key } => {
+                Kept::Files(Files::open(certificates.clone(), cert, key)?)
+            }
+            CertificateSource::Acme { cache, http_listen, directory, ca } => {
+                let domain = https.domain.as_deref().unwrap_or_default();
+                let source = Source { directory, domain, cache, ca: ca.as_ref() };
+                let challenges = Arc::new(Challenges::default());
+                let acme = Acme::open(&source, certificates.clone(), challenges.clone())?;
+                Kept::Acme { acme, challenges, http_listen: *http_listen }
+            }
+        };
+        Ok(Self { certificates, config, source })
+    }
+
+    /// What the workers need to serve TLS.
+    #[must_use]
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.config.clone()
+    }
+
+    /// Whom to ask for a reload, on SIGHUP.
+    #[must_use]
+    pub fn certificates(&self) -> Arc<Certificates> {
+        self.certificates.clone()
+    }
+
+    /// Answers challenges, watches files, orders and renews, from now on and in tasks of their own.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The address of `--http-listen`, which cannot be bound.
+    pub fn start(self) -> Result<(), (SocketAddr, io::Error)> {
+        match self.source {
+            Kept::Files(files) => {
+                tokio::spawn(files.watch());
+            }
+            Kept::Acme { acme, challenges, http_listen } => {
+                let listener =
+                    challenges::bind(http_listen).map_err(|error| (http_listen, error))?;
+                let bound = listener.local_addr().unwrap_or(http_listen);
+                info!(remote = %bound, "listening_for_challenges");
+                tokio::spawn(challenges::serve(listener, challenges));
+                tokio::spawn(acme.keep());
+            }
+        }
+        Ok(())
+    }
+}
