@@ -2,6 +2,7 @@
 //! the workers, hears the signals, and ends the process.
 
 pub mod certificates;
+pub mod push;
 
 use crate::config::{CertificateSource, Config, Exit, Https};
 use crate::metrics::Metrics;
@@ -10,6 +11,7 @@ use crate::relay::{Owners, Settings};
 use crate::telemetry;
 use crate::worker::{self, Mail, Start, listener, ring};
 use certificates::Certificates;
+use push::Push;
 use rustls::ServerConfig;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
@@ -18,7 +20,7 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, channel, unbounded_channel};
 use tracing::{error, info, warn};
 
 /// How often lines that the log lost are reported, if there are any.
@@ -32,6 +34,7 @@ const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
 /// bound, or a worker failed.
 pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
     let epoch = Instant::now();
+    let push = Push::from_config(config)?;
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
     let tls = config.https.as_ref().map(serve_tls).transpose()?;
@@ -46,7 +49,10 @@ pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    runtime.block_on(supervise(config, log, listeners, tls, epoch))
+    let ended = runtime.block_on(supervise(config, log, listeners, tls, push, epoch));
+    // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
@@ -55,6 +61,7 @@ async fn supervise(
     log: &telemetry::Guard,
     listeners: Vec<socket2::Socket>,
     tls: Option<Arc<ServerConfig>>,
+    push: Option<Push>,
     epoch: Instant,
 ) -> Result<(), Exit> {
     let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
@@ -63,7 +70,7 @@ async fn supervise(
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (ended, mut ends) = unbounded_channel();
     let (ready, mut readies) = unbounded_channel();
-    let mailboxes = start_workers(config, listeners, tls, epoch, &ready, &ended)?;
+    let mailboxes = start_workers(config, listeners, tls, push, epoch, &ready, &ended)?;
     for _ in &mailboxes {
         tokio::select! {
             _ = readies.recv() => {}
@@ -137,6 +144,7 @@ fn start_workers(
     config: &Config,
     listeners: Vec<socket2::Socket>,
     tls: Option<Arc<ServerConfig>>,
+    push: Option<Push>,
     epoch: Instant,
     ready: &UnboundedSender<()>,
     ended: &UnboundedSender<End>,
@@ -145,6 +153,11 @@ fn start_workers(
     let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
     let metrics = Metrics::new(config.workers);
     let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
+    let (wakes, requests) = channel(push::MAX_WAITING);
+    let push_is_on = push.is_some();
+    if let Some(push) = push {
+        tokio::spawn(push.run(requests, metrics.clone()));
+    }
     let (mailboxes, receivers): (Vec<_>, Vec<_>) =
         (0..config.workers).map(|_| unbounded_channel()).unzip();
     for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
@@ -156,12 +169,12 @@ fn start_workers(
             budget: budget.clone(),
             metrics: metrics.clone(),
             seed: rand::random(),
+            push: push_is_on,
         };
         let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
         let mailboxes = mailboxes.clone();
-        let ready = ready.clone();
-        let tls = tls.clone();
-        let start = Start { settings, listener, tls, cpu, mailbox, mailboxes, epoch, ready };
+        let (ready, wakes, tls) = (ready.clone(), wakes.clone(), tls.clone());
+        let start = Start { settings, listener, tls, cpu, mailbox, mailboxes, epoch, ready, wakes };
         let ended = ended.clone();
         std::thread::Builder::new()
             .name(format!("worker-{number}"))

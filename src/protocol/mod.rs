@@ -6,11 +6,13 @@
 //! - [`json`]: strict, allocation-free validation of RFC 8259 text
 //! - [`envelope`]: the routing envelope between the relay and a binary
 //! - [`ids`]: server-ids and conn-ids
+//! - [`push`]: push services and push tokens
 
 pub mod close;
 pub mod envelope;
 pub mod frames;
 pub mod ids;
 pub mod json;
+pub mod push;
 mod reply;
 pub mod upgrade;

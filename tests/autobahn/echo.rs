@@ -23,7 +23,7 @@ use slab::Slab;
 use std::error::Error;
 use std::fmt::Display;
 use std::time::Instant;
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{channel, unbounded_channel};
 
 /// Suites send 16 MiB to see what happens.
 const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         budget: SharedBudget::new(u64::MAX, 1),
         metrics: Metrics::new(1),
         seed: [0; 32],
+        push: false,
     };
     let start = Start {
         settings,
@@ -56,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         mailboxes: vec![mailbox],
         epoch: Instant::now(),
         ready,
+        wakes: channel(1).0,
     };
     Ok(worker::run_core(start, |_| Echo::default())?)
 }
