@@ -578,6 +578,9 @@ async fn a_flood_of_one_binary_keeps_no_one_from_waking() {
     tokio::join!(flooder.send(flood), victim);
     flooder.assert_quiet().await;
     world.fcm.wait_for_calls(12).await;
+    // Its worker has stopped it: the way to the control plane is for everyone.
+    let line = &world.wait_for_lines("push_wake_dropped", 1).await[0];
+    assert!(line.get("core").is_some(), "{}", line.raw);
 }
 
 #[tokio::test]
