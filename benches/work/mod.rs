@@ -221,6 +221,7 @@ pub fn crowd(bytes: usize) -> Crowd {
         budget: SharedBudget::new(64 * 1024 * 1024, 1),
         metrics: Metrics::new(1),
         seed: [7; 32],
+        push: false,
     });
     let mut crowd = Crowd {
         relay,

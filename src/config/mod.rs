@@ -93,7 +93,7 @@ pub struct Config {
     /// The operator says that this is the only relay of its server-ids.
     pub single_instance: bool,
     /// A service account's key as JSON, or the path to it; without it nobody is woken.
-    pub fcm_credentials: Option<OsString>,
+    pub fcm_credentials: Option<Secret>,
     /// Where wake requests go, if not to Google.
     pub fcm_endpoints: FcmEndpoints,
     /// How long peers have, after SIGTERM or SIGINT, to answer their close; may be zero.
@@ -166,6 +166,16 @@ pub struct RateLimit {
     pub burst: u32,
     /// The time for one more, in milliseconds, at least 1.
     pub refill_ms: u64,
+}
+
+/// A value that is not to be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub OsString);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// Where wake requests go; `None` is where Google serves them.
@@ -322,7 +332,7 @@ impl Config {
 struct Environment {
     production: bool,
     single_instance: bool,
-    fcm_credentials: Option<OsString>,
+    fcm_credentials: Option<Secret>,
     /// The folder that systemd gives the service (systemd.exec(5), `StateDirectory=`).
     state_folder: Option<PathBuf>,
 }
@@ -333,7 +343,7 @@ impl Environment {
         Ok(Self {
             production: switch("PYRYCODE_RELAY_PRODUCTION")?,
             single_instance: switch("PYRYCODE_RELAY_SINGLE_INSTANCE")?,
-            fcm_credentials: variable("PYRYCODE_RELAY_FCM_CREDENTIALS"),
+            fcm_credentials: variable("PYRYCODE_RELAY_FCM_CREDENTIALS").map(Secret),
             state_folder: variable("STATE_DIRECTORY").map(PathBuf::from),
         })
     }

@@ -33,6 +33,11 @@ fn refusal(args: &[&str]) -> String {
 }
 
 #[test]
+fn a_secret_is_not_shown() {
+    assert_eq!(format!("{:?}", Some(Secret("s3cret".into()))), "Some(Secret)");
+}
+
+#[test]
 fn bare_run_takes_the_documented_defaults() {
     let config = parse(&[]).unwrap();
     let expected = Config {

@@ -5,6 +5,7 @@ pub mod acme;
 pub mod certificates;
 pub mod challenges;
 pub mod keeper;
+pub mod push;
 
 use crate::config::{Config, Exit};
 use crate::metrics::Metrics;
@@ -13,12 +14,13 @@ use crate::relay::{Owners, Settings};
 use crate::telemetry;
 use crate::worker::{self, Mail, ProxyHeaders, Start, listener, ring};
 use keeper::Keeper;
+use push::Push;
 use rustls::ServerConfig;
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, channel, unbounded_channel};
 use tracing::{error, info, warn};
 
 /// How often lines that the log lost are reported, if there are any.
@@ -33,6 +35,7 @@ const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
 pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
     let epoch = Instant::now();
     let keeper = config.https.as_ref().map(Keeper::open).transpose()?;
+    let push = Push::from_config(config)?;
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
     let (flag, address) = match (&config.insecure, &config.https) {
@@ -46,7 +49,10 @@ pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    runtime.block_on(supervise(config, log, listeners, keeper, epoch))
+    let ended = runtime.block_on(supervise(config, log, listeners, keeper, push, epoch));
+    // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
@@ -55,6 +61,7 @@ async fn supervise(
     log: &telemetry::Guard,
     listeners: Vec<socket2::Socket>,
     keeper: Option<Keeper>,
+    push: Option<Push>,
     epoch: Instant,
 ) -> Result<(), Exit> {
     let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
@@ -69,7 +76,7 @@ async fn supervise(
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let (ended, mut ends) = unbounded_channel();
     let (ready, mut readies) = unbounded_channel();
-    let mailboxes = start_workers(config, listeners, tls, epoch, &ready, &ended)?;
+    let mailboxes = start_workers(config, listeners, tls, push, epoch, &ready, &ended)?;
     for _ in &mailboxes {
         tokio::select! {
             _ = readies.recv() => {}
@@ -129,6 +136,7 @@ fn start_workers(
     config: &Config,
     listeners: Vec<socket2::Socket>,
     tls: Option<Arc<ServerConfig>>,
+    push: Option<Push>,
     epoch: Instant,
     ready: &UnboundedSender<()>,
     ended: &UnboundedSender<End>,
@@ -141,6 +149,11 @@ fn start_workers(
     let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
     let metrics = Metrics::new(config.workers);
     let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
+    let (wakes, requests) = channel(push::MAX_WAITING);
+    let push_is_on = push.is_some();
+    if let Some(push) = push {
+        tokio::spawn(push.run(requests, metrics.clone()));
+    }
     let (mailboxes, receivers): (Vec<_>, Vec<_>) =
         (0..config.workers).map(|_| unbounded_channel()).unzip();
     for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
@@ -152,13 +165,24 @@ fn start_workers(
             budget: budget.clone(),
             metrics: metrics.clone(),
             seed: rand::random(),
+            push: push_is_on,
         };
         let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
         let mailboxes = mailboxes.clone();
-        let ready = ready.clone();
-        let (tls, proxy_headers) = (tls.clone(), proxy_headers.clone());
-        let start =
-            Start { settings, listener, proxy_headers, tls, cpu, mailbox, mailboxes, epoch, ready };
+        let (ready, wakes, tls) = (ready.clone(), wakes.clone(), tls.clone());
+        let proxy_headers = proxy_headers.clone();
+        let start = Start {
+            settings,
+            listener,
+            proxy_headers,
+            tls,
+            cpu,
+            mailbox,
+            mailboxes,
+            epoch,
+            ready,
+            wakes,
+        };
         let ended = ended.clone();
         std::thread::Builder::new()
             .name(format!("worker-{number}"))

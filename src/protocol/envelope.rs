@@ -15,6 +15,7 @@ use std::num::NonZeroU16;
 
 use super::ids::ConnId;
 use super::json::{self, JsonError, Member, Members};
+use super::push::MAX_PUSH_TOKEN_BYTES;
 
 const CONN_ID: &str = r#"{"conn_id":""#;
 const FRAME: &str = r#"","frame":"#;
@@ -82,7 +83,8 @@ pub enum Envelope<'a> {
     PushWake {
         /// The push service, as the binary names it; not checked.
         platform: Cow<'a, str>,
-        /// Secret: for the push service and nobody else, a log least of all.
+        /// Secret: for the push service and nobody else, a log least of all. It has 1 to
+        /// [`MAX_PUSH_TOKEN_BYTES`] bytes.
         token: Cow<'a, str>,
     },
 }
@@ -118,6 +120,8 @@ pub enum EnvelopeError {
     CloseCodeType,
     /// There is no `conn_id`, and `push_wake` is no object with the strings `platform` and `token`.
     PushWakeType,
+    /// The token of a wake request is empty or over [`MAX_PUSH_TOKEN_BYTES`] bytes.
+    PushTokenLength,
     /// There is neither a frame nor a close code.
     NothingToSend,
     /// The message is well-formed, but its `conn_id` is absent, null or empty.
@@ -140,6 +144,9 @@ impl fmt::Display for EnvelopeError {
             Self::CloseCodeType => f.write_str("close_code must be an integer from 0 to 65535"),
             Self::PushWakeType => {
                 f.write_str("push_wake must be an object with the strings platform and token")
+            }
+            Self::PushTokenLength => {
+                write!(f, "the token of push_wake must have 1 to {MAX_PUSH_TOKEN_BYTES} bytes")
             }
             Self::NothingToSend => f.write_str("it needs a frame or a close_code"),
             Self::Unaddressed => f.write_str("it needs a conn_id"),
@@ -164,7 +171,7 @@ pub fn unwrap(message: &[u8]) -> Result<Envelope<'_>, EnvelopeError> {
 pub fn unwrap_str(message: &str) -> Result<Envelope<'_>, EnvelopeError> {
     let fields = Fields::read(message)?;
     if let (None, Some(push_wake)) = (fields.conn_id, fields.push_wake) {
-        return read_push_wake(push_wake).ok_or(EnvelopeError::PushWakeType);
+        return read_push_wake(push_wake);
     }
     let to = fields.conn_id.map(read_conn_id);
     match (fields.frame, fields.close_code) {
@@ -240,8 +247,18 @@ fn read_close_code(value: Option<&str>) -> Result<Option<NonZeroU16>, EnvelopeEr
     Ok(NonZeroU16::new(code))
 }
 
-/// `None` if `value` is no object with the strings `platform` and `token`.
-fn read_push_wake(value: &str) -> Option<Envelope<'_>> {
+fn read_push_wake(value: &str) -> Result<Envelope<'_>, EnvelopeError> {
+    let (platform, token) = push_wake_contents(value).ok_or(EnvelopeError::PushWakeType)?;
+    let token = decode_short::<MAX_PUSH_TOKEN_BYTES>(token);
+    if !(1..=MAX_PUSH_TOKEN_BYTES).contains(&token.len()) {
+        return Err(EnvelopeError::PushTokenLength);
+    }
+    Ok(Envelope::PushWake { platform: json::unescape(platform), token })
+}
+
+/// What stands between the quotes of the strings `platform` and `token`; `None` if `value` is no
+/// object with these two.
+fn push_wake_contents(value: &str) -> Option<(&str, &str)> {
     let (mut platform, mut token) = (None, None);
     for member in Members::of(value)? {
         let Member { key, value } = member.ok()?;
@@ -251,8 +268,7 @@ fn read_push_wake(value: &str) -> Option<Envelope<'_>> {
             _ => {}
         }
     }
-    let text = |value| json::string_content(value).map(json::unescape);
-    Some(Envelope::PushWake { platform: text(platform?)?, token: text(token?)? })
+    Some((json::string_content(platform?)?, json::string_content(token?)?))
 }
 
 #[cfg(test)]

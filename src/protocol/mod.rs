@@ -8,6 +8,7 @@
 //! - [`ids`]: server-ids and conn-ids
 //! - [`forwarded`]: X-Forwarded-For
 //! - [`proxy`]: PROXY protocol headers, version 2
+//! - [`push`]: push services and push tokens
 
 pub mod close;
 pub mod envelope;
@@ -16,5 +17,6 @@ pub mod frames;
 pub mod ids;
 pub mod json;
 pub mod proxy;
+pub mod push;
 mod reply;
 pub mod upgrade;

@@ -9,7 +9,7 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope::{self, Envelope, EnvelopeError};
 use crate::protocol::ids::ConnId;
 use std::num::NonZeroU16;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// What may wait for one phone, by charge.
 const PHONE_OUTBOX_BYTES: usize = 4 * 1024 * 1024;
@@ -109,8 +109,9 @@ impl Relay {
             Ok(Envelope::Close { to, close_code }) => {
                 self.deliver(now, entry, to, None, Some(close_code));
             }
-            // Push wake is off without credentials, and a request then goes nowhere.
-            Ok(Envelope::PushWake { .. }) => debug!("push_wake_off"),
+            Ok(Envelope::PushWake { platform, token }) => {
+                self.on_wake(now, entry, &platform, &token);
+            }
             Err(error) => {
                 let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
                 warn!(server_id, err = %error, "binary_forwarder_bad_envelope");

@@ -10,6 +10,7 @@
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
 //! - `sessions`: claims, registrations, probes, grace (chapter 3)
+//! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
 //! - `output`: what is queued for a socket, and what the kernel took
 //! - `memory`: the budget, and who goes when it runs short (chapter 5)
@@ -42,6 +43,7 @@ pub mod outbox;
 pub mod registry;
 pub mod spare;
 pub mod timers;
+pub mod wakes;
 
 #[cfg(test)]
 mod tests;
@@ -62,6 +64,7 @@ use slab::Slab;
 use spare::SpareBuffers;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
+use wakes::Wake;
 
 /// Names a connection of one worker, from [`Relay::accept`] to [`Relay::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +97,8 @@ pub enum Action {
     /// Memory runs short and this worker holds the largest backlog: have it call
     /// [`Relay::shed_under_pressure`].
     AskToShed(usize),
+    /// Hand this to whoever talks to push services, or drop it: it must not wait here.
+    Wake(Box<Wake>),
 }
 
 /// A connection between two workers: plain data, beside its socket. No read or write of the
@@ -146,6 +151,8 @@ pub struct Settings {
     pub metrics: Arc<Metrics>,
     /// Random; conn-ids are made of it.
     pub seed: [u8; 32],
+    /// Whether there is anyone to take wake requests.
+    pub push: bool,
 }
 
 /// One worker's share of the relay.
@@ -164,6 +171,7 @@ pub struct Relay {
     spare: SpareBuffers,
     actions: Vec<Action>,
     shutting_down: bool,
+    push: bool,
     binaries: u64,
     phones: u64,
 }
@@ -179,7 +187,7 @@ impl Relay {
     /// A relay with no connections.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let Settings { worker, owners, domain, limits, budget, metrics, seed } = settings;
+        let Settings { worker, owners, domain, limits, budget, metrics, seed, push } = settings;
         Self {
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
             budget: Budget::new(budget, worker),
@@ -190,6 +198,7 @@ impl Relay {
             spare: SpareBuffers::default(),
             actions: Vec::new(),
             shutting_down: false,
+            push,
             binaries: 0,
             phones: 0,
             worker,

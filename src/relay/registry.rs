@@ -5,6 +5,7 @@
 
 use super::Key;
 use super::timers::TimerId;
+use super::wakes::WakeAllowance;
 use crate::protocol::ids::ServerId;
 use ahash::RandomState;
 use slab::Slab;
@@ -44,6 +45,8 @@ pub struct Entry {
     pub timer: TimerId,
     /// The reading of some phones has stopped because the holder's outbox is full.
     pub phones_paused: bool,
+    /// What its binary may still ask for.
+    pub wakes: WakeAllowance,
 }
 
 impl Entry {
@@ -184,6 +187,7 @@ impl Registry {
             phones: Vec::new(),
             timer: add_timer(key),
             phones_paused: false,
+            wakes: WakeAllowance::default(),
         });
         self.by_id.insert(id.clone(), key);
         (key, Claim::Granted)

@@ -47,6 +47,7 @@ impl World {
             budget: budget.clone(),
             metrics: metrics.clone(),
             seed: [7; 32],
+            push: true,
         });
         let nothing = (HashMap::new(), HashMap::new());
         let (received, appetite) = nothing;
@@ -129,7 +130,7 @@ impl World {
                         self.relay.release(key);
                         self.moved.push((key, worker, ticket.unread));
                     }
-                    Action::Read(_) | Action::AskToShed(_) => {}
+                    Action::Read(_) | Action::AskToShed(_) | Action::Wake(_) => {}
                 }
             }
         }

@@ -25,7 +25,9 @@ pub use self::link::TlsLink;
 use self::core::Core;
 use self::link::Link;
 use crate::config::IpNet;
+use crate::metrics::{Metrics, PushOutcome};
 use crate::relay::timers::Millis;
+use crate::relay::wakes::Wake;
 use crate::relay::{Action, HandOver, Key, Relay, Settings};
 use crate::telemetry::{self, Remote};
 use buffers::BufferGroup;
@@ -43,7 +45,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
 use tokio::time::Sleep;
 use tracing::{error, warn};
 
@@ -130,6 +132,8 @@ pub struct Start {
     pub epoch: Instant,
     /// Told once, when the worker has its ring and accepts.
     pub ready: UnboundedSender<()>,
+    /// Takes wake requests, which are dropped where there is no room.
+    pub wakes: Sender<Box<Wake>>,
 }
 
 /// Runs a worker on the current thread until it has shut down.
@@ -192,6 +196,8 @@ struct Worker<C> {
     starved: VecDeque<Key>,
     mailbox: UnboundedReceiver<Mail>,
     mailboxes: Vec<UnboundedSender<Mail>>,
+    wakes: Sender<Box<Wake>>,
+    metrics: Arc<Metrics>,
     epoch: Instant,
     alarm: Pin<Box<Sleep>>,
     alarm_at: Option<Millis>,
@@ -205,7 +211,10 @@ struct Worker<C> {
 
 impl<C: Core> Worker<C> {
     fn new(start: Start, make: impl FnOnce(Settings) -> C) -> Self {
-        let Start { settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, .. } = start;
+        let Start {
+            settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
+        } = start;
+        let metrics = settings.metrics.clone();
         let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let mut provides = Vec::new();
         let accept = ring::acceptable(&listener);
@@ -224,6 +233,8 @@ impl<C: Core> Worker<C> {
             starved: VecDeque::new(),
             mailbox,
             mailboxes,
+            wakes,
+            metrics,
             epoch,
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
             alarm_at: None,
@@ -534,6 +545,11 @@ impl<C: Core> Worker<C> {
             Action::AskToShed(worker) => {
                 if let Some(mailbox) = self.mailboxes.get(worker) {
                     let _ = mailbox.send(Mail::Shed);
+                }
+            }
+            Action::Wake(wake) => {
+                if self.wakes.try_send(wake).is_err() {
+                    self.metrics.push().count(PushOutcome::Dropped);
                 }
             }
         }

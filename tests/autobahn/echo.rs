@@ -24,7 +24,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{channel, unbounded_channel};
 
 /// Suites send 16 MiB to see what happens.
 const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
@@ -47,6 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         budget: SharedBudget::new(u64::MAX, 1),
         metrics: Metrics::new(1),
         seed: [0; 32],
+        push: false,
     };
     let start = Start {
         settings,
@@ -58,6 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         mailboxes: vec![mailbox],
         epoch: Instant::now(),
         ready,
+        wakes: channel(1).0,
     };
     Ok(worker::run_core(start, |_| Echo::default())?)
 }

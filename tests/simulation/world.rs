@@ -113,6 +113,7 @@ impl World {
                     budget: budget.clone(),
                     metrics: metrics.clone(),
                     seed,
+                    push: true,
                 }),
                 mailboxes: (0..=count).map(|_| VecDeque::new()).collect(),
                 links: Vec::new(),
@@ -490,6 +491,8 @@ impl World {
                 };
                 self.hand_over(worker, link, key, to, ticket);
             }
+            // The model knows of none: which are granted is tested elsewhere.
+            Action::Wake(_) => {}
             Action::AskToShed(to) => {
                 check!(self.scenario.tight, "shed", "memory is ample");
                 self.workers[to].mailboxes[worker].push_back(Mail::Shed);

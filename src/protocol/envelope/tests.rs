@@ -294,9 +294,27 @@ fn a_wake_request_has_no_addressee() {
         (r#"{"push_wake":{"platform":1,"token":"t"}}"#, Err(EnvelopeError::PushWakeType)),
         (r#"{"push_wake":"t"}"#, Err(EnvelopeError::PushWakeType)),
         (r#"{"push_wake":null}"#, Err(EnvelopeError::NothingToSend)),
+        (r#"{"push_wake":{"platform":"","token":""}}"#, Err(EnvelopeError::PushTokenLength)),
     ];
     for (text, expected) in rows {
         assert_eq!(unwrap_str(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_push_token_has_a_longest_length_however_it_is_written() {
+    for spelling in ["t", "\\u0074"] {
+        let ask = |length| {
+            let token = spelling.repeat(length);
+            format!(r#"{{"push_wake":{{"platform":"fcm","token":"{token}"}}}}"#)
+        };
+        let longest = ask(MAX_PUSH_TOKEN_BYTES);
+        let Ok(Envelope::PushWake { token, .. }) = unwrap_str(&longest) else {
+            panic!("the longest token is refused");
+        };
+        assert_eq!(token, "t".repeat(MAX_PUSH_TOKEN_BYTES));
+        let longer = ask(MAX_PUSH_TOKEN_BYTES + 1);
+        assert_eq!(unwrap_str(&longer), Err(EnvelopeError::PushTokenLength));
     }
 }
 

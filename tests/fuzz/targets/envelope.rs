@@ -6,6 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use pyrycode_relay::protocol::envelope::{self, Envelope};
 use pyrycode_relay::protocol::ids::ConnId;
 use pyrycode_relay::protocol::json;
+use pyrycode_relay::protocol::push::MAX_PUSH_TOKEN_BYTES;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -98,7 +99,9 @@ fn read_push_wake(text: &str) -> Option<Envelope<'_>> {
             _ => {}
         }
     }
-    Some(Envelope::PushWake { platform: decode(platform?)?, token: decode(token?)? })
+    let (platform, token) = (decode(platform?)?, decode(token?)?);
+    let fits = (1..=MAX_PUSH_TOKEN_BYTES).contains(&token.len());
+    fits.then_some(Envelope::PushWake { platform, token })
 }
 
 /// A string; one that serde_json cannot hold is compared by the relay's own reading of it.

@@ -1,0 +1,157 @@
+//! One call over HTTPS: no redirect is followed, nothing is sent twice, and neither time nor
+//! memory is given without a bound (PROTOCOL.md, chapter 8).
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::header::HeaderValue;
+use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use std::error::Error;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a call may take, from the look-up of the name to the last byte of the answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of an answer's head, and of its body, is read; Google's have a few hundred bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// How long a connection is kept for the next call.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How many are kept for each host.
+const MAX_IDLE: usize = 8;
+
+/// Makes calls. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+/// What was answered.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+/// Why there is no answer. It shows nothing of what was sent or received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum CallError {
+    /// Nobody could be reached; what happened, in the words of the resolver, TCP or TLS.
+    Unreachable(String),
+    /// It took longer than [`CALL_TIMEOUT`].
+    Slow,
+    /// The answer is longer than [`MAX_ANSWER_BYTES`].
+    Long,
+    /// The connection broke, or what was answered is not HTTP.
+    Broken,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
+            Self::Slow => write!(f, "did not answer within {} s", CALL_TIMEOUT.as_secs()),
+            Self::Long => write!(f, "answered with more than {MAX_ANSWER_BYTES} bytes"),
+            Self::Broken => f.write_str("broke the connection off"),
+        }
+    }
+}
+
+impl Http {
+    /// Trusts the authorities in the file `ca`, or else those of Mozilla that are compiled in:
+    /// then push works in a container that holds nothing but the relay, and under a service
+    /// manager that hides `/etc`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with `ca`.
+    pub(super) fn new(ca: Option<&Path>) -> Result<Self, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let tls = match ca {
+            Some(path) => tls.with_root_certificates(read_roots(path)?),
+            None => tls.with_webpki_roots(),
+        };
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.with_no_client_auth())
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .http1_max_buf_size(MAX_ANSWER_BYTES)
+            .build(connector);
+        Ok(Self(client))
+    }
+
+    /// Posts `body` and reads the whole answer, whatever its status.
+    ///
+    /// # Errors
+    ///
+    /// Any [`CallError`].
+    pub(super) async fn post(
+        &self,
+        uri: &Uri,
+        content_type: &'static str,
+        authorization: Option<HeaderValue>,
+        body: String,
+    ) -> Result<Answer, CallError> {
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri.clone();
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(authorization) = authorization {
+            headers.insert(header::AUTHORIZATION, authorization);
+        }
+        match tokio::time::timeout(CALL_TIMEOUT, self.call(request)).await {
+            Ok(result) => result,
+            Err(_) => Err(CallError::Slow),
+        }
+    }
+
+    async fn call(&self, request: Request<Full<Bytes>>) -> Result<Answer, CallError> {
+        let response = self.0.request(request).await.map_err(|error| {
+            if error.is_connect() {
+                CallError::Unreachable(root_cause(&error))
+            } else {
+                CallError::Broken
+            }
+        })?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+        let body = body.collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() { CallError::Long } else { CallError::Broken }
+        })?;
+        Ok(Answer { status, body: body.to_bytes() })
+    }
+}
+
+fn read_roots(path: &Path) -> Result<RootCertStore, String> {
+    let named = |why: String| format!("{}: {why}", path.display());
+    let mut roots = RootCertStore::empty();
+    let certificates =
+        CertificateDer::pem_file_iter(path).map_err(|error| named(error.to_string()))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| named(error.to_string()))?;
+        roots.add(certificate).map_err(|error| named(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(named("no certificate in it".to_owned())) } else { Ok(roots) }
+}
+
+/// The innermost error: the others say only that connecting failed.
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
