@@ -139,7 +139,7 @@ async fn help_names_every_flag_with_its_default_and_how_to_try_it() {
     }
     // -h may be shorter, but it too must name every flag.
     for help in &texts {
-        assert!(help.lines().all(|line| line.len() <= 100), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
         for says in ["phone", "server-id", "Usage: pyrycode-relay", "500ms", "256MiB", "24h"] {
             assert!(help.contains(says), "{says}:\n{help}");
         }
