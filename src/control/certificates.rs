@@ -117,14 +117,19 @@ pub(super) fn present(certificates: &Certificates, pair: Pair, path: &Path) {
     info!(%path, duration = %Whole(left), "certificate_loaded");
 }
 
-/// A time to read at a glance: days and hours, or minutes and seconds.
+/// A time to read at a glance, in its two largest units.
 pub(super) struct Whole(pub(super) Duration);
 
 impl fmt::Display for Whole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
-        let unit = if seconds >= 86_400 { 3600 } else { 1 };
-        humantime::format_duration(Duration::from_secs(seconds / unit * unit)).fmt(f)
+        let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+        match (days, hours, minutes) {
+            (0, 0, 0) => write!(f, "{seconds}s"),
+            (0, 0, _) => write!(f, "{minutes}m{}s", seconds % 60),
+            (0, _, _) => write!(f, "{hours}h{}m", minutes % 60),
+            _ => write!(f, "{days}d{}h", hours % 24),
+        }
     }
 }
 

@@ -191,3 +191,21 @@ fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(&fresh, path)?;
     File::open(folder)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::folder_name;
+
+    #[test]
+    fn each_server_has_a_folder_of_its_own() {
+        for (url, name) in [
+            ("https://acme.test/dir", "acme.test%2Fdir"),
+            ("https://acme.test:14000/a_b", "acme.test%3A14000%2Fa_b"),
+            ("https://acme.test/a%2Fb", "acme.test%2Fa%252Fb"),
+            ("https://../..", "%2E.%2F.."),
+            ("https://é", "%C3%A9"),
+        ] {
+            assert_eq!(folder_name(url), name, "{url}");
+        }
+    }
+}

@@ -163,3 +163,25 @@ fn whole(error: &(dyn StdError + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, value.parse().unwrap());
+            retry_after(&headers).map(|wait| wait.as_secs())
+        };
+        assert_eq!(read("120"), Some(120));
+        let in_an_hour = SystemTime::now() + Duration::from_secs(3600);
+        let waits = read(&httpdate::fmt_http_date(in_an_hour)).unwrap();
+        assert!((3500..=3600).contains(&waits), "{waits}");
+        for value in ["", "soon", "-5", "Thu, 01 Jan 1970 00:00:00 GMT"] {
+            assert_eq!(read(value), None, "{value:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+}
