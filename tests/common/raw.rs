@@ -65,8 +65,13 @@ impl Raw {
     }
 
     /// Sends `request`, which must be answered with 101.
-    pub async fn upgrade(mut self, request: Request) -> Self {
-        self.send(request).await;
+    pub async fn upgrade(self, request: Request) -> Self {
+        self.upgrade_with(request, &[]).await
+    }
+
+    /// As [`Raw::upgrade`], with `behind` in the same packet.
+    pub async fn upgrade_with(mut self, request: Request, behind: &[u8]) -> Self {
+        self.send([request.bytes().as_slice(), behind].concat()).await;
         let response = self.response().await;
         assert_eq!(response.status, 101, "{}", response.head);
         self
@@ -247,6 +252,24 @@ impl Raw {
         let _ = self.try_send(answer).await;
         self.assert_ended().await;
         (code, reason)
+    }
+
+    /// Answers a close frame of the relay's, which must end the connection then.
+    pub async fn answer_close(&mut self, close: &Frame) {
+        let _ = self.try_send(masked(CLOSE, &close.payload)).await;
+        self.assert_ended().await;
+    }
+
+    /// Closes with `code`, which the relay must echo before it ends the connection.
+    pub async fn close(&mut self, code: u16) {
+        self.send(close_frame(code, "")).await;
+        assert_eq!(self.recv_close().await.0, code);
+        self.assert_ended().await;
+    }
+
+    /// Ends the connection with FIN, without a close frame.
+    pub fn hang_up(self) {
+        drop(self.stream);
     }
 
     /// The relay ends the connection by [`SOON`], and sends nothing before it does.
