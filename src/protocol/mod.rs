@@ -6,7 +6,7 @@
 //! - [`json`]: strict, allocation-free validation of RFC 8259 text
 //! - [`envelope`]: the routing envelope between the relay and a binary
 //! - [`ids`]: server-ids and conn-ids
-//! - [`forwarded`]: X-Forwarded-For
+//! - [`forwarded`]: who stands behind the proxies, by X-Forwarded-For
 //! - [`proxy`]: PROXY protocol headers, version 2
 //! - [`push`]: push services and push tokens
 
