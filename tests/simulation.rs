@@ -6,7 +6,7 @@
 //! - `scenario`: what a seed draws for itself: limits, budget, workers, ids
 //! - `crowd`: the peers, what they say and how they misbehave
 //! - `world`: workers, mailboxes and sockets; the checks after every call of the relay
-//! - `model`, `outbound`: what PROTOCOL.md says must happen
+//! - `model`, `outbound`, `admission`: what PROTOCOL.md says must happen
 //! - `wire`: bytes of the peers; `rng`: chance
 //!
 //! # What it has been seen to catch
@@ -37,6 +37,10 @@
 //! | phones of a full binary are not read again | `pause` | 300 |
 //! | a newcomer that was not read and wins is still not read | `read` | 591 |
 //! | a pong deadline fires 8 ms early | `state` | 574 |
+//! | a request that is refused after it had a place keeps it | `places` | 4 |
+//! | a hand-over leaves its place behind | `places` | 2 |
+//! | a hand-over that is lost keeps its place | `places` | 68 |
+//! | a token costs 1 ms too little | `state` | 95 |
 //! | * a ping amid fragments gave their message another 30 s | `state` | 16 |
 //! | * input that was let go stayed charged | `input charge` | 1 |
 //! | * a hand-over left its key among the backlogs | `charge` | 3 |
@@ -56,6 +60,8 @@
     unreachable_pub
 )]
 
+#[path = "simulation/admission.rs"]
+mod admission;
 #[path = "simulation/crowd.rs"]
 mod crowd;
 #[path = "simulation/model.rs"]

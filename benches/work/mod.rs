@@ -11,6 +11,7 @@ use pyrycode_relay::protocol::frames::{self, Decoder, Incoming};
 use pyrycode_relay::protocol::ids::{ConnId, ServerId};
 use pyrycode_relay::protocol::json;
 use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Upgrade};
+use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::Outbox;
 use pyrycode_relay::relay::registry::{EntryKey, Registration, Registry};
@@ -219,6 +220,7 @@ pub fn crowd(bytes: usize) -> Crowd {
         domain: None,
         limits: Limits::default(),
         budget: SharedBudget::new(64 * 1024 * 1024, 1),
+        admission: Admission::new(AdmissionLimits::NONE, Proxies::default(), [1, 2, 3, 4]),
         metrics: Metrics::new(1),
         seed: [7; 32],
         push: false,

@@ -9,6 +9,7 @@ pub mod push;
 
 use crate::config::{Config, Exit};
 use crate::metrics::Metrics;
+use crate::relay::admission::Admission;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Owners, Settings};
 use crate::telemetry;
@@ -147,6 +148,7 @@ fn start_workers(
     };
     let owners = Owners::new(rand::random(), config.workers);
     let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
+    let admission = Admission::new(config.into(), config.into(), rand::random());
     let metrics = Metrics::new(config.workers);
     let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
     let (wakes, requests) = channel(push::MAX_WAITING);
@@ -163,6 +165,7 @@ fn start_workers(
             domain: domain.clone(),
             limits: config.limits,
             budget: budget.clone(),
+            admission: admission.clone(),
             metrics: metrics.clone(),
             seed: rand::random(),
             push: push_is_on,

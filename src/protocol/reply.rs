@@ -20,8 +20,18 @@ pub enum Reply {
     MisdirectedRequest,
     /// 426
     UpgradeRequired,
+    /// 429: the caller's address asks for upgrades too often.
+    TooManyRequests {
+        /// When to try again, in seconds.
+        retry_after_s: u64,
+    },
     /// 431: the head is too long, or has too many lines.
     HeadTooLarge,
+    /// 503: there are as many connections as there may be.
+    Unavailable {
+        /// When to try again, in seconds.
+        retry_after_s: u64,
+    },
 }
 
 impl Reply {
@@ -48,6 +58,12 @@ impl Reply {
                 "this is a WebSocket endpoint\n",
                 [("Upgrade", "websocket"), NONE],
             ),
+            Self::TooManyRequests { .. } => {
+                ("429 Too Many Requests", "too many requests\n", [NONE, NONE])
+            }
+            Self::Unavailable { .. } => {
+                ("503 Service Unavailable", "too many connections\n", [NONE, NONE])
+            }
             Self::HeadTooLarge => (
                 "431 Request Header Fields Too Large",
                 "request header fields too large\n",
@@ -64,6 +80,10 @@ impl Reply {
         line(out, &["HTTP/1.1 ", status]);
         for (name, value) in headers.iter().filter(|(name, _)| !name.is_empty()) {
             line(out, &[name, ": ", value]);
+        }
+        if let Self::TooManyRequests { retry_after_s } | Self::Unavailable { retry_after_s } = self
+        {
+            line(out, &["Retry-After: ", &retry_after_s.to_string()]);
         }
         line(out, &["Connection: ", connection]);
         line(out, &["Content-Type: text/plain; charset=utf-8"]);

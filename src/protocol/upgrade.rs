@@ -236,7 +236,7 @@ impl<'b> Request<'b> {
     }
 
     /// The values of a header, line by line, trimmed. `name` is in lower case.
-    fn values(&self, name: &'static str) -> impl Iterator<Item = &'b [u8]> {
+    fn values(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &'b [u8]> {
         self.headers()
             .iter()
             .filter(move |header| header.name.eq_ignore_ascii_case(name))
@@ -281,6 +281,12 @@ impl<'b> Request<'b> {
         }
     }
 
+    /// The path, without its query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.path
+    }
+
     /// Whether the method is HEAD: the answer has no body.
     #[must_use]
     pub fn is_head(&self) -> bool {
@@ -297,6 +303,11 @@ impl<'b> Request<'b> {
             self.has_token("connection", "keep-alive")
         };
         wanted && !self.has_body
+    }
+
+    /// The values of X-Forwarded-For, line by line.
+    pub fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &'b [u8]> {
+        self.values("x-forwarded-for")
     }
 
     /// Checks a request for `/healthz`.

@@ -1,5 +1,6 @@
 //! One connection's state, as plain data, and its deadlines.
 
+use super::admission::Pass;
 use super::backlogs::Place;
 use super::outbox::Outbox;
 use super::registry::EntryKey;
@@ -15,6 +16,8 @@ use std::collections::VecDeque;
 pub struct Connection {
     /// Who the peer is.
     pub remote: Remote,
+    /// What it counts as until it is released; none if it was turned away at once.
+    pub pass: Option<Pass>,
     /// How far it has come.
     pub stage: Stage,
     /// Incoming frames.
@@ -150,11 +153,12 @@ impl Due {
 }
 
 impl Connection {
-    /// A connection that was just accepted.
+    /// A connection whose request head is expected.
     #[must_use]
-    pub fn new(remote: Remote) -> Self {
+    pub fn new(remote: Remote, pass: Option<Pass>) -> Self {
         Self {
             remote,
+            pass,
             stage: Stage::Head(Box::default()),
             decoder: Decoder::default(),
             outbox: Outbox::default(),

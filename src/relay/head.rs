@@ -1,10 +1,13 @@
 //! Connections before their 101: request heads, plain HTTP answers, the way to the owner of a
 //! server-id (PROTOCOL.md, chapter 1).
 
+use super::admission::{Cause, Refusal};
 use super::connection::{Closing, Head, Moving, Stage};
 use super::timers::{Millis, NEVER};
 use super::{Action, HandOver, Key, Relay};
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
+use crate::telemetry::Remote;
+use tracing::{info, warn};
 
 /// HTTP answers that may wait for a peer that asks and does not read.
 const MAX_ANSWERS_BYTES: usize = 16 * 1024;
@@ -16,27 +19,21 @@ enum Decision {
     Upgrade(Upgrade),
 }
 
-fn decide(request: &Request<'_>, domain: Option<&str>) -> Decision {
-    if domain.is_some_and(|domain| !request.is_for(domain)) {
-        let (reply, head_only) = (Reply::MisdirectedRequest, request.is_head());
-        return Decision::Refuse { reply, head_only };
+/// Says who was turned away, if that is not said too often. `path` is where it asked for an
+/// upgrade, if it came that far.
+pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) {
+    if !refusal.say {
+        return;
     }
-    let upgrade = match request.route() {
-        Route::Server => request.server_upgrade(),
-        Route::Client => request.client_upgrade(),
-        Route::Healthz => match request.healthz() {
-            Ok(()) => {
-                let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
-                return Decision::Health { head_only, keep_alive };
-            }
-            Err(reply) => Err(reply),
-        },
-        Route::NotFound => Err(Reply::NotFound),
+    let err = match refusal.cause {
+        Cause::Rate => return info!(%remote, path, "rate_limited"),
+        Cause::Connections => "there are as many as --max-connections allows",
+        Cause::ConnectionsOfAddress => {
+            "its address has as many as --max-connections-per-address allows"
+        }
+        Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
     };
-    match upgrade {
-        Ok(upgrade) => Decision::Upgrade(upgrade),
-        Err(reply) => Decision::Refuse { reply, head_only: request.is_head() },
-    }
+    warn!(%remote, path, err, "conn_cap_reached");
 }
 
 impl Relay {
@@ -67,7 +64,7 @@ impl Relay {
                 }
                 upgrade::Head::Refused(reply) => return self.refuse(now, key, reply, false),
                 upgrade::Head::Complete { request, consumed } => {
-                    (decide(&request, self.domain.as_deref()), consumed)
+                    (self.decide(now, key, &request), consumed)
                 }
             };
             let Some((_, rest)) = bytes.split_at_mut_checked(consumed) else { return };
@@ -85,6 +82,62 @@ impl Relay {
             scanner = HeadScanner::default();
             bytes = rest;
         }
+    }
+
+    /// The checks of a request, in the order of chapter 1.
+    fn decide(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Decision {
+        if self.domain.as_deref().is_some_and(|domain| !request.is_for(domain)) {
+            let (reply, head_only) = (Reply::MisdirectedRequest, request.is_head());
+            return Decision::Refuse { reply, head_only };
+        }
+        let upgrade = match request.route() {
+            Route::Server | Route::Client => self.check_upgrade(now, key, request),
+            Route::Healthz => match request.healthz() {
+                Ok(()) => {
+                    let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
+                    return Decision::Health { head_only, keep_alive };
+                }
+                Err(reply) => Err(reply),
+            },
+            Route::NotFound => Err(Reply::NotFound),
+        };
+        match upgrade {
+            Ok(upgrade) => Decision::Upgrade(upgrade),
+            Err(reply) => Decision::Refuse { reply, head_only: request.is_head() },
+        }
+    }
+
+    /// Whether the caller may have a WebSocket at all, and then whether it asks well. It has its
+    /// place from here on.
+    fn check_upgrade(
+        &mut self,
+        now: Millis,
+        key: Key,
+        request: &Request<'_>,
+    ) -> Result<Upgrade, Reply> {
+        let proxies = self.admission.clone();
+        let Some(connection) = self.connection_mut(key) else { return Err(Reply::BadRequest) };
+        if let Some(caller) = proxies.proxies().caller(connection.remote, request.forwarded_for()) {
+            connection.remote = caller;
+        }
+        let remote = connection.remote;
+        let Some(pass) = &mut connection.pass else { return Err(Reply::BadRequest) };
+        if let Err(refusal) = pass.admit(now, remote.0.ip()) {
+            log_refusal(remote, Some(request.path()), refusal);
+            let retry_after_s = refusal.retry_after_s;
+            return Err(match refusal.cause {
+                Cause::Rate => Reply::TooManyRequests { retry_after_s },
+                _ => Reply::Unavailable { retry_after_s },
+            });
+        }
+        let upgrade = match request.route() {
+            Route::Server => request.server_upgrade(),
+            _ => request.client_upgrade(),
+        };
+        if upgrade.is_err() {
+            pass.step_back();
+        }
+        upgrade
     }
 
     /// Keeps an incomplete head until more of it comes, or its deadline.
@@ -184,7 +237,8 @@ impl Relay {
         match std::mem::replace(&mut connection.stage, Stage::Cut) {
             Stage::Moving(moving) => {
                 let Moving { worker, upgrade, unread } = *moving;
-                let ticket = Box::new(HandOver { remote: connection.remote, upgrade, unread });
+                let (remote, pass) = (connection.remote, connection.pass.take());
+                let ticket = Box::new(HandOver { remote, pass, upgrade, unread });
                 let timer = connection.timer;
                 self.wheel.arm_at(timer, NEVER);
                 self.actions.push(Action::HandOver { key, worker, ticket });

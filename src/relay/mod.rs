@@ -7,6 +7,7 @@
 //! peers can be run through it in one thread under virtual time.
 //!
 //! - [`connection`]: one connection's state and its deadlines
+//! - [`admission`]: who may connect, and how often (chapter 6)
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
 //! - `sessions`: claims, registrations, probes, grace (chapter 3)
@@ -35,6 +36,7 @@ mod memory;
 mod output;
 mod sessions;
 
+pub mod admission;
 pub mod backlogs;
 pub mod budget;
 pub mod connection;
@@ -53,6 +55,7 @@ use crate::metrics::Metrics;
 use crate::protocol::ids::ServerId;
 use crate::protocol::upgrade::Upgrade;
 use crate::telemetry::Remote;
+use admission::{Admission, Pass};
 use ahash::RandomState;
 use backlogs::Backlogs;
 use budget::{Budget, SharedBudget};
@@ -107,6 +110,8 @@ pub enum Action {
 pub struct HandOver {
     /// Who the peer is.
     pub remote: Remote,
+    /// What it counts as.
+    pub pass: Option<Pass>,
     /// The checked request; not answered yet.
     pub upgrade: Upgrade,
     /// Bytes that followed the request: the first WebSocket bytes.
@@ -147,6 +152,8 @@ pub struct Settings {
     pub limits: Limits,
     /// The memory budget of the process.
     pub budget: Arc<SharedBudget>,
+    /// Who may connect, for the process.
+    pub admission: Arc<Admission>,
     /// Counters of the process.
     pub metrics: Arc<Metrics>,
     /// Random; conn-ids are made of it.
@@ -161,6 +168,7 @@ pub struct Relay {
     owners: Owners,
     domain: Option<Arc<str>>,
     limits: Limits,
+    admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     connections: Slab<Connection>,
     registry: Registry,
@@ -187,7 +195,8 @@ impl Relay {
     /// A relay with no connections.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let Settings { worker, owners, domain, limits, budget, metrics, seed, push } = settings;
+        let Settings { worker, owners, domain, limits, budget, admission, metrics, seed, push } =
+            settings;
         Self {
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
             budget: Budget::new(budget, worker),
@@ -205,28 +214,41 @@ impl Relay {
             owners,
             domain,
             limits,
+            admission,
             metrics,
         }
     }
 
-    /// A connection was accepted; its request head is expected next.
+    /// A connection was accepted; its request head is expected next. It is cut at once if its
+    /// address has too many that have not come further.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
-        let key = self.insert(Connection::new(remote));
+        let entered = self.admission.enter(now, remote.0.ip());
+        let refusal = entered.as_ref().err().copied();
+        let key = self.insert(Connection::new(remote, entered.ok()));
         self.await_head(now, key);
+        if let Some(refusal) = refusal {
+            head::log_refusal(remote, None, refusal);
+            self.cut(key);
+        }
         key
     }
 
-    /// A proxy in front has said who the peer is.
+    /// The PROXY header of a connection has named the peer. It must come before the first byte of
+    /// the request, and may cut the connection as [`Relay::accept`] may.
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
-        if let Some(connection) = self.connection_mut(key) {
-            connection.remote = remote;
+        let Some(connection) = self.connection_mut(key) else { return };
+        connection.remote = remote;
+        let named = connection.pass.as_mut().map_or(Ok(()), |pass| pass.name(remote.0.ip()));
+        if let Err(refusal) = named {
+            head::log_refusal(remote, None, refusal);
+            self.cut(key);
         }
     }
 
     /// A connection came from another worker, because this one owns its server-id.
     pub fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
-        let HandOver { remote, upgrade, mut unread } = ticket;
-        let key = self.insert(Connection::new(remote));
+        let HandOver { remote, pass, upgrade, mut unread } = ticket;
+        let key = self.insert(Connection::new(remote, pass));
         self.open(now, key, upgrade, &mut unread);
         key
     }

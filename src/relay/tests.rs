@@ -1,5 +1,6 @@
 //! The core under virtual time: no socket, no thread, no clock.
 
+use super::admission::{Admission, AdmissionLimits, Proxies};
 use super::budget::SharedBudget;
 use super::connection::Stage;
 use super::timers::Millis;
@@ -45,6 +46,7 @@ impl World {
             domain: None,
             limits,
             budget: budget.clone(),
+            admission: Admission::new(AdmissionLimits::NONE, Proxies::default(), [1, 2, 3, 4]),
             metrics: metrics.clone(),
             seed: [7; 32],
             push: true,

@@ -11,6 +11,7 @@ use pyrycode_relay::config::Limits;
 use pyrycode_relay::metrics::Metrics;
 use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
 use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Reply, write_switching_protocols};
+use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::{Outbox, Write};
 use pyrycode_relay::relay::spare::SpareBuffers;
@@ -45,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         domain: None,
         limits: Limits::default(),
         budget: SharedBudget::new(u64::MAX, 1),
+        admission: Admission::new(AdmissionLimits::NONE, Proxies::default(), [0; 4]),
         metrics: Metrics::new(1),
         seed: [0; 32],
         push: false,

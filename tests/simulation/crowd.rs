@@ -1,6 +1,6 @@
 //! The peers: what they say, how they answer, and how they misbehave.
 
-use crate::model::{FRAME_OVERHEAD, Link, Seen};
+use crate::model::{FRAME_OVERHEAD, Link, Seen, Who};
 use crate::scenario::Scenario;
 use crate::wire::{self, Item, Msg, Payload};
 use crate::world::{At, World, note};
@@ -89,13 +89,15 @@ impl Crowd {
     fn connect(&mut self) {
         let scenario = &self.world.scenario;
         let (workers, ids, bad) = (scenario.workers, scenario.ids, scenario.bad_percent);
+        let addresses = scenario.addresses;
         let rng = &mut self.world.rng;
         let (worker, id) = (rng.below(workers), rng.below(ids));
         let binary = rng.percent(35);
+        let who = Who { binary, id, address: rng.below(addresses) };
         let bad = rng.percent(bad);
         let (answers_pings, answers_close) =
             if bad { (rng.percent(40), rng.percent(50)) } else { (true, true) };
-        let Some(link) = self.world.connect(worker, binary, id) else { return };
+        let Some(link) = self.world.connect(worker, who) else { return };
         self.peers.push(Peer {
             binary,
             id,

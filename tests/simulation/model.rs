@@ -3,7 +3,9 @@
 //! the protocol leaves a choice: what goes first of several things that are due at one moment, and
 //! who pays when memory runs short. There the caller tries the choices, see `world`.
 
+use crate::admission::{Count, Counts};
 use crate::outbound::{Notice, Out};
+use crate::scenario::Scenario;
 use crate::wire::{Item, Msg, Payload};
 use pyrycode_relay::config::Limits;
 use std::collections::BTreeMap;
@@ -55,10 +57,20 @@ pub struct Closing {
     pub discard: bool,
 }
 
+/// Who connects.
+#[derive(Debug, Clone, Copy)]
+pub struct Who {
+    pub binary: bool,
+    pub id: usize,
+    pub address: usize,
+}
+
 #[derive(Debug, Clone)]
 pub struct Conn {
     pub binary: bool,
     pub id: usize,
+    pub address: usize,
+    pub count: Count,
     pub owner: usize,
     pub worker: usize,
     pub state: State,
@@ -168,6 +180,7 @@ pub struct Model {
     pub ids: Vec<Id>,
     pub names: BTreeMap<Rc<str>, Link>,
     pub down: Vec<bool>,
+    pub counts: Counts,
     /// Numbers the events.
     pub call: u64,
     /// Deadlines that have passed at one moment: their order is the relay's choice.
@@ -186,19 +199,20 @@ pub fn directive(code: u16) -> Reason {
 }
 
 impl Model {
-    pub fn new(limits: Limits, tight: bool, owners: &[usize], workers: usize) -> Self {
+    pub fn new(scenario: &Scenario, owners: &[usize]) -> Self {
         let ids = owners.iter().map(|owner| Id {
             owner: *owner,
             tenure: Tenure::Free,
             phones: Vec::new(),
         });
         Self {
-            limits,
-            tight,
+            limits: scenario.limits,
+            tight: scenario.tight,
+            counts: Counts::new(scenario.admission, scenario.addresses),
             conns: Vec::new(),
             ids: ids.collect(),
             names: BTreeMap::new(),
-            down: vec![false; workers],
+            down: vec![false; scenario.workers],
             call: 0,
             fired: Vec::new(),
         }
@@ -208,10 +222,14 @@ impl Model {
         Rc::make_mut(&mut self.conns[link])
     }
 
-    pub fn accept(&mut self, now: Ms, worker: usize, binary: bool, id: usize) -> Link {
+    pub fn accept(&mut self, now: Ms, worker: usize, who: Who) -> Link {
+        let Who { binary, id, address } = who;
+        let count = self.counts.enter(address);
         self.conns.push(Rc::new(Conn {
             binary,
             id,
+            address,
+            count,
             owner: self.ids[id].owner,
             worker,
             state: State::Head,
@@ -233,10 +251,20 @@ impl Model {
             message_due: None,
             write_due: None,
         }));
-        self.conns.len() - 1
+        let link = self.conns.len() - 1;
+        if count == Count::Nothing {
+            self.cut(link, now);
+        }
+        link
     }
 
-    pub fn counts(&self) -> (u64, u64) {
+    /// The socket is closed: it counts no longer.
+    pub fn release(&mut self, link: Link) {
+        let conn = Rc::make_mut(&mut self.conns[link]);
+        self.counts.leave(conn.address, &mut conn.count);
+    }
+
+    pub fn connected(&self) -> (u64, u64) {
         let binaries = self.ids.iter().filter(|id| id.holder().is_some()).count();
         (binaries as u64, self.ids.iter().map(|id| id.phones.len() as u64).sum())
     }
@@ -319,7 +347,7 @@ impl Model {
     fn request(&mut self, link: Link, item: &Item, now: Ms) {
         match item {
             Item::Health { head_only } => {
-                let (binaries, phones) = self.counts();
+                let (binaries, phones) = self.connected();
                 let body = format!(
                     "{{\"status\":\"ok\",\"version\":\"{}\",\"connected_binaries\":{binaries},\
                      \"connected_phones\":{phones},\"uptime_seconds\":{}}}",
@@ -332,11 +360,18 @@ impl Model {
                 conn.stage_due = Some(due);
             }
             Item::Refused(status) => {
-                self.conn(link).out.http.push_back((*status, None, false));
-                self.hang_up(link, now);
+                let is_upgrade = *status != 404;
+                let refused = if is_upgrade { self.admit(link, now).err() } else { None };
+                if is_upgrade && refused.is_none() {
+                    let conn = Rc::make_mut(&mut self.conns[link]);
+                    self.counts.step_back(conn.address, &mut conn.count);
+                }
+                self.refuse(link, refused.unwrap_or(*status), now);
             }
             _ => {
-                if self.conns[link].worker == self.conns[link].owner {
+                if let Err(status) = self.admit(link, now) {
+                    self.refuse(link, status, now);
+                } else if self.conns[link].worker == self.conns[link].owner {
                     self.open(link, now);
                 } else {
                     let conn = self.conn(link);
@@ -347,6 +382,16 @@ impl Model {
                 }
             }
         }
+    }
+
+    fn admit(&mut self, link: Link, now: Ms) -> Result<(), u16> {
+        let conn = Rc::make_mut(&mut self.conns[link]);
+        self.counts.admit(conn.address, &mut conn.count, now)
+    }
+
+    fn refuse(&mut self, link: Link, status: u16, now: Ms) {
+        self.conn(link).out.http.push_back((status, None, false));
+        self.hang_up(link, now);
     }
 
     fn frame(&mut self, link: Link, item: Item, state: State, now: Ms) {

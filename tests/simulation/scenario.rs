@@ -2,9 +2,10 @@
 
 use crate::model::Ms;
 use crate::rng::Rng;
-use pyrycode_relay::config::Limits;
+use pyrycode_relay::config::{Limits, RateLimit};
 use pyrycode_relay::protocol::ids::ServerId;
 use pyrycode_relay::relay::Owners;
+use pyrycode_relay::relay::admission::AdmissionLimits;
 
 #[derive(Clone)]
 pub struct Scenario {
@@ -17,6 +18,9 @@ pub struct Scenario {
     /// Messages are large: outboxes reach their limits.
     pub fat: bool,
     pub ids: usize,
+    pub admission: AdmissionLimits,
+    /// Peers come from so many addresses.
+    pub addresses: usize,
     pub max_live: usize,
     pub start_ms: Ms,
     pub steps: u64,
@@ -53,6 +57,8 @@ impl Scenario {
             budget_bytes: if tight { rng.range(16, 160) * 1024 } else { 1 << 30 },
             tight,
             fat,
+            admission: Self::admission(rng),
+            addresses: rng.range(1, 3) as usize,
             ids: if fat { 1 } else { rng.range(1, 5) as usize },
             max_live: rng.range(3, 22) as usize,
             start_ms: rng.range(0, 100_000),
@@ -62,6 +68,22 @@ impl Scenario {
             pass_ms: *rng.pick(&[20, 100, 500, 2500]).unwrap_or(&100),
             shut_down_at: rng.percent(15).then(|| rng.range(20, steps.max(21))),
         }
+    }
+
+    /// Mostly none; else so few that they are felt.
+    fn admission(rng: &mut Rng) -> AdmissionLimits {
+        let mut limits = AdmissionLimits::NONE;
+        if rng.percent(20) {
+            let (burst, refill_ms) = (rng.range(1, 12) as u32, rng.range(1, 2000));
+            limits.rate = Some(RateLimit { burst, refill_ms });
+        }
+        if rng.percent(20) {
+            limits.max_connections = rng.range(1, 12) as usize;
+        }
+        if rng.percent(20) {
+            limits.max_per_address = Some(rng.range(1, 8) as usize);
+        }
+        limits
     }
 
     pub fn id(number: usize) -> String {

@@ -2,11 +2,12 @@
 //! the relay as `src/worker/mod.rs` does, and after every call compares it with the model.
 
 use crate::check;
-use crate::model::{BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State};
+use crate::model::{BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State, Who};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::wire::{Item, Payload};
 use pyrycode_relay::metrics::Metrics;
+use pyrycode_relay::relay::admission::{Admission, Proxies};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::glimpse::{Glimpse, Phase};
 use pyrycode_relay::relay::outbox::Write;
@@ -73,6 +74,7 @@ pub struct World {
     pub events: u64,
     workers: Vec<Worker>,
     budget: Arc<SharedBudget>,
+    admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     seen: Vec<(Link, Seen)>,
     trace: Option<VecDeque<String>>,
@@ -99,6 +101,8 @@ impl World {
     pub fn new(scenario: Scenario, rng: Rng, traces: bool) -> Self {
         let count = scenario.workers;
         let budget = SharedBudget::new(scenario.budget_bytes, count);
+        let admission =
+            Admission::new(scenario.admission, Proxies::default(), scenario.owner_seeds);
         let metrics = Metrics::new(count);
         let owners = Owners::new(scenario.owner_seeds, count);
         let worker = |number: usize| {
@@ -111,6 +115,7 @@ impl World {
                     domain: None,
                     limits: scenario.limits,
                     budget: budget.clone(),
+                    admission: admission.clone(),
                     metrics: metrics.clone(),
                     seed,
                     push: true,
@@ -122,7 +127,7 @@ impl World {
                 over: false,
             }
         };
-        let model = Model::new(scenario.limits, scenario.tight, &scenario.owners(&owners), count);
+        let model = Model::new(&scenario, &scenario.owners(&owners));
         Self {
             workers: (0..count).map(worker).collect(),
             trace: traces.then(VecDeque::new),
@@ -134,6 +139,7 @@ impl World {
             scenario,
             model,
             budget,
+            admission,
             metrics,
         }
     }
@@ -170,12 +176,12 @@ impl World {
     // The shell's part.
 
     /// A peer connects to this worker's listener; `None` if that is closed.
-    pub fn connect(&mut self, worker: usize, binary: bool, id: usize) -> Option<Link> {
+    pub fn connect(&mut self, worker: usize, who: Who) -> Option<Link> {
         if self.model.down[worker] {
             return None;
         }
-        let link = self.model.accept(self.now, worker, binary, id);
-        note!(self, "{link} connects to worker {worker}, binary {binary}, id {id}");
+        let link = self.model.accept(self.now, worker, who);
+        note!(self, "{link} connects to worker {worker}: {who:?}");
         self.sockets.push(Socket {
             at: At::Gone,
             inbound: Vec::new(),
@@ -189,7 +195,7 @@ impl World {
             reading: true,
             stalled: false,
         });
-        let remote = Remote(([192, 0, 2, 1], 5).into());
+        let remote = Remote(([192, 0, 2, who.address as u8], 5).into());
         let key = self.workers[worker].relay.accept(self.now, remote);
         self.settle_in(worker, link, key);
         self.check_worker(worker);
@@ -337,6 +343,7 @@ impl World {
         socket.at = At::Gone;
         note!(self, "{link} is released");
         self.leave_worker(worker, link, key);
+        self.model.release(link);
     }
 
     fn leave_worker(&mut self, worker: usize, link: Link, key: Key) {
@@ -368,6 +375,7 @@ impl World {
                 drop(ticket);
                 self.sockets[link].at = At::Gone;
                 self.model.cut(link, self.now);
+                self.model.release(link);
                 return;
             }
             _ if self.workers[to].over => return,
@@ -788,7 +796,11 @@ impl World {
         let all: u64 = self.workers.iter().map(|worker| worker.relay.charged_bytes()).sum();
         check!(all <= leased, "budget", "{all} B are charged, {leased} B leased");
         let counts = (self.metrics.connected_binaries(), self.metrics.connected_phones());
-        check!(counts == self.model.counts(), "counts", "{counts:?} for {:?}", self.model.counts());
+        let expected = self.model.connected();
+        check!(counts == expected, "counts", "{counts:?} for {expected:?}");
+        let places = (self.admission.live(), self.admission.addresses());
+        let expected = (self.model.counts.live(), self.model.counts.present());
+        check!(places == expected, "places", "{places:?} for {expected:?}");
         for (link, reads) in resumed {
             if reads {
                 self.model.reads_again(link, self.now);
@@ -891,6 +903,8 @@ impl World {
         }
         let counts = (self.metrics.connected_binaries(), self.metrics.connected_phones());
         check!(counts == (0, 0), "empty", "counts are {counts:?}");
+        let places = (self.admission.live(), self.admission.addresses());
+        check!(places == (0, 0), "empty", "places that nobody has are taken: {places:?}");
         // Half is shared out among the workers for good.
         let kept = self.scenario.budget_bytes / 2;
         let idle = kept + self.scenario.budget_bytes / 32 + 2 * self.workers.len() as u64;

@@ -1,0 +1,376 @@
+//! Who may connect, and how often (PROTOCOL.md, chapter 6): upgrade requests and live connections
+//! of each address, and live connections of the process.
+//!
+//! All workers share one [`Admission`]. It is asked when a connection is accepted, asks for an
+//! upgrade or ends, and never for a frame. Each connection carries a [`Pass`], which counts for it
+//! and stops to count when it is dropped, whichever way the connection ends.
+
+mod address;
+mod rates;
+
+use super::timers::Millis;
+use crate::config::{Config, IpNet, RateLimit};
+use crate::protocol::forwarded;
+use crate::telemetry::Remote;
+use address::Address;
+use ahash::RandomState;
+use rates::Rates;
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is said of an address is not said again for so long.
+const SILENCE_MS: Millis = 60_000;
+/// When to try again where all places are taken, in seconds: nobody knows when one is free, and
+/// with this an address that tries in vain stays within the default rate.
+const RETRY_WHEN_FULL_S: u64 = 10;
+/// Sockets that an address may always hold before they are upgraded, however few connections it
+/// may have after that: those that are turned away need one to learn it.
+const MIN_VISITORS: usize = 16;
+
+/// What may change while the relay runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdmissionLimits {
+    /// Upgrade requests of one address.
+    pub rate: Option<RateLimit>,
+    /// Connections of the process that are upgraded, or about to be.
+    pub max_connections: usize,
+    /// The same, of one address; also the sockets that it may hold before they are upgraded, if
+    /// that is more than a few.
+    pub max_per_address: Option<usize>,
+}
+
+impl AdmissionLimits {
+    /// Everybody may, always.
+    pub const NONE: Self = Self { rate: None, max_connections: usize::MAX, max_per_address: None };
+}
+
+impl From<&Config> for AdmissionLimits {
+    fn from(config: &Config) -> Self {
+        Self {
+            rate: config.rate_limit,
+            max_connections: config.max_connections,
+            max_per_address: config.max_connections_per_address,
+        }
+    }
+}
+
+/// Who speaks for others.
+#[derive(Debug, Clone, Default)]
+pub struct Proxies {
+    /// Their X-Forwarded-For is believed.
+    pub forwarded_for: Arc<[IpNet]>,
+    /// Their connections begin with a PROXY header.
+    pub proxy_protocol: Arc<[IpNet]>,
+}
+
+impl Proxies {
+    /// The address that a peer's X-Forwarded-For names, if the peer may say so and it names one.
+    #[must_use]
+    pub fn caller<'a>(
+        &self,
+        peer: Remote,
+        lines: impl DoubleEndedIterator<Item = &'a [u8]>,
+    ) -> Option<Remote> {
+        let is_trusted = |address: IpAddr| contains(&self.forwarded_for, address);
+        if !is_trusted(peer.0.ip()) {
+            return None;
+        }
+        forwarded::caller(lines, is_trusted).map(Remote)
+    }
+}
+
+impl From<&Config> for Proxies {
+    fn from(config: &Config) -> Self {
+        let everybody = || {
+            let v4 = IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+            let v6 = IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+            Arc::from([v4, v6])
+        };
+        let https = config.https.as_ref().is_some_and(|https| https.proxy_protocol);
+        Self {
+            forwarded_for: config.trust_x_forwarded_for.clone(),
+            proxy_protocol: if https { everybody() } else { config.proxy_protocol_from.clone() },
+        }
+    }
+}
+
+fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
+
+/// Why somebody is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its address has asked too often.
+    Rate,
+    /// The process has all the connections that it may have.
+    Connections,
+    /// Its address has all the connections that it may have.
+    ConnectionsOfAddress,
+    /// Its address has too many sockets that are not upgraded.
+    VisitorsOfAddress,
+}
+
+/// Somebody is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub cause: Cause,
+    /// When to try again, in seconds, at least 1.
+    pub retry_after_s: u64,
+    /// It was not said lately.
+    pub say: bool,
+}
+
+/// Counts callers for all workers.
+pub struct Admission {
+    proxies: Proxies,
+    tables: Mutex<Tables>,
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").finish_non_exhaustive()
+    }
+}
+
+impl Admission {
+    /// Nobody has come yet. `seeds` must be random: addresses are chosen by peers.
+    #[must_use]
+    pub fn new(limits: AdmissionLimits, proxies: Proxies, seeds: [u64; 4]) -> Arc<Self> {
+        let [a, b, c, d] = seeds;
+        let hasher = RandomState::with_seeds(a, b, c, d);
+        let tables = Tables {
+            limits,
+            rates: Rates::new(limits.rate, hasher.clone()),
+            holdings: HashMap::with_hasher(hasher),
+            live: 0,
+            silent_until: 0,
+            latest_ms: 0,
+        };
+        Arc::new(Self { proxies, tables: Mutex::new(tables) })
+    }
+
+    /// Applies other limits from now on. Connections that are there stay.
+    pub fn set(&self, limits: AdmissionLimits) {
+        let mut tables = self.tables();
+        tables.limits = limits;
+        tables.rates.set(limits.rate);
+    }
+
+    /// The limits that apply.
+    #[must_use]
+    pub fn limits(&self) -> AdmissionLimits {
+        self.tables().limits
+    }
+
+    /// Who speaks for others.
+    #[must_use]
+    pub fn proxies(&self) -> &Proxies {
+        &self.proxies
+    }
+
+    /// Connections that are upgraded, or about to be, and not released yet.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.tables().live
+    }
+
+    /// Addresses that have connections of whatever kind.
+    #[must_use]
+    pub fn addresses(&self) -> usize {
+        self.tables().holdings.len()
+    }
+
+    /// Addresses that have asked for upgrades of late and are remembered for it.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.tables().rates.len()
+    }
+
+    /// A connection was accepted from this address. One of a proxy counts for nobody until its
+    /// caller is known.
+    ///
+    /// # Errors
+    ///
+    /// Too many connections of this address are not upgraded yet.
+    pub fn enter(self: &Arc<Self>, now: Millis, peer: IpAddr) -> Result<Pass, Refusal> {
+        let mut pass = Pass { admission: self.clone(), standing: Standing::Unknown };
+        if contains(&self.proxies.proxy_protocol, peer) {
+            self.tables().latest_ms = now;
+        } else {
+            pass.visit(Some(now), peer)?;
+        }
+        Ok(pass)
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // Each call leaves the counts whole, so a panic elsewhere is no reason to stop counting.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a connection counts as, from its accept to its release, and as long as this exists.
+#[derive(Debug)]
+pub struct Pass {
+    admission: Arc<Admission>,
+    standing: Standing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// A proxy's, and for whom is not known yet.
+    Unknown,
+    /// Not upgraded.
+    Visitor(Address),
+    /// Upgraded, or about to be.
+    Live(Address),
+}
+
+impl Pass {
+    /// The PROXY header has named the caller.
+    ///
+    /// # Errors
+    ///
+    /// As [`Admission::enter`].
+    pub fn name(&mut self, caller: IpAddr) -> Result<(), Refusal> {
+        self.visit(None, caller)
+    }
+
+    fn visit(&mut self, now: Option<Millis>, caller: IpAddr) -> Result<(), Refusal> {
+        let unknown = contains(&self.admission.proxies.forwarded_for, caller);
+        let mut tables = self.admission.tables();
+        tables.latest_ms = now.unwrap_or(tables.latest_ms);
+        tables.leave(self.standing);
+        self.standing = Standing::Unknown;
+        if !unknown {
+            self.standing = tables.visit(caller.into())?;
+        }
+        Ok(())
+    }
+
+    /// The connection asks for an upgrade, on behalf of `caller`: takes one token, then one place
+    /// among the live connections.
+    ///
+    /// # Errors
+    ///
+    /// There is no token, or no place. What it counted as before it still does.
+    pub fn admit(&mut self, now: Millis, caller: IpAddr) -> Result<(), Refusal> {
+        let address = Address::from(caller);
+        let mut tables = self.admission.tables();
+        tables.take_token(now, address)?;
+        tables.take_place(now, address)?;
+        tables.leave(self.standing);
+        self.standing = Standing::Live(address);
+        Ok(())
+    }
+
+    /// It was not upgraded after all: its place is free.
+    pub fn step_back(&mut self) {
+        if let Standing::Live(address) = self.standing {
+            let mut tables = self.admission.tables();
+            tables.holding(address).visitors += 1;
+            tables.leave(self.standing);
+            self.standing = Standing::Visitor(address);
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if self.standing != Standing::Unknown {
+            self.admission.tables().leave(self.standing);
+        }
+    }
+}
+
+struct Tables {
+    limits: AdmissionLimits,
+    rates: Rates,
+    /// Has an address for as long as it has connections, so descriptors bound it.
+    holdings: HashMap<Address, Holding, RandomState>,
+    live: usize,
+    /// It is not said until then that the process is full.
+    silent_until: Millis,
+    /// The time of the last accept.
+    latest_ms: Millis,
+}
+
+/// What an address has.
+#[derive(Default)]
+struct Holding {
+    live: u32,
+    visitors: u32,
+    /// It is not said until then that it has too many.
+    silent_until: Millis,
+}
+
+impl Tables {
+    fn holding(&mut self, address: Address) -> &mut Holding {
+        self.holdings.entry(address).or_default()
+    }
+
+    fn visit(&mut self, address: Address) -> Result<Standing, Refusal> {
+        let now = self.latest_ms;
+        let max = self.limits.max_per_address.unwrap_or(usize::MAX).max(MIN_VISITORS);
+        let holding = self.holding(address);
+        if holding.visitors as usize >= max {
+            return Err(full(Cause::VisitorsOfAddress, &mut holding.silent_until, now));
+        }
+        holding.visitors += 1;
+        Ok(Standing::Visitor(address))
+    }
+
+    fn take_token(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {
+        self.rates.take(now, address).map_err(|no_token| Refusal {
+            cause: Cause::Rate,
+            retry_after_s: no_token.wait_ms.div_ceil(1000),
+            say: no_token.say,
+        })
+    }
+
+    fn take_place(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {
+        if self.live >= self.limits.max_connections {
+            return Err(full(Cause::Connections, &mut self.silent_until, now));
+        }
+        let max = self.limits.max_per_address.unwrap_or(usize::MAX);
+        if let Some(holding) = self.holdings.get_mut(&address)
+            && holding.live as usize >= max
+        {
+            return Err(full(Cause::ConnectionsOfAddress, &mut holding.silent_until, now));
+        }
+        self.holding(address).live += 1;
+        self.live += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self, standing: Standing) {
+        let (address, live, visitors) = match standing {
+            Standing::Unknown => return,
+            Standing::Visitor(address) => (address, 0, 1),
+            Standing::Live(address) => (address, 1, 0),
+        };
+        let holding = self.holding(address);
+        debug_assert!(holding.live >= live && holding.visitors >= visitors, "left twice");
+        holding.live = holding.live.saturating_sub(live);
+        holding.visitors = holding.visitors.saturating_sub(visitors);
+        if holding.live == 0 && holding.visitors == 0 {
+            self.holdings.remove(&address);
+        }
+        self.live = self.live.saturating_sub(live as usize);
+    }
+}
+
+fn full(cause: Cause, silent_until: &mut Millis, now: Millis) -> Refusal {
+    let say = *silent_until <= now;
+    if say {
+        *silent_until = now + SILENCE_MS;
+    }
+    Refusal { cause, retry_after_s: RETRY_WHEN_FULL_S, say }
+}
+
+#[cfg(test)]
+mod tests;
