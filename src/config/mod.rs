@@ -3,6 +3,7 @@
 //! [`Config::from_args`] is the only way in: what it hands back has been checked, so no caller
 //! needs to look again for a zero, an overflow or a contradiction.
 
+mod capacity;
 mod flags;
 mod listen;
 mod machine;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use capacity::Capacity;
 pub use ipnet::IpNet;
 pub use tracing::Level;
 
@@ -44,11 +46,6 @@ const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/direc
 /// The folder that holds [`CERT_CACHE_FOLDER`] where systemd gives none.
 const DEFAULT_STATE_FOLDER: &str = "/var/lib/pyrycode-relay";
 const CERT_CACHE_FOLDER: &str = "certificates";
-/// What an idle connection takes, kernel included, in bytes: measured in a memory cgroup.
-const CONNECTION_BYTES: u64 = 2_560;
-/// Descriptors that are not for WebSocket connections: rings, listeners, files, and connections
-/// whose request is still under way.
-const RESERVED_DESCRIPTORS: u64 = 512;
 /// The most that `--workers` may ask for, and the most that the default takes.
 const MAX_WORKERS: usize = 1024;
 /// The least that `--memory-budget` may be.
@@ -80,6 +77,8 @@ pub struct Config {
     pub limits: Limits,
     /// Upgrade requests of one address.
     pub rate_limit: Option<RateLimit>,
+    /// WebSocket connections that there is room for.
+    pub capacity: Capacity,
     /// WebSocket connections of the process, at least 1.
     pub max_connections: usize,
     /// WebSocket connections of one address, at least 1.
@@ -278,14 +277,18 @@ impl Config {
         let workers = flags.workers.unwrap_or(machine.parallelism.clamp(1, MAX_WORKERS));
         let memory_limit = machine.memory_limit_bytes.unwrap_or(ASSUMED_MEMORY_LIMIT_BYTES);
         let memory_budget_bytes = memory_budget(flags.memory_budget, workers, memory_limit)?;
-        let max_connections = flags.max_connections.unwrap_or_else(|| {
-            let memory = memory_limit.saturating_sub(memory_budget_bytes);
-            default_max_connections(machine.descriptors, memory)
-        });
+        let https = https(&flags, environment)?;
+        let capacity = Capacity::new(
+            machine.descriptors,
+            memory_limit,
+            memory_budget_bytes,
+            workers,
+            https.is_some(),
+        );
+        let max_connections = flags.max_connections.unwrap_or(capacity.connections());
         let per_address = flags
             .max_connections_per_address
             .unwrap_or(OrOff::On((max_connections / 4).max(MIN_PER_ADDRESS)));
-        let https = https(&flags, environment)?;
         let insecure = https.is_none().then(|| Listen {
             addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
             is_default: flags.insecure_listen.is_none(),
@@ -308,6 +311,7 @@ impl Config {
             memory_budget_bytes,
             limits: flags.limits(),
             rate_limit: flags.rate_limit.on(),
+            capacity,
             max_connections,
             max_connections_per_address: per_address.on(),
             production: environment.production,
@@ -324,6 +328,27 @@ impl Config {
             log_format: flags.log_format,
             log_level: flags.log_level,
         })
+    }
+}
+
+impl Config {
+    /// The limits of chapter 6, as flags would say them, and how many connections there is room
+    /// for; for the log.
+    #[must_use]
+    pub fn show_limits(&self) -> String {
+        let or_off = |limit: Option<String>| limit.unwrap_or_else(|| "off".to_owned());
+        let per_address = self.max_connections_per_address.map(|limit| limit.to_string());
+        let rate = self.rate_limit.map(|RateLimit { burst, refill_ms }| {
+            let refill = humantime::format_duration(Duration::from_millis(refill_ms));
+            format!("{burst}/{}", refill.to_string().replace(' ', ""))
+        });
+        format!(
+            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}",
+            self.max_connections,
+            self.capacity,
+            or_off(per_address),
+            or_off(rate)
+        )
     }
 }
 
@@ -360,13 +385,6 @@ fn switch(name: &str) -> Result<bool, Exit> {
 
 /// The least that the default of `--max-connections-per-address` is.
 const MIN_PER_ADDRESS: usize = 16;
-
-/// As many as there are descriptors and memory for, beside the budget.
-fn default_max_connections(descriptors: u64, memory_bytes: u64) -> usize {
-    let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 2);
-    let by_memory = memory_bytes / CONNECTION_BYTES;
-    by_descriptors.min(by_memory).max(1) as usize
-}
 
 /// What the flags say of HTTPS; `None` if it is not served.
 fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit> {

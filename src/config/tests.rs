@@ -48,8 +48,9 @@ fn bare_run_takes_the_documented_defaults() {
             is_default: true,
         }),
         rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
-        max_connections: 19_488,
-        max_connections_per_address: Some(4872),
+        capacity: Capacity { by_descriptors: 19_464, by_memory: 312_934 },
+        max_connections: 19_464,
+        max_connections_per_address: Some(4866),
         trust_x_forwarded_for: Arc::default(),
         proxy_protocol_from: Arc::default(),
         production: false,
@@ -131,8 +132,16 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         ("proxy-protocol-from", "127.0.0.0/8", |c| {
             c.proxy_protocol_from = ["127.0.0.0/8".parse().unwrap()].into();
         }),
-        ("workers", "7", |c| c.workers = 7),
-        ("memory-budget", "64MiB", |c| c.memory_budget_bytes = 64 << 20),
+        ("workers", "7", |c| {
+            c.workers = 7;
+            c.capacity.by_descriptors = 19_432;
+            c.max_connections = 19_432;
+            c.max_connections_per_address = Some(4858);
+        }),
+        ("memory-budget", "64MiB", |c| {
+            c.memory_budget_bytes = 64 << 20;
+            c.capacity.by_memory = 391_577;
+        }),
         ("max-phones", "2", |c| c.limits.max_phones = 2),
         ("grace", "1s", |c| c.limits.grace_ms = 1000),
         ("probe-timeout", "2s", |c| c.limits.probe_timeout_ms = 2000),
@@ -361,13 +370,27 @@ fn contradictions_are_refused() {
 
 #[test]
 fn connections_by_default_are_what_descriptors_and_memory_allow() {
-    let with = |descriptors, memory_limit_bytes| {
-        let machine = Machine { descriptors, memory_limit_bytes, ..machine() };
-        parse_on(machine, &[]).unwrap().max_connections
+    let with = |memory_limit_bytes, args: &[&str]| {
+        parse_on(Machine { memory_limit_bytes, ..machine() }, args).unwrap()
     };
-    assert_eq!(with(20_000, Some(64 << 20)), 19_488);
-    assert_eq!(with(1 << 20, Some(64 << 20)), 19_660);
-    assert_eq!(with(1024, Some(GIB)), 512);
-    assert_eq!(with(64, Some(GIB)), 32);
-    assert_eq!(with(u64::MAX, Some(1 << 30)), 314_572);
+    assert_eq!(with(Some(GIB), &[]).max_connections, 19_464);
+    let small = with(Some(64 << 20), &[]);
+    assert_eq!((small.max_connections, small.max_connections_per_address), (18_022, Some(4505)));
+    assert_eq!(
+        small.show_limits(),
+        "--max-connections 18022 (descriptors allow 19464, memory 18022) \
+         --max-connections-per-address 4505 --rate-limit 20/6s"
+    );
+    let asked = with(
+        Some(64 << 20),
+        &["--max-connections=30", "--max-connections-per-address=off", "--rate-limit=3/1m30s"],
+    );
+    assert_eq!(
+        asked.show_limits(),
+        "--max-connections 30 (descriptors allow 19464, memory 18022) \
+         --max-connections-per-address off --rate-limit 3/1m30s"
+    );
+    let off = with(None, &["--rate-limit=off", "--memory-budget=252MiB"]);
+    assert_eq!((off.max_connections, off.max_connections_per_address), (1, Some(16)));
+    assert!(off.show_limits().ends_with("--rate-limit off"));
 }

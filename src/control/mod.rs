@@ -85,6 +85,7 @@ async fn supervise(
         }
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
+        info!(err = config.show_limits(), "limits");
         info!(remote = %address, "listening");
         if config.insecure.is_some_and(|listen| listen.is_default) {
             print_trial(address);

@@ -1,0 +1,94 @@
+//! How many connections there is room for, where `--max-connections` does not say.
+
+use std::fmt;
+
+use super::units::MIB;
+
+/// What an idle connection takes, kernel included, in bytes: measured in a memory cgroup, where it
+/// was 2.4 KiB.
+const CONNECTION_BYTES: u64 = 2_560;
+/// The same over TLS, with its keys and record buffers.
+const TLS_CONNECTION_BYTES: u64 = 2_560;
+/// What the process takes without any connection and beside its budget: code, stacks, rings,
+/// receive buffers, tables.
+const PROCESS_BYTES: u64 = 4 * MIB;
+/// Descriptors that are not for connections: files, standard streams, the control plane, and
+/// sockets whose request is still under way.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// Descriptors of each worker: listener, ring, and what wakes it.
+const DESCRIPTORS_PER_WORKER: u64 = 8;
+
+/// What the machine, and the cgroup that the process is in, leave for connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Connections that descriptors allow, at least 1.
+    pub by_descriptors: usize,
+    /// Connections that memory allows beside the budget, at least 1.
+    pub by_memory: usize,
+}
+
+impl Capacity {
+    /// `descriptors` and `memory_bytes` are the limits of the process, `budget_bytes` is the part
+    /// of its memory that outboxes may fill.
+    pub(super) fn new(
+        descriptors: u64,
+        memory_bytes: u64,
+        budget_bytes: u64,
+        workers: usize,
+        tls: bool,
+    ) -> Self {
+        let others = OTHER_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64;
+        // Where there are few, half of them will do for everything else.
+        let by_descriptors = descriptors.saturating_sub(others).max(descriptors / 2);
+        let bytes = memory_bytes.saturating_sub(budget_bytes).saturating_sub(PROCESS_BYTES);
+        let by_memory = bytes / if tls { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES };
+        let count = |count: u64| usize::try_from(count).unwrap_or(usize::MAX).max(1);
+        Self { by_descriptors: count(by_descriptors), by_memory: count(by_memory) }
+    }
+
+    /// Connections that both allow.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.by_descriptors.min(self.by_memory)
+    }
+}
+
+impl fmt::Display for Capacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "descriptors allow {}, memory {}", self.by_descriptors, self.by_memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1024 * MIB;
+
+    #[test]
+    fn the_scarcer_of_descriptors_and_memory() {
+        let table = [
+            // descriptors, memory, budget, workers; by descriptors, by memory
+            (20_000, 64 * MIB, 16 * MIB, 2, 19_472, 18_022),
+            (20_000, GIB, GIB / 4, 3, 19_464, 312_934),
+            (1 << 20, 64 * MIB, 16 * MIB, 2, 1_048_048, 18_022),
+            (1024, GIB, GIB / 4, 2, 512, 312_934),
+            (64, GIB, GIB / 4, 2, 32, 312_934),
+            (0, MIB, MIB, 1, 1, 1),
+            (100_000, 6 * MIB, 2 * MIB, 1024, 91_296, 1),
+            (u64::MAX, u64::MAX, MIB, 1, usize::MAX - 520, 7_205_759_403_790_745),
+        ];
+        for (descriptors, memory, budget, workers, by_descriptors, by_memory) in table {
+            let capacity = Capacity::new(descriptors, memory, budget, workers, false);
+            assert_eq!(capacity, Capacity { by_descriptors, by_memory }, "{descriptors} {memory}");
+            assert_eq!(capacity.connections(), by_descriptors.min(by_memory));
+        }
+    }
+
+    #[test]
+    fn a_small_host_holds_its_crowd() {
+        // What the load test asks of a relay in 64 MiB.
+        let capacity = Capacity::new(20_000, 64 * MIB, 16 * MIB, 2, false);
+        assert!(capacity.connections() >= 17_000, "{capacity}");
+    }
+}
