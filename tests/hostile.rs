@@ -546,8 +546,23 @@ async fn connect_and_reset_storm() {
 #[tokio::test]
 async fn descriptor_exhaustion() {
     const LIMIT: usize = 128;
-    let args = ["--insecure-listen", "127.0.0.1:0", "--workers", "2", "--log-format", "json"];
-    let inner = command(&args);
+    // Nothing but the descriptors themselves may be in the hoarders' way.
+    let inner = command(&[
+        "--insecure-listen",
+        "127.0.0.1:0",
+        "--workers",
+        "2",
+        "--log-format",
+        "json",
+        "--rate-limit",
+        "off",
+        "--max-connections",
+        "1000000",
+        "--max-connections-per-address",
+        "off",
+        "--metrics-listen",
+        "",
+    ]);
     let mut limited = Command::new("sh");
     limited.arg("-c").arg(format!("ulimit -n {LIMIT} && exec \"$0\" \"$@\""));
     limited.arg(inner.get_program()).args(inner.get_args()).args(["--memory-budget", BUDGET]);
