@@ -18,9 +18,19 @@ pub enum Signal {
     Interrupt,
 }
 
-/// The relay's binary with `args`, in an environment that does not configure it.
+/// The relay's binary with `args`, in an environment that does not configure it. `RELAY_CGROUP`
+/// names the folder of a cgroup to start it in, such as one with little memory.
 pub fn command<S: AsRef<str>>(args: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pyrycode-relay"));
+    let relay = env!("CARGO_BIN_EXE_pyrycode-relay");
+    let mut command = match std::env::var_os("RELAY_CGROUP") {
+        None => Command::new(relay),
+        Some(cgroup) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(cgroup);
+            shell.arg(relay);
+            shell
+        }
+    };
     command.args(args.iter().map(AsRef::as_ref));
     for name in ["PRODUCTION", "SINGLE_INSTANCE", "FCM_CREDENTIALS"] {
         command.env_remove(format!("PYRYCODE_RELAY_{name}"));
