@@ -180,6 +180,12 @@ impl Connection {
         self.outbox.charged() + self.input_charge as usize + self.transport_charge as usize
     }
 
+    /// Whether most of what is charged waits for the peer to read it.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        self.outbox.charged() >= self.charged() / 2
+    }
+
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {

@@ -34,8 +34,10 @@ impl Relay {
     /// Ends the connection with the largest backlog; false if there is none worth it. A phone is
     /// closed, and cut if it is in the way again; whoever else hoards memory is cut at once.
     fn shed_largest(&mut self, now: Millis) -> bool {
-        let charged = |key: &&Key| self.connection(**key).map_or(0, |c| c.charged());
-        let Some(key) = self.backlogs.largest().iter().max_by_key(charged).copied() else {
+        // Among those of about the same size, who does not read goes before who is still sending:
+        // a message that is half read may be that of a healthy peer.
+        let weight = |key: &&Key| self.connection(**key).map(|c| (c.is_unread(), c.charged()));
+        let Some(key) = self.backlogs.largest().iter().max_by_key(weight).copied() else {
             return false;
         };
         let Some(connection) = self.connection(key) else { return false };
@@ -45,7 +47,7 @@ impl Relay {
             "memory_budget_shed"
         );
         match connection.stage {
-            Stage::Phone { .. } if connection.outbox.charged() >= connection.charged() / 2 => {
+            Stage::Phone { .. } if connection.is_unread() => {
                 self.close_now(now, key, Close::BACKLOG_FULL, Some(GONE_WITHOUT_CLOSE));
             }
             _ => self.lose(now, key, "memory budget"),
