@@ -1,6 +1,6 @@
 //! A socket that sends exactly the bytes it is told to and answers nothing by itself.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +39,18 @@ impl Raw {
         Self::dial(socket.unwrap(), addr).await
     }
 
+    /// A peer at this address of the machine, which may be any of 127/8.
+    pub async fn connect_from(relay: &Relay, address: IpAddr) -> Self {
+        Self::try_connect_from(relay, address).await.unwrap()
+    }
+
+    /// As [`Raw::connect_from`], for when the relay may end the connection before it is known.
+    pub async fn try_connect_from(relay: &Relay, address: IpAddr) -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        Self::try_dial(socket, relay.addr()).await
+    }
+
     /// A peer whose kernel takes in little (its buffers are `bytes` each way), so that one who
     /// does not read is soon felt.
     pub async fn narrow(relay: &Relay, bytes: u32) -> Self {
@@ -49,9 +61,13 @@ impl Raw {
     }
 
     async fn dial(socket: TcpSocket, addr: SocketAddr) -> Self {
-        let stream = soon("connect", socket.connect(addr)).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new(), ended: None }
+        Self::try_dial(socket, addr).await.unwrap()
+    }
+
+    async fn try_dial(socket: TcpSocket, addr: SocketAddr) -> std::io::Result<Self> {
+        let stream = soon("connect", socket.connect(addr)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, unread: Vec::new(), ended: None })
     }
 
     /// A binary that has its 101.
