@@ -10,6 +10,7 @@
 use super::connection::{Closing, Due, Stage};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
+use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
 use crate::protocol::frames::{Decoder, FrameError};
 use std::fmt::Display;
@@ -18,12 +19,79 @@ use std::fmt::Display;
 /// shorter. To end TCP under bytes that are still coming would destroy what we said last.
 const LINGER_MS: Millis = 1000;
 
+/// Why a connection ends without a close frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    Ended,
+    Reset,
+    WriteFailed,
+    WriteTimeout,
+    MessageTimeout,
+    Memory,
+    Tls,
+}
+
+impl Loss {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Ended => "ended without a close frame",
+            Self::Reset => "reset",
+            Self::WriteFailed => "write failed",
+            Self::WriteTimeout => "no write progress within --write-timeout",
+            Self::MessageTimeout => "message not complete within --message-timeout",
+            Self::Memory => "memory budget",
+            Self::Tls => "TLS failed",
+        }
+    }
+
+    fn series(self) -> Series {
+        match self {
+            Self::Ended | Self::Reset | Self::WriteFailed => Series::LostPeer,
+            Self::WriteTimeout => Series::LostWriteTimeout,
+            Self::MessageTimeout => Series::LostMessageTimeout,
+            Self::Memory => Series::LostMemory,
+            Self::Tls => Series::LostTls,
+        }
+    }
+}
+
+/// What a close frame of ours is counted as.
+fn series_of(close: Close) -> Series {
+    match close {
+        Close::NORMAL => Series::CloseNormal,
+        Close::SHUTTING_DOWN => Series::CloseShuttingDown,
+        Close::PROTOCOL_ERROR => Series::CloseProtocolError,
+        Close::INVALID_UTF8 => Series::CloseInvalidUtf8,
+        Close::TOO_BIG => Series::CloseTooBig,
+        Close::HEARTBEAT_TIMEOUT => Series::CloseHeartbeat,
+        Close::BACKLOG_FULL => Series::CloseBacklog,
+        Close::NO_SERVER => Series::CloseNoServer,
+        Close::RECLAIMED => Series::CloseReclaimed,
+        Close::ALREADY_CLAIMED => Series::CloseAlreadyClaimed,
+        Close::TOO_MANY_PHONES => Series::CloseTooManyPhones,
+        _ => Series::CloseDirective,
+    }
+}
+
 impl Relay {
     /// Closes an open connection at once: what waits for it is dropped. The binary is told
     /// `notice` if the connection is a phone.
     pub(super) fn close_now(&mut self, now: Millis, key: Key, close: Close, notice: Option<u16>) {
+        self.close_as(series_of(close), now, key, close, notice);
+    }
+
+    /// As [`Relay::close_now`], counted as told: a binary may ask for any code.
+    pub(super) fn close_as(
+        &mut self,
+        series: Series,
+        now: Millis,
+        key: Key,
+        close: Close,
+        notice: Option<u16>,
+    ) {
         let closing = Closing::default();
         if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.counters.count(series);
             self.drop_pending(key);
             self.push_close(key, close);
             self.leave(now, key, stage, notice);
@@ -33,6 +101,7 @@ impl Relay {
     /// As [`Relay::close_now`], for a connection that the registry has forgotten already.
     pub(super) fn close_forgotten(&mut self, now: Millis, key: Key, close: Close) {
         if self.begin_closing(now, key, Closing::default()).is_some() {
+            self.counters.count(series_of(close));
             self.drop_pending(key);
             self.push_close(key, close);
         }
@@ -44,6 +113,7 @@ impl Relay {
         let Some(connection) = self.connection_mut(key) else { return };
         connection.stage = Stage::Closing(Closing::default());
         connection.due.stage = due;
+        self.counters.count(series_of(close));
         self.arm(key);
         self.push_close(key, close);
     }
@@ -52,6 +122,7 @@ impl Relay {
     pub(super) fn close_in_turn(&mut self, now: Millis, key: Key, close: Close) {
         let closing = Closing { then: Some(close), ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.counters.count(Series::CloseDirective);
             if let Some(connection) = self.connection_mut(key) {
                 // Starts when the close frame itself is with the kernel.
                 connection.due.stage = NEVER;
@@ -66,6 +137,7 @@ impl Relay {
     pub(super) fn fail(&mut self, now: Millis, key: Key, error: FrameError) {
         let closing = Closing { discard: true, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.counters.count(series_of(error.close()));
             self.drop_pending(key);
             self.push_close(key, error.close());
             self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
@@ -87,6 +159,7 @@ impl Relay {
         }
         let closing = Closing { answered: true, discard: true, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
+            self.counters.count(Series::ClosePeer);
             self.drop_pending(key);
             self.push_close_echo(key, code);
             self.leave(now, key, stage, Some(code.unwrap_or(NO_CODE)));
@@ -102,10 +175,11 @@ impl Relay {
     }
 
     /// Ends the connection without a close frame.
-    pub(super) fn lose(&mut self, now: Millis, key: Key, why: &'static str) {
+    pub(super) fn lose(&mut self, now: Millis, key: Key, why: Loss) {
         let Some(connection) = self.connection(key) else { return };
         if connection.is_open() {
-            tracing::info!(remote = %connection.remote, err = why, "connection_lost");
+            tracing::info!(remote = %connection.remote, err = why.text(), "connection_lost");
+            self.counters.count(why.series());
         }
         let stage = self.die(key, Action::Cut(key));
         self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
@@ -201,7 +275,7 @@ impl Relay {
             // What is queued may still reach a peer that has only stopped sending.
             Stage::Closing(_) if clean => self.after_flush(now, key),
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
-            _ => self.lose(now, key, if clean { "ended without a close frame" } else { "reset" }),
+            _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
     }
 
@@ -211,9 +285,10 @@ impl Relay {
         let Some(connection) = self.connection(key) else { return };
         if let Stage::Head(_) = connection.stage {
             tracing::info!(remote = %connection.remote, err = %error, "tls_failed");
+            self.counters.count(Series::HandshakeTls);
             self.hang_up(now, key);
         } else {
-            self.lose(now, key, "TLS failed");
+            self.lose(now, key, Loss::Tls);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What time brings about: heartbeats, and the end of what took too long (PROTOCOL.md, chapter 2).
 
+use super::closing::Loss;
 use super::connection::Stage;
 use super::timers::{Millis, NEVER};
 use super::{Key, Relay, TimerOwner};
@@ -28,7 +29,7 @@ impl Relay {
         let Some(connection) = self.connection(key) else { return };
         let due = connection.due;
         if due.write <= now {
-            return self.lose(now, key, "no write progress within --write-timeout");
+            return self.lose(now, key, Loss::WriteTimeout);
         }
         if due.stage <= now {
             return match connection.stage {
@@ -37,7 +38,7 @@ impl Relay {
             };
         }
         if due.message <= now {
-            return self.lose(now, key, "message not complete within --message-timeout");
+            return self.lose(now, key, Loss::MessageTimeout);
         }
         if due.pong <= now {
             if !connection.paused {

@@ -1,10 +1,12 @@
 //! Frames across, and backpressure (PROTOCOL.md, chapters 4 and 5).
 
+use super::closing::Loss;
 use super::connection::{Connection, Stage};
 use super::outbox::charge_of;
 use super::registry::EntryKey;
 use super::timers::Millis;
 use super::{Action, Key, Relay};
+use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope::{self, Envelope, EnvelopeError};
 use crate::protocol::ids::ConnId;
@@ -42,6 +44,8 @@ impl Relay {
             });
         match holder {
             Some(holder) if forwarded => {
+                self.counters.count(Series::FramesPhoneToBinary);
+                self.counters.add(Series::BytesPhoneToBinary, frame.len() as u64);
                 if self.is_full(holder) {
                     self.slow_down(phone, entry, payload_bytes);
                 }
@@ -115,6 +119,7 @@ impl Relay {
             Err(error) => {
                 let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
                 warn!(server_id, err = %error, "binary_forwarder_bad_envelope");
+                self.counters.count(Series::MalformedEnvelopes);
             }
         }
     }
@@ -131,6 +136,7 @@ impl Relay {
         let Some(phone) = to.and_then(|to| self.find_phone(entry, to)) else {
             let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
             let conn_id = to.as_ref().map(ConnId::as_str);
+            self.counters.count(Series::UnknownConnIds);
             return warn!(server_id, conn_id, "binary_forwarder_unknown_conn_id");
         };
         let close = close_code.map(|code| Close::directive(code.get()));
@@ -138,9 +144,16 @@ impl Relay {
             let queued = self.connection(phone).map_or(0, |c| c.outbox.charged());
             let fits = queued + charge_of(frame.len()) <= PHONE_OUTBOX_BYTES;
             if !fits || !self.push_text(now, phone, frame.len(), |out| out.extend(frame)) {
-                let notice = if close.is_some() { None } else { Some(GONE_WITHOUT_CLOSE) };
-                return self.close_now(now, phone, close.unwrap_or(Close::BACKLOG_FULL), notice);
+                return match close {
+                    Some(asked) => self.close_as(Series::CloseDirective, now, phone, asked, None),
+                    None => {
+                        let notice = Some(GONE_WITHOUT_CLOSE);
+                        self.close_now(now, phone, Close::BACKLOG_FULL, notice);
+                    }
+                };
             }
+            self.counters.count(Series::FramesBinaryToPhone);
+            self.counters.add(Series::BytesBinaryToPhone, frame.len() as u64);
         }
         if let Some(close) = close {
             self.close_in_turn(now, phone, close);
@@ -167,7 +180,7 @@ impl Relay {
             envelope::push_close_notice(out, &conn_id, code);
         });
         if !told {
-            self.lose(now, holder, "memory budget");
+            self.lose(now, holder, Loss::Memory);
         }
     }
 }

@@ -5,6 +5,7 @@ use super::admission::{Cause, Refusal};
 use super::connection::{Closing, Head, Moving, Stage};
 use super::timers::{Millis, NEVER};
 use super::{Action, HandOver, Key, Relay};
+use crate::metrics::Series;
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
 use crate::telemetry::Remote;
 use tracing::{info, warn};
@@ -62,7 +63,10 @@ impl Relay {
                     let rest = bytes.to_vec();
                     return self.keep_head(now, key, rest, scanner);
                 }
-                upgrade::Head::Refused(reply) => return self.refuse(now, key, reply, false),
+                upgrade::Head::Refused(reply) => {
+                    self.counters.count(Series::HandshakeHead);
+                    return self.refuse(now, key, reply, false);
+                }
                 upgrade::Head::Complete { request, consumed } => {
                     (self.decide(now, key, &request), consumed)
                 }
@@ -87,6 +91,7 @@ impl Relay {
     /// The checks of a request, in the order of chapter 1.
     fn decide(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Decision {
         if self.domain.as_deref().is_some_and(|domain| !request.is_for(domain)) {
+            self.counters.count(Series::HandshakeMisdirected);
             let (reply, head_only) = (Reply::MisdirectedRequest, request.is_head());
             return Decision::Refuse { reply, head_only };
         }
@@ -122,8 +127,10 @@ impl Relay {
         }
         let remote = connection.remote;
         let Some(pass) = &mut connection.pass else { return Err(Reply::BadRequest) };
+        let is_server = request.route() == Route::Server;
         if let Err(refusal) = pass.admit(now, remote.0.ip()) {
             log_refusal(remote, Some(request.path()), refusal);
+            self.count_refusal(refusal.cause, is_server);
             let retry_after_s = refusal.retry_after_s;
             return Err(match refusal.cause {
                 Cause::Rate => Reply::TooManyRequests { retry_after_s },
@@ -136,8 +143,28 @@ impl Relay {
         };
         if upgrade.is_err() {
             pass.step_back();
+            self.counters.count(match is_server {
+                true => Series::UpgradeServerRejectHeaders,
+                false => Series::UpgradeClientRejectHeaders,
+            });
         }
         upgrade
+    }
+
+    /// Counts a caller that is turned away.
+    pub(super) fn count_refusal(&self, cause: Cause, is_server: bool) {
+        self.counters.count(match cause {
+            Cause::Connections => Series::RefusedConnections,
+            Cause::ConnectionsOfAddress => Series::RefusedOfAddress,
+            Cause::VisitorsOfAddress => Series::RefusedVisitors,
+            Cause::Rate => {
+                self.counters.count(Series::RegisterRateLimit);
+                match is_server {
+                    true => Series::UpgradeServerRejectRateLimit,
+                    false => Series::UpgradeClientRejectRateLimit,
+                }
+            }
+        });
     }
 
     /// Keeps an incomplete head until more of it comes, or its deadline.
@@ -189,6 +216,7 @@ impl Relay {
 
     /// The head did not come in time.
     pub(super) fn head_timed_out(&mut self, now: Millis, key: Key) {
+        self.counters.count(Series::HandshakeTimeout);
         let begun = self
             .connection(key)
             .is_some_and(|c| matches!(&c.stage, Stage::Head(head) if !head.received.is_empty()));

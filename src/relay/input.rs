@@ -3,6 +3,7 @@
 use super::connection::{Closing, Connection, Stage};
 use super::timers::{Millis, NEVER};
 use super::{Key, Relay};
+use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::frames::{self, Incoming};
 use crate::protocol::json;
@@ -153,6 +154,7 @@ impl Relay {
                     Err(error) => {
                         let remote = connection.remote;
                         tracing::info!(%remote, err = %error, "phone_sent_no_json");
+                        self.counters.count(Series::MalformedPhoneMessages);
                         self.close_now(now, key, Close::NORMAL, Some(GONE_WITHOUT_CLOSE));
                     }
                 }

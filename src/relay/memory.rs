@@ -1,8 +1,11 @@
 //! The memory budget, and who goes when it runs short (PROTOCOL.md, chapter 5).
 
+use super::closing::Loss;
 use super::connection::{Connection, Stage};
+
 use super::timers::Millis;
 use super::{Action, Key, Relay};
+use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 
 impl Relay {
@@ -46,11 +49,12 @@ impl Relay {
             err = "the memory budget is used up and this connection holds the largest backlog",
             "memory_budget_shed"
         );
+        self.counters.count(Series::MemorySheds);
         match connection.stage {
             Stage::Phone { .. } if connection.is_unread() => {
                 self.close_now(now, key, Close::BACKLOG_FULL, Some(GONE_WITHOUT_CLOSE));
             }
-            _ => self.lose(now, key, "memory budget"),
+            _ => self.lose(now, key, Loss::Memory),
         }
         true
     }
@@ -89,7 +93,7 @@ impl Relay {
                 return true;
             }
             if !self.make_room(now, bytes - before) {
-                self.lose(now, key, "memory budget");
+                self.lose(now, key, Loss::Memory);
                 return false;
             }
             // It may have been the largest backlog itself, or have lost a claim with its holder.

@@ -51,7 +51,7 @@ pub mod wakes;
 mod tests;
 
 use crate::config::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Series, WorkerMetrics};
 use crate::protocol::ids::ServerId;
 use crate::protocol::upgrade::Upgrade;
 use crate::telemetry::Remote;
@@ -170,6 +170,7 @@ pub struct Relay {
     limits: Limits,
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
+    counters: Arc<WorkerMetrics>,
     connections: Slab<Connection>,
     registry: Registry,
     wheel: Wheel<TimerOwner>,
@@ -198,6 +199,7 @@ impl Relay {
         let Settings { worker, owners, domain, limits, budget, admission, metrics, seed, push } =
             settings;
         Self {
+            counters: metrics.worker(worker),
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
             budget: Budget::new(budget, worker),
             rng: StdRng::from_seed(seed),
@@ -228,6 +230,7 @@ impl Relay {
         self.await_head(now, key);
         if let Some(refusal) = refusal {
             head::log_refusal(remote, None, refusal);
+            self.count_refusal(refusal.cause, false);
             self.cut(key);
         }
         key
@@ -241,6 +244,7 @@ impl Relay {
         let named = connection.pass.as_mut().map_or(Ok(()), |pass| pass.name(remote.0.ip()));
         if let Err(refusal) = named {
             head::log_refusal(remote, None, refusal);
+            self.count_refusal(refusal.cause, false);
             self.cut(key);
         }
     }
@@ -315,9 +319,36 @@ impl Relay {
         }
     }
 
-    fn publish_counts(&self) {
-        if let Some(counters) = self.metrics.worker(self.worker) {
-            counters.set_connected(self.binaries, self.phones);
+    /// Counts connections by how far they have come, for whoever reads the counters next.
+    pub fn take_census(&self) {
+        let states = [
+            Series::ConnectionsHead,
+            Series::ConnectionsMoving,
+            Series::ConnectionsNewcomer,
+            Series::ConnectionsBinary,
+            Series::ConnectionsPhone,
+            Series::ConnectionsClosing,
+        ];
+        let mut counts = [0; 6];
+        for (_, connection) in &self.connections {
+            let [head, moving, newcomer, binary, phone, closing] = &mut counts;
+            *match connection.stage {
+                Stage::Head(_) => head,
+                Stage::Moving(_) => moving,
+                Stage::Newcomer(_) => newcomer,
+                Stage::Binary { .. } => binary,
+                Stage::Phone { .. } => phone,
+                Stage::Closing(_) | Stage::Cut => closing,
+            } += 1;
         }
+        for (state, count) in states.into_iter().zip(counts) {
+            self.counters.set(state, count);
+        }
+        self.counters.set(Series::ChargedBytes, self.budget.charged_bytes());
+    }
+
+    fn publish_counts(&self) {
+        self.counters.set(Series::ConnectedBinaries, self.binaries);
+        self.counters.set(Series::ConnectedPhones, self.phones);
     }
 }

@@ -1,5 +1,6 @@
 //! What is queued for a socket, and what the kernel took.
 
+use super::closing::Loss;
 use super::connection::{Connection, Stage};
 use super::outbox::{Write, charge_of};
 use super::timers::{Millis, NEVER};
@@ -35,7 +36,7 @@ impl Relay {
             return;
         }
         connection.due.write = NEVER;
-        let Some(taken) = taken else { return self.lose(now, key, "write failed") };
+        let Some(taken) = taken else { return self.lose(now, key, Loss::WriteFailed) };
         let released = connection.outbox.on_written(&mut self.spare, buffer, taken);
         self.budget.release(released);
         self.note_charge(key);

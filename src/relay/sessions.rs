@@ -5,6 +5,7 @@ use super::connection::{Connection, Newcomer, Stage};
 use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay, TimerOwner};
+use crate::metrics::Series;
 use crate::protocol::close::Close;
 use crate::protocol::ids::{ConnId, ServerId};
 use crate::protocol::upgrade::{self, Role, Upgrade};
@@ -68,6 +69,7 @@ impl Relay {
                 }
             }
             Claim::Granted | Claim::Reclaimed(_) => {
+                self.counters.count(Series::UpgradeServerAccept);
                 self.set_stage(key, Stage::Binary { entry, conn_id });
                 self.wheel.arm_at(timer, NEVER);
                 self.binaries += 1;
@@ -79,6 +81,7 @@ impl Relay {
                     "server_claimed"
                 );
                 if let Claim::Reclaimed(phones) = claim {
+                    self.counters.count(Series::Reclaims);
                     self.evict(now, phones, Close::RECLAIMED);
                 }
                 self.publish_counts();
@@ -100,16 +103,21 @@ impl Relay {
             Registration::Registered(entry) => {
                 self.set_stage(key, Stage::Phone { entry, conn_id, congested_bytes: 0 });
                 self.phones += 1;
+                self.counters.count(Series::UpgradeClientAccept);
                 self.publish_counts();
                 let conn_id = conn_id.as_str();
                 info!(server_id, conn_id, device_name, remote, "phone_registered");
             }
             Registration::NoServer => {
                 info!(server_id, device_name, remote, "phone_register_no_server");
+                self.counters.count(Series::UpgradeClientReject404);
+                self.counters.count(Series::RegisterNoServer);
                 self.turn_away(now, key, Close::NO_SERVER);
             }
             Registration::AtCap => {
                 warn!(server_id, device_name, remote, "phone_register_at_cap");
+                self.counters.count(Series::UpgradeClientReject429);
+                self.counters.count(Series::RegisterPhonesAtCap);
                 self.turn_away(now, key, Close::TOO_MANY_PHONES);
             }
         }
@@ -172,8 +180,15 @@ impl Relay {
         warn!(server_id = held.id.as_str(), "server_id_conflict");
         self.wheel.arm_at(timer, NEVER);
         for newcomer in self.registry.holder_lives(entry) {
-            self.close_now(now, newcomer, Close::ALREADY_CLAIMED, None);
+            self.turn_away_newcomer(now, newcomer);
         }
+    }
+
+    /// A newcomer has lost its claim.
+    fn turn_away_newcomer(&mut self, now: Millis, newcomer: Key) {
+        self.counters.count(Series::UpgradeServerReject409);
+        self.counters.count(Series::RegisterServerInUse);
+        self.close_now(now, newcomer, Close::ALREADY_CLAIMED, None);
     }
 
     /// The timer of an id: its grace is over, or its holder was silent for the probe's time.
@@ -183,6 +198,7 @@ impl Relay {
             Tenure::Held(_) => {}
             Tenure::Grace => {
                 info!(server_id = entry.id.as_str(), "grace_expired");
+                self.counters.count(Series::GraceExpiries);
                 if let Some(entry) = self.registry.expire(key) {
                     self.wheel.remove(entry.timer);
                     self.evict(now, entry.phones, Close::NORMAL);
@@ -216,8 +232,10 @@ impl Relay {
         self.wheel.arm_at(timer, NEVER);
         self.evict(now, phones, Close::RECLAIMED);
         for loser in losers {
-            self.close_now(now, loser, Close::ALREADY_CLAIMED, None);
+            self.turn_away_newcomer(now, loser);
         }
+        self.counters.count(Series::Takeovers);
+        self.counters.count(Series::UpgradeServerAccept);
         self.promote(now, winner);
     }
 

@@ -48,6 +48,8 @@ pub trait Core {
     fn shed_under_pressure(&mut self, now: Millis);
     /// See [`Relay::shut_down`].
     fn shut_down(&mut self, now: Millis);
+    /// See [`Relay::take_census`].
+    fn take_census(&self);
 }
 
 impl Core for Relay {
@@ -139,5 +141,10 @@ impl Core for Relay {
     #[inline]
     fn shut_down(&mut self, now: Millis) {
         self.shut_down(now);
+    }
+
+    #[inline]
+    fn take_census(&self) {
+        self.take_census();
     }
 }

@@ -5,6 +5,7 @@ use super::core::Core;
 use super::ring::{self, Operation};
 use super::tls::{RECORD_BYTES, Received, Session};
 use super::{Mail, Worker};
+use crate::metrics::Series;
 use crate::protocol::proxy::{self, Proxy};
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
@@ -169,6 +170,7 @@ impl<C: Core> Worker<C> {
                     err = "the peer is to send a PROXY v2 header first, and sent something else",
                     "proxy_header_refused"
                 );
+                self.counters.count(Series::HandshakeProxyHeader);
                 return self.core.on_end(now, key, false);
             }
             Proxy::Header { source, consumed } => {

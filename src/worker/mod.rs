@@ -25,7 +25,7 @@ pub use self::link::TlsLink;
 use self::core::Core;
 use self::link::Link;
 use crate::config::IpNet;
-use crate::metrics::{Metrics, PushOutcome};
+use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
 use crate::relay::{Action, HandOver, Key, Relay, Settings};
@@ -87,6 +87,9 @@ pub enum Mail {
     },
     /// Memory runs short, and the addressee holds the largest backlog.
     Shed,
+    /// Bring the gauges up to date, and say so: whoever reads them waits for it. A worker that
+    /// does not answer is stuck.
+    Census(UnboundedSender<()>),
     /// Stop accepting, tell everybody, and end when the last connection is gone.
     ShutDown,
 }
@@ -198,6 +201,7 @@ struct Worker<C> {
     mailboxes: Vec<UnboundedSender<Mail>>,
     wakes: Sender<Box<Wake>>,
     metrics: Arc<Metrics>,
+    counters: Arc<WorkerMetrics>,
     epoch: Instant,
     alarm: Pin<Box<Sleep>>,
     alarm_at: Option<Millis>,
@@ -215,6 +219,7 @@ impl<C: Core> Worker<C> {
             settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
         } = start;
         let metrics = settings.metrics.clone();
+        let counters = metrics.worker(settings.worker);
         let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let mut provides = Vec::new();
         let accept = ring::acceptable(&listener);
@@ -235,6 +240,7 @@ impl<C: Core> Worker<C> {
             mailboxes,
             wakes,
             metrics,
+            counters,
             epoch,
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
             alarm_at: None,
@@ -246,15 +252,14 @@ impl<C: Core> Worker<C> {
         }
     }
 
-    fn now(&self) -> Millis {
-        self.epoch.elapsed().as_millis() as Millis
-    }
-
     /// One turn of the loop; ready when the worker has shut down.
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let now = self.now();
+        let begun = Instant::now();
+        let now = begun.duration_since(self.epoch).as_millis() as Millis;
+        let forwarded = self.forwarded();
         let mut ready = std::mem::take(&mut self.ready);
         ring::take_ready(&mut ready, cx);
+        let completions = ready.len() as u64;
         for token in ready.drain(..) {
             match token {
                 Token::Receive(key) => self.on_received(now, Key(key)),
@@ -280,11 +285,29 @@ impl<C: Core> Worker<C> {
         if !self.starved.is_empty() {
             cx.waker().wake_by_ref();
         }
+        self.count_turn(begun, completions, forwarded);
         if self.shutting_down && self.core.connections() == 0 {
             return Poll::Ready(());
         }
         self.set_alarm(now, cx);
         Poll::Pending
+    }
+
+    /// Messages passed on so far.
+    fn forwarded(&self) -> u64 {
+        self.counters.get(Series::FramesPhoneToBinary)
+            + self.counters.get(Series::FramesBinaryToPhone)
+    }
+
+    /// Counts a turn that began at `begun`, when `forwarded_before` messages had been passed on.
+    fn count_turn(&self, begun: Instant, completions: u64, forwarded_before: u64) {
+        self.counters.count(Series::Turns);
+        self.counters.add(Series::Completions, completions);
+        self.counters.raise(Series::CompletionsMax, completions);
+        let forwarded = self.forwarded().wrapping_sub(forwarded_before);
+        if forwarded > 0 {
+            self.counters.delays().record(forwarded, begun.elapsed().as_micros() as u64);
+        }
     }
 
     /// Has the task woken at the core's next deadline.
@@ -358,6 +381,7 @@ impl<C: Core> Worker<C> {
             link.large = false;
             return self.receive(key);
         }
+        self.counters.count(Series::StarvedReceives);
         self.starved.push_back(key);
     }
 
@@ -424,6 +448,7 @@ impl<C: Core> Worker<C> {
             match listener.accept() {
                 Ok((socket, address)) => {
                     self.accept_rests_until = None;
+                    self.counters.count(Series::Accepted);
                     let Some(address) = address.as_socket() else { continue };
                     // Without TLS for a peer of TLS, there is nothing that can be said to it.
                     let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else {
@@ -443,6 +468,7 @@ impl<C: Core> Worker<C> {
                         self.accept_rest_said = Some(now);
                         error!(err = %error, "accept_paused");
                     }
+                    self.counters.count(Series::AcceptPauses);
                     self.accept_rests_until = Some(now + ACCEPT_REST_MS);
                     self.listener = Some(listener);
                     return;
@@ -476,6 +502,11 @@ impl<C: Core> Worker<C> {
                 self.charge_tls(now, key);
             }
             Mail::Shed => self.core.shed_under_pressure(now),
+            Mail::Census(done) => {
+                self.core.take_census();
+                // Whoever asked may have lost patience.
+                let _ = done.send(());
+            }
             Mail::ShutDown => {
                 self.shutting_down = true;
                 self.accept_rests_until = None;

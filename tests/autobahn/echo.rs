@@ -207,6 +207,8 @@ impl Core for Echo {
         Key(self.peers.insert(peer) as u32)
     }
 
+    fn take_census(&self) {}
+
     fn set_remote(&mut self, _key: Key, _remote: Remote) {}
 
     fn on_transport_failed(&mut self, now: Millis, key: Key, _error: &dyn Display) {
