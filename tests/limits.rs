@@ -3,6 +3,7 @@
 //! - `rates`: upgrade requests of an address
 //! - `places`: live connections, and every way in which one ends
 //! - `callers`: X-Forwarded-For and PROXY headers
+//! - `https`: PROXY headers in front of TLS, and the order of all checks
 
 #![allow(
     clippy::unwrap_used,
@@ -13,10 +14,13 @@
     missing_docs
 )]
 
+mod certs;
 mod common;
 
 #[path = "limits/callers.rs"]
 mod callers;
+#[path = "limits/https.rs"]
+mod https;
 #[path = "limits/places.rs"]
 mod places;
 #[path = "limits/rates.rs"]

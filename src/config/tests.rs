@@ -94,6 +94,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         }),
         ("domain", "Relay.example.com", |c| {
             c.insecure = None;
+            c.capacity.by_memory = 130_389;
             c.https = Some(Https {
                 listen: "[::]:443".parse().unwrap(),
                 domain: Some("relay.example.com".to_owned()),

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// The remote that the log shows for the binary of `id`.
-async fn remote_of(relay: &Relay, id: &str) -> String {
+pub(super) async fn remote_of(relay: &Relay, id: &str) -> String {
     let line = relay.wait_for_log_where("server_claimed", |l| l.get("server_id") == Some(id)).await;
     line.get("remote").unwrap().to_owned()
 }
@@ -20,7 +20,7 @@ fn forwarded(lines: &[&str]) -> (String, Request) {
 }
 
 /// A PROXY header, version 2, for TCP from `source`.
-fn proxy_header(source: &str) -> Vec<u8> {
+pub(super) fn proxy_header(source: &str) -> Vec<u8> {
     let source: SocketAddr = source.parse().unwrap();
     let (family, addresses) = match source.ip() {
         IpAddr::V4(ip) => (0x11, [&ip.octets()[..], &[198, 51, 100, 2]].concat()),
@@ -30,7 +30,7 @@ fn proxy_header(source: &str) -> Vec<u8> {
     header(0x21, family, &[addresses, ports].concat())
 }
 
-fn header(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn header(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
     [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &length, payload].concat()
 }
