@@ -100,11 +100,23 @@ fn may_write(now: Instant) -> bool {
 pub struct Guard(Queue);
 
 impl Guard {
-    /// Lines that were never written, since the start: stderr could not keep up, or a thread wrote
-    /// too many.
+    /// How many lines were never written.
     #[must_use]
-    pub fn lost_lines(&self) -> u64 {
-        self.0.dropped.load(Ordering::Relaxed) + THINNED_LINES.load(Ordering::Relaxed)
+    pub fn lost(&self) -> LostLines {
+        LostLines(self.0.dropped.clone())
+    }
+}
+
+/// Lines that were never written, since the start: stderr could not keep up, or a thread wrote too
+/// many.
+#[derive(Debug, Clone)]
+pub struct LostLines(Arc<AtomicU64>);
+
+impl LostLines {
+    /// How many.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) + THINNED_LINES.load(Ordering::Relaxed)
     }
 }
 

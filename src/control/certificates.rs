@@ -16,6 +16,7 @@ use rustls::{Error, ServerConfig};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -24,6 +25,8 @@ use tracing::{info, warn};
 /// handshakes go on. Connections that are up keep what they have.
 pub struct Certificates {
     current: ArcSwapOption<CertifiedKey>,
+    /// Of `current`, in seconds since 1970; 0 for none.
+    expires_at: AtomicU64,
     domain: Option<String>,
     reload: Notify,
 }
@@ -33,12 +36,23 @@ impl Certificates {
     /// for that name, in any case, are served; without one, all are.
     #[must_use]
     pub fn new(domain: Option<String>) -> Arc<Self> {
-        Arc::new(Self { current: ArcSwapOption::empty(), domain, reload: Notify::new() })
+        Arc::new(Self {
+            current: ArcSwapOption::empty(),
+            expires_at: AtomicU64::new(0),
+            domain,
+            reload: Notify::new(),
+        })
     }
 
     /// Presents `key` from now on.
     pub fn replace(&self, key: CertifiedKey) {
         self.current.store(Some(Arc::new(key)));
+    }
+
+    /// When what is presented expires, in seconds since 1970, if that is known.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<u64> {
+        Some(self.expires_at.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
     /// Asks whoever keeps the certificate to see to it now: files are read again, and a
@@ -113,6 +127,8 @@ pub(super) fn present(certificates: &Certificates, pair: Pair, path: &Path) {
         let err = format!("clients of {domain} will refuse it; get one for that name");
         warn!(%path, err, "certificate_of_another_name");
     }
+    let expires_at = pair.validity.not_after.duration_since(SystemTime::UNIX_EPOCH);
+    certificates.expires_at.store(expires_at.map_or(0, |at| at.as_secs()), Ordering::Relaxed);
     certificates.replace(pair.key);
     info!(%path, duration = %Whole(left), "certificate_loaded");
 }

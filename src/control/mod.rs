@@ -1,27 +1,37 @@
 //! The other plane: one ordinary tokio thread for everything that is slow or standard. It starts
 //! the workers, hears the signals, and ends the process.
 
+//!
+//! - `fleet`: the workers, as they are seen from here
+//! - [`keeper`], [`certificates`], [`acme`], [`challenges`]: certificates that look after themselves
+//! - [`push`]: wake requests to Firebase Cloud Messaging
+//! - `monitoring`, [`process`]: metrics, health, status
+//! - `notify`: what systemd is told
+
+mod fleet;
+mod monitoring;
+mod notify;
+
 pub mod acme;
 pub mod certificates;
 pub mod challenges;
 pub mod keeper;
+pub mod process;
 pub mod push;
 
-use crate::config::{Config, Exit};
-use crate::metrics::Metrics;
-use crate::relay::admission::Admission;
-use crate::relay::budget::SharedBudget;
-use crate::relay::{Owners, Settings};
+use crate::config::{Config, Exit, MetricsListen};
 use crate::telemetry;
-use crate::worker::{self, Mail, ProxyHeaders, Start, listener, ring};
+use crate::worker::{listener, ring};
+use fleet::{Equipment, Fleet};
 use keeper::Keeper;
+use monitoring::Monitoring;
 use push::Push;
-use rustls::ServerConfig;
 use std::io::{self, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedSender, channel, unbounded_channel};
 use tracing::{error, info, warn};
 
 /// How often lines that the log lost are reported, if there are any.
@@ -68,25 +78,32 @@ async fn supervise(
     let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let metrics_listener = config.metrics_listen.map(bind_metrics).transpose()?.flatten();
     let tls = keeper.as_ref().map(Keeper::server_config);
+    let certificates = keeper.as_ref().map(Keeper::certificates);
     if let Some(keeper) = keeper {
         keeper.start().map_err(|(address, error)| {
             failure(explain_no_listener("--http-listen", address, &error))
         })?;
     }
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
-    let (ended, mut ends) = unbounded_channel();
-    let (ready, mut readies) = unbounded_channel();
-    let mailboxes = start_workers(config, listeners, tls, push, epoch, &ready, &ended)?;
-    for _ in &mailboxes {
-        tokio::select! {
-            _ = readies.recv() => {}
-            Some(end) = ends.recv() => return Err(worker_failed(end)),
-        }
+    let equipment = Equipment { listeners, tls, push, epoch };
+    let (fleet, mut ends) = Fleet::start(config, equipment).await?;
+    let monitoring = Arc::new(Monitoring {
+        fleet: fleet.clone(),
+        log: log.lost(),
+        certificates,
+        memory_budget_bytes: config.memory_budget_bytes,
+        epoch,
+        draining: AtomicBool::new(false),
+    });
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(monitoring.clone().serve(listener));
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         info!(err = config.show_limits(), "limits");
         info!(remote = %address, "listening");
+        notify::ready(&format!("serving on {address}"));
         if config.insecure.is_some_and(|listen| listen.is_default) {
             print_trial(address);
         }
@@ -94,20 +111,15 @@ async fn supervise(
     tokio::select! {
         _ = interrupt.recv() => info!(err = "SIGINT", "shutting_down"),
         _ = terminate.recv() => info!(err = "SIGTERM", "shutting_down"),
-        Some(end) = ends.recv() => return Err(worker_failed(end)),
+        failed = ends.failure() => return Err(failed),
         () = report_lost_lines(log) => {}
+        () = notify::watchdog(fleet.clone()) => {}
     }
-    for mailbox in &mailboxes {
-        // Fails only where the worker has ended already.
-        let _ = mailbox.send(Mail::ShutDown);
-    }
-    let drained = async {
-        for _ in &mailboxes {
-            ends.recv().await;
-        }
-    };
+    notify::stopping();
+    monitoring.drain();
+    fleet.shut_down();
     tokio::select! {
-        () = drained => info!("drained"),
+        () = ends.all(&fleet) => info!("drained"),
         () = tokio::time::sleep(config.drain_timeout) => {
             warn!(err = "some peers did not answer their close in time", "drain_timeout");
         }
@@ -117,95 +129,44 @@ async fn supervise(
     Ok(())
 }
 
+/// The listener for metrics. A default that is taken is no reason not to serve: another relay of
+/// this machine may have it.
+fn bind_metrics(listen: MetricsListen) -> Result<Option<TcpListener>, Exit> {
+    let bound = listener::bind(listen.addr, 1).and_then(|mut bound| {
+        let socket = bound.pop().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        TcpListener::from_std(socket.into())
+    });
+    match bound {
+        Ok(listener) => {
+            let address = listener.local_addr().unwrap_or(listen.addr);
+            info!(remote = %address, "listening_for_metrics");
+            Ok(Some(listener))
+        }
+        Err(error) if listen.is_default => {
+            let err = format!(
+                "{error}: there are no metrics and no status page on {}; choose another address \
+                 with --metrics-listen",
+                listen.addr
+            );
+            warn!(err, "metrics_not_served");
+            Ok(None)
+        }
+        Err(error) => Err(failure(explain_no_listener("--metrics-listen", listen.addr, &error))),
+    }
+}
+
 /// Says, for ever and now and then, how much the log does not tell.
 async fn report_lost_lines(log: &telemetry::Guard) {
     let mut reported = 0;
     loop {
         tokio::time::sleep(LOST_LINES_EVERY).await;
-        let lost = log.lost_lines();
+        let lost = log.lost().get();
         if lost > reported {
             let err = format!("{} lines were not written: too many at once", lost - reported);
             error!(err, "log_lines_lost");
             reported = lost;
         }
     }
-}
-
-/// What a worker thread ended with.
-type End = io::Result<()>;
-
-fn start_workers(
-    config: &Config,
-    listeners: Vec<socket2::Socket>,
-    tls: Option<Arc<ServerConfig>>,
-    push: Option<Push>,
-    epoch: Instant,
-    ready: &UnboundedSender<()>,
-    ended: &UnboundedSender<End>,
-) -> Result<Vec<UnboundedSender<Mail>>, Exit> {
-    let proxy_headers = match &config.https {
-        Some(https) if https.proxy_protocol => ProxyHeaders::Always,
-        _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
-    };
-    let owners = Owners::new(rand::random(), config.workers);
-    let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
-    let admission = Admission::new(config.into(), config.into(), rand::random());
-    let metrics = Metrics::new(config.workers);
-    let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
-    let (wakes, requests) = channel(push::MAX_WAITING);
-    let push_is_on = push.is_some();
-    if let Some(push) = push {
-        tokio::spawn(push.run(requests, metrics.clone()));
-    }
-    let (mailboxes, receivers): (Vec<_>, Vec<_>) =
-        (0..config.workers).map(|_| unbounded_channel()).unzip();
-    for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
-        let settings = Settings {
-            worker: number,
-            owners: owners.clone(),
-            domain: domain.clone(),
-            limits: config.limits,
-            budget: budget.clone(),
-            admission: admission.clone(),
-            metrics: metrics.clone(),
-            seed: rand::random(),
-            push: push_is_on,
-        };
-        let cpu = config.cpus.get(number % config.cpus.len().max(1)).copied();
-        let mailboxes = mailboxes.clone();
-        let (ready, wakes, tls) = (ready.clone(), wakes.clone(), tls.clone());
-        let proxy_headers = proxy_headers.clone();
-        let start = Start {
-            settings,
-            listener,
-            proxy_headers,
-            tls,
-            cpu,
-            mailbox,
-            mailboxes,
-            epoch,
-            ready,
-            wakes,
-        };
-        let ended = ended.clone();
-        std::thread::Builder::new()
-            .name(format!("worker-{number}"))
-            .spawn(move || {
-                // Nobody listens any more only where the process is ending.
-                let _ = ended.send(worker::run(start));
-            })
-            .map_err(|error| failure(format!("worker {number} cannot start: {error}")))?;
-    }
-    Ok(mailboxes)
-}
-
-fn worker_failed(end: End) -> Exit {
-    let why = match end {
-        Ok(()) => "a worker ended although nobody asked it to".to_owned(),
-        Err(error) => format!("a worker failed: {}", explain_no_ring(&error)),
-    };
-    error!(err = why, "worker_failed");
-    failure(why)
 }
 
 /// The embedded default says what it is and how to try it out: on standard output, because

@@ -109,14 +109,20 @@ pub struct Health<'a> {
 }
 
 impl Health<'_> {
-    /// Appends the whole answer, without its body if the method was HEAD.
-    pub fn write(&self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
+    /// The JSON of the answer.
+    #[must_use]
+    pub fn body(&self) -> String {
         let Self { version, connected_binaries, connected_phones, uptime_seconds } = self;
-        let body = format!(
+        format!(
             "{{\"status\":\"ok\",\"version\":\"{version}\",\
              \"connected_binaries\":{connected_binaries},\
              \"connected_phones\":{connected_phones},\"uptime_seconds\":{uptime_seconds}}}"
-        );
+        )
+    }
+
+    /// Appends the whole answer, without its body if the method was HEAD.
+    pub fn write(&self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
+        let body = self.body();
         line(out, &["HTTP/1.1 200 OK"]);
         line(out, &["Content-Type: application/json; charset=utf-8"]);
         line(out, &["Cache-Control: no-store"]);

@@ -1,0 +1,174 @@
+//! The workers, as the control plane sees them: it starts them, sends them mail, and asks them for
+//! a census, which a worker that is stuck does not answer.
+
+use super::{explain_no_ring, failure};
+use crate::config::{Config, Exit};
+use crate::control::push::{self, Push};
+use crate::metrics::Metrics;
+use crate::relay::admission::Admission;
+use crate::relay::budget::SharedBudget;
+use crate::relay::{Owners, Settings};
+use crate::worker::{self, Mail, ProxyHeaders, Start};
+use rustls::ServerConfig;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use tracing::error;
+
+/// What a worker thread ended with.
+type End = io::Result<()>;
+
+/// What the workers are started with, beside the configuration.
+pub(super) struct Equipment {
+    pub(super) listeners: Vec<socket2::Socket>,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    pub(super) push: Option<Push>,
+    /// When the process's clock started.
+    pub(super) epoch: Instant,
+}
+
+/// How to reach the workers, and what they share.
+#[derive(Clone)]
+pub(super) struct Fleet {
+    mailboxes: Vec<UnboundedSender<Mail>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) admission: Arc<Admission>,
+}
+
+/// Told of the workers' ends.
+pub(super) struct Ends(UnboundedReceiver<End>);
+
+impl Ends {
+    /// The next worker ended, which nobody asked it to.
+    pub(super) async fn failure(&mut self) -> Exit {
+        let why = match self.0.recv().await {
+            Some(Err(error)) => format!("a worker failed: {}", explain_no_ring(&error)),
+            _ => "a worker ended although nobody asked it to".to_owned(),
+        };
+        error!(err = why, "worker_failed");
+        failure(why)
+    }
+
+    /// All workers of `fleet` have ended.
+    pub(super) async fn all(&mut self, fleet: &Fleet) {
+        for _ in &fleet.mailboxes {
+            self.0.recv().await;
+        }
+    }
+}
+
+impl Fleet {
+    /// Starts the workers and waits until each accepts.
+    pub(super) async fn start(config: &Config, equipment: Equipment) -> Result<(Self, Ends), Exit> {
+        let (ended, ends) = unbounded_channel();
+        let (ready, mut readies) = unbounded_channel();
+        let mut ends = Ends(ends);
+        let fleet = Self::spawn(config, equipment, &ready, &ended)?;
+        for _ in &fleet.mailboxes {
+            tokio::select! {
+                _ = readies.recv() => {}
+                failed = ends.failure() => return Err(failed),
+            }
+        }
+        Ok((fleet, ends))
+    }
+
+    fn spawn(
+        config: &Config,
+        equipment: Equipment,
+        ready: &UnboundedSender<()>,
+        ended: &UnboundedSender<End>,
+    ) -> Result<Self, Exit> {
+        let Equipment { listeners, tls, push, epoch } = equipment;
+        let proxy_headers = match &config.https {
+            Some(https) if https.proxy_protocol => ProxyHeaders::Always,
+            _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
+        };
+        let owners = Owners::new(rand::random(), config.workers);
+        let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
+        let admission = Admission::new(config.into(), config.into(), rand::random());
+        let metrics = Metrics::new(config.workers);
+        let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
+        let (wakes, requests) = channel(push::MAX_WAITING);
+        let push_is_on = push.is_some();
+        if let Some(push) = push {
+            tokio::spawn(push.run(requests, metrics.clone()));
+        }
+        let (mailboxes, receivers): (Vec<_>, Vec<_>) =
+            (0..config.workers).map(|_| unbounded_channel()).unzip();
+        for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
+            let settings = Settings {
+                worker: number,
+                owners: owners.clone(),
+                domain: domain.clone(),
+                limits: config.limits,
+                budget: budget.clone(),
+                admission: admission.clone(),
+                metrics: metrics.clone(),
+                seed: rand::random(),
+                push: push_is_on,
+            };
+            let start = Start {
+                settings,
+                listener,
+                proxy_headers: proxy_headers.clone(),
+                tls: tls.clone(),
+                cpu: config.cpus.get(number % config.cpus.len().max(1)).copied(),
+                mailbox,
+                mailboxes: mailboxes.clone(),
+                epoch,
+                ready: ready.clone(),
+                wakes: wakes.clone(),
+            };
+            let ended = ended.clone();
+            std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || {
+                    // Nobody listens any more only where the process is ending.
+                    let _ = ended.send(worker::run(start));
+                })
+                .map_err(|error| failure(format!("worker {number} cannot start: {error}")))?;
+        }
+        Ok(Self { mailboxes, metrics, admission })
+    }
+
+    /// Has every worker shut down.
+    pub(super) fn shut_down(&self) {
+        for mailbox in &self.mailboxes {
+            // Fails only where the worker has ended already.
+            let _ = mailbox.send(Mail::ShutDown);
+        }
+    }
+
+    /// Has every worker bring its gauges up to date. False if one did not within `patience`: it
+    /// is busy, or stuck, or has ended.
+    pub(super) async fn take_census(&self, patience: Duration) -> bool {
+        let (done, mut answers) = unbounded_channel();
+        for mailbox in &self.mailboxes {
+            let _ = mailbox.send(Mail::Census(done.clone()));
+        }
+        drop(done);
+        let all = async {
+            for _ in &self.mailboxes {
+                if answers.recv().await.is_none() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(patience, all).await.unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+impl Fleet {
+    /// A fleet of mailboxes that the test reads.
+    pub(super) fn of_mailboxes(workers: usize) -> (Self, Vec<UnboundedReceiver<Mail>>) {
+        use crate::relay::admission::{AdmissionLimits, Proxies};
+        let (mailboxes, receivers) = (0..workers).map(|_| unbounded_channel()).unzip();
+        let metrics = Metrics::new(workers);
+        let admission = Admission::new(AdmissionLimits::NONE, Proxies::default(), [0; 4]);
+        (Self { mailboxes, metrics, admission }, receivers)
+    }
+}

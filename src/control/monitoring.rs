@@ -1,0 +1,211 @@
+//! What `--metrics-listen` serves on a loopback address: `/metrics` for Prometheus, `/healthz`,
+//! `/readyz`, and the status page with its data.
+
+use super::certificates::Certificates;
+use super::fleet::Fleet;
+use super::process;
+use crate::config::VERSION;
+use crate::metrics::snapshot::{self, Process, Snapshot};
+use crate::protocol::upgrade::Health;
+use crate::telemetry::LostLines;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+/// Connections that may be open at a time; others wait.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a request head may take, and so how long a connection may idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// What hyper reads of a head; it takes no less.
+const MAX_HEAD_BYTES: usize = 8192;
+/// How long to wait when no connection can be accepted, because descriptors are short.
+const BREATHER: Duration = Duration::from_millis(100);
+/// How long workers have to bring their gauges up to date. Without them, older values are told.
+const CENSUS_PATIENCE: Duration = Duration::from_millis(250);
+
+/// What there is to be told, and whom to ask.
+pub(super) struct Monitoring {
+    pub(super) fleet: Fleet,
+    pub(super) log: LostLines,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) memory_budget_bytes: u64,
+    /// When the process's clock started.
+    pub(super) epoch: Instant,
+    /// It was asked to stop.
+    pub(super) draining: AtomicBool,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Monitoring {
+    /// The relay was asked to stop.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Serves for ever.
+    pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let monitoring = self.clone();
+                    tokio::spawn(async move {
+                        monitoring.serve_one(stream).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    warn!(err = %error, "metrics_accept_failed");
+                    tokio::time::sleep(BREATHER).await;
+                }
+            }
+        }
+    }
+
+    async fn serve_one(self: Arc<Self>, stream: TcpStream) {
+        let service = service_fn(|request: Request<Incoming>| {
+            let monitoring = self.clone();
+            async move { Ok::<_, Infallible>(monitoring.answer(&request).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        // Whatever ends it is the peer's affair.
+        let _ = connection.await;
+    }
+
+    async fn answer<B>(&self, request: &Request<B>) -> Answer {
+        if !is_local(request) {
+            let why = "ask for this by a loopback address or localhost\n";
+            return plain(StatusCode::MISDIRECTED_REQUEST, why);
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refusal;
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                let process = self.process().await;
+                let text = snapshot::exposition(&self.fleet.metrics, &process);
+                typed("text/plain; version=0.0.4; charset=utf-8", text)
+            }
+            "/healthz" => typed("application/json; charset=utf-8", self.health()),
+            "/readyz" if self.draining() => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
+            }
+            "/readyz" => plain(StatusCode::OK, "ready\n"),
+            "/status.json" => {
+                let snapshot = Snapshot::take(&self.fleet.metrics, self.process().await);
+                match serde_json::to_string(&snapshot) {
+                    Ok(text) => typed("application/json; charset=utf-8", text),
+                    Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot be told\n"),
+                }
+            }
+            _ => plain(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The same as on the data plane (PROTOCOL.md, chapter 1).
+    fn health(&self) -> String {
+        Health {
+            version: VERSION,
+            connected_binaries: self.fleet.metrics.connected_binaries(),
+            connected_phones: self.fleet.metrics.connected_phones(),
+            uptime_seconds: self.epoch.elapsed().as_secs(),
+        }
+        .body()
+    }
+
+    /// What the process says of itself, once its workers' gauges are up to date.
+    async fn process(&self) -> Process {
+        self.fleet.take_census(CENSUS_PATIENCE).await;
+        let uptime = self.epoch.elapsed();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Process {
+            version: VERSION,
+            started_at: now.saturating_sub(uptime).as_secs(),
+            uptime_seconds: uptime.as_secs(),
+            ready: !self.draining(),
+            draining: self.draining(),
+            resident_bytes: process::resident_bytes(),
+            open_descriptors: process::open_descriptors(),
+            max_descriptors: process::max_descriptors(),
+            max_connections: self.fleet.admission.limits().max_connections as u64,
+            memory_budget_bytes: self.memory_budget_bytes,
+            log_lines_lost: self.log.get(),
+            certificate_expires_at: self.certificates.as_ref().and_then(|held| held.expires_at()),
+            worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),
+        }
+    }
+}
+
+/// Whether the request was meant for this machine: a page of somebody else's, whose name leads
+/// here, must not read what is told (DNS rebinding).
+fn is_local<B>(request: &Request<B>) -> bool {
+    let header = || request.headers().get(HOST)?.to_str().ok();
+    let Some(host) = request.uri().host().or_else(header) else { return false };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Answer {
+    let mut answer = typed("text/plain; charset=utf-8", text);
+    *answer.status_mut() = status;
+    answer
+}
+
+fn typed(content_type: &'static str, text: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(text.into()));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_request_by_a_local_name_is_answered() {
+        for (host, local) in [
+            ("127.0.0.1:9090", true),
+            ("127.0.0.1", true),
+            ("localhost:9090", true),
+            ("LOCALHOST", true),
+            ("[::1]:9090", true),
+            ("relay.example.com", false),
+            ("localhost.example.com:9090", false),
+            ("127.0.0.1.example.com", false),
+            ("", false),
+        ] {
+            let request = Request::builder().uri("/metrics").header(HOST, host).body(()).unwrap();
+            assert_eq!(is_local(&request), local, "{host}");
+        }
+        assert!(!is_local(&Request::builder().uri("/metrics").body(()).unwrap()));
+    }
+}

@@ -1,0 +1,89 @@
+//! What systemd is told (sd_notify(3)): that the relay is ready, that it stops, and, as its
+//! watchdog, that every worker's loop still turns.
+
+use super::fleet::Fleet;
+use sd_notify::NotifyState;
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+/// All workers accept.
+pub(super) fn ready(status: &str) {
+    send(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The relay was asked to stop.
+pub(super) fn stopping() {
+    send(&[NotifyState::Stopping, NotifyState::Status("shutting down")]);
+}
+
+fn send(states: &[NotifyState<'_>]) {
+    // Does nothing where nobody supervises the process.
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(err = %error, "supervisor_not_told");
+    }
+}
+
+/// Tells the watchdog, for ever and twice in its time, that all is well; not while a worker does
+/// not answer. Then systemd ends the process and starts it again, as the unit says.
+pub(super) async fn watchdog(fleet: Fleet) {
+    let Some(time) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    info!(duration = ?time, "watchdog_on");
+    watch(fleet, time, || send(&[NotifyState::Watchdog])).await;
+}
+
+async fn watch(fleet: Fleet, time: Duration, mut all_is_well: impl FnMut()) {
+    let patience = time / 4;
+    let mut stuck = false;
+    loop {
+        tokio::time::sleep(time / 4).await;
+        if fleet.take_census(patience).await {
+            stuck = false;
+            all_is_well();
+        } else if !std::mem::replace(&mut stuck, true) {
+            let err = "a worker's loop does not turn; without it its server-ids are not served";
+            error!(err, "worker_stuck");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::Mail;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_hears_nothing_while_a_worker_is_stuck() {
+        let time = Duration::from_secs(20);
+        let (fleet, mut receivers) = Fleet::of_mailboxes(2);
+        let mut stuck = receivers.pop().unwrap();
+        let mut lively = receivers.pop().unwrap();
+        tokio::spawn(async move {
+            while let Some(Mail::Census(done)) = lively.recv().await {
+                let _ = done.send(());
+            }
+        });
+        let told = Cell::new(0);
+        let watching = watch(fleet, time, || told.set(told.get() + 1));
+        assert!(tokio::time::timeout(time * 3, watching).await.is_err());
+        assert_eq!(told.get(), 0, "one of two did not answer");
+        assert!(matches!(stuck.try_recv(), Ok(Mail::Census(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_told_at_least_twice_in_its_time_while_all_workers_answer() {
+        let time = Duration::from_secs(20);
+        let (fleet, receivers) = Fleet::of_mailboxes(2);
+        for mut mailbox in receivers {
+            tokio::spawn(async move {
+                while let Some(Mail::Census(done)) = mailbox.recv().await {
+                    let _ = done.send(());
+                }
+            });
+        }
+        let told = Cell::new(0);
+        let watching = watch(fleet, time, || told.set(told.get() + 1));
+        assert!(tokio::time::timeout(time, watching).await.is_err());
+        assert!(told.get() >= 2, "{}", told.get());
+    }
+}
