@@ -1125,7 +1125,7 @@ async fn the_soft_descriptor_limit_is_raised_to_the_hard_one() {
 #[tokio::test]
 async fn descriptors_that_run_out_stop_only_newcomers() {
     const LIMIT: usize = 80;
-    let args = ["--header-timeout", "1h"];
+    let args = ["--header-timeout", "1h", "--max-connections-per-address", "off"];
     let relay = Relay::start_with(&args, |command| {
         limit_descriptors(command, LIMIT as u64, LIMIT as u64);
     })
