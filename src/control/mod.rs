@@ -5,6 +5,7 @@
 //! - `fleet`: the workers, as they are seen from here
 //! - [`keeper`], [`certificates`], [`acme`], [`challenges`]: certificates that look after themselves
 //! - [`push`]: wake requests to Firebase Cloud Messaging
+//! - [`assets`]: what it brings along for the tools around it
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `notify`: what systemd is told
 
@@ -13,6 +14,7 @@ mod monitoring;
 mod notify;
 
 pub mod acme;
+pub mod assets;
 pub mod certificates;
 pub mod challenges;
 pub mod keeper;

@@ -1,0 +1,57 @@
+//! What the binary brings along for the tools around it.
+
+/// A Grafana dashboard, as JSON to import.
+pub const GRAFANA: &str = include_str!("assets/dashboard.json");
+/// Alert rules for Prometheus, as YAML.
+pub const ALERTS: &str = include_str!("assets/alerts.yml");
+/// A hardened systemd unit.
+pub const SYSTEMD_UNIT: &str = include_str!("assets/pyrycode-relay.service");
+/// A container file.
+pub const DOCKERFILE: &str = include_str!("assets/Dockerfile");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::metrics::snapshot::{Process, exposition};
+
+    /// The metrics that a text asks for.
+    fn names(text: &str) -> Vec<&str> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        text.split(|c| !is_name(c))
+            .filter(|word| word.starts_with("pyrycode_relay_") || word.starts_with("process_"))
+            .collect()
+    }
+
+    #[test]
+    fn what_rules_and_panels_ask_for_is_there() {
+        let process = Process {
+            certificate_expires_at: Some(1),
+            worker_cpu_seconds: vec![0.0],
+            ..Process::default()
+        };
+        let told = exposition(&Metrics::new(1), &process);
+        for (what, text) in [("alerts", ALERTS), ("dashboard", GRAFANA)] {
+            let names = names(text);
+            assert!(names.len() > 10, "{what}");
+            for name in names {
+                let sample = format!("\n{name}");
+                let found = told.match_indices(&sample).any(|(at, _)| {
+                    matches!(told.as_bytes().get(at + sample.len()), Some(b' ' | b'{'))
+                });
+                assert!(found, "{what} asks for {name}, which nobody tells");
+            }
+        }
+    }
+
+    #[test]
+    fn the_dashboard_is_json_with_a_place_for_each_panel() {
+        let dashboard: serde_json::Value = serde_json::from_str(GRAFANA).unwrap();
+        let panels = dashboard["panels"].as_array().unwrap();
+        assert!(panels.len() > 10);
+        for panel in panels {
+            assert!(panel["gridPos"]["w"].as_u64().unwrap() <= 24, "{}", panel["title"]);
+            assert!(!panel["targets"].as_array().unwrap().is_empty(), "{}", panel["title"]);
+        }
+    }
+}
