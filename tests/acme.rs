@@ -9,7 +9,6 @@
     clippy::indexing_slicing
 )]
 
-mod certs;
 mod common;
 #[path = "acme/pebble.rs"]
 mod pebble;
@@ -20,7 +19,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use certs::{Authority, Folder};
+use common::certs::{self, Authority, Folder};
 use common::{LogLine, Process, Relay, SOON, command, run, soon, wait_until};
 use futures_util::{SinkExt as _, StreamExt as _};
 use pebble::Pebble;

@@ -8,14 +8,13 @@
     clippy::indexing_slicing
 )]
 
-mod certs;
 mod common;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use certs::{Authority, Folder, Leaf, client_config};
+use common::certs::{self, Authority, Folder, Leaf, client_config};
 use common::{Relay, SOON, run, soon, wait_until};
 use pyrycode_relay::control::certificates::{Certificates, Pair, server_config};
 use rustls::pki_types::ServerName;

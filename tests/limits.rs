@@ -14,7 +14,6 @@
     missing_docs
 )]
 
-mod certs;
 mod common;
 
 #[path = "limits/callers.rs"]

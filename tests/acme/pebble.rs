@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{RootCertStore, pki_types};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::certs::{self, Authority, Folder};
+use crate::common::certs::{self, Authority, Folder};
 use crate::common::{SOON, own_address, wait_until};
 
 /// Where challenges are asked for, in place of port 80.

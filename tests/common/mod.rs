@@ -4,6 +4,8 @@
 //! - [`Relay`] and [`Process`]: the relay's binary, its log lines, its end
 //! - [`Peer`] (made by [`Binary`] and [`Phone`]): an ordinary client, not the relay's own codec
 //! - [`Raw`]: bytes, HTTP answers and hand-made frames; it answers nothing by itself
+//! - [`certs`]: an authority of their own, and TLS clients that trust it; `RELAY_OVER_TLS=1` has all
+//!   peers of a plain relay reach it over TLS
 //! - [`deny`] and its like: what the kernel denies a child
 //!
 //! Every wait has a deadline and ends at an event; [`SOON`] is the deadline of all that must come.
@@ -21,9 +23,11 @@
     clippy::string_slice
 )]
 
+pub mod certs;
 mod frame;
 mod http;
 mod log;
+mod over_tls;
 mod peer;
 mod process;
 mod raw;

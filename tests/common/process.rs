@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::over_tls::OverTls;
 use super::{LogLine, Raw, Request, SOON, wait_until};
 
 #[derive(Debug, Clone, Copy)]
@@ -231,6 +232,8 @@ pub struct Health {
 pub struct Relay {
     process: Process,
     addr: SocketAddr,
+    /// If peers reach it over TLS.
+    over_tls: Option<OverTls>,
 }
 
 impl Deref for Relay {
@@ -258,8 +261,18 @@ impl Relay {
             ("--rate-limit", "off"),
             ("--metrics-listen", ""),
         ];
-        let https = args.iter().any(|arg| matches!(*arg, "--domain" | "--tls-cert"));
+        let is_https = |arg: &&str| matches!(*arg, "--domain" | "--tls-cert");
+        let plain_only = |arg: &&str| matches!(*arg, "--insecure-listen" | "--proxy-protocol-from");
+        let over_tls = match args.iter().any(|arg| is_https(arg) || plain_only(arg)) {
+            true => None,
+            false => OverTls::asked(),
+        };
         let mut all = args.to_vec();
+        if let Some(tls) = &over_tls {
+            all.extend(["--tls-cert", &tls.cert, "--tls-key", &tls.key]);
+            all.extend(["--https-listen", "127.0.0.1:0"]);
+        }
+        let https = all.iter().any(is_https);
         for (flag, value) in defaults {
             if !args.contains(&flag) && (!https || flag != "--insecure-listen") {
                 all.extend([flag, value]);
@@ -267,7 +280,10 @@ impl Relay {
         }
         let mut command = command(&all);
         prepare(&mut command);
-        Self::listening(Process::spawn(command)).await
+        let mut relay = Self::listening(Process::spawn(command)).await;
+        relay.addr = over_tls.as_ref().map_or(relay.addr, |tls| tls.bridge(relay.addr));
+        relay.over_tls = over_tls;
+        relay
     }
 
     /// Waits until `process` says where it listens.
@@ -281,7 +297,7 @@ impl Relay {
             addr.is_some()
         })
         .await;
-        Self { process, addr: loopback(addr.unwrap()) }
+        Self { process, addr: loopback(addr.unwrap()), over_tls: None }
     }
 
     /// Waits until `process`, whose log need not tell it, accepts connections at `addr`.
@@ -291,7 +307,7 @@ impl Relay {
             TcpStream::connect(addr).await.is_ok()
         })
         .await;
-        Self { process, addr }
+        Self { process, addr, over_tls: None }
     }
 
     pub fn addr(&self) -> SocketAddr {

@@ -1,9 +1,9 @@
 //! PROXY headers in front of TLS, and the whole order of checks (PROTOCOL.md, chapter 1).
 
 use super::callers::{header, proxy_header, remote_of};
-use super::certs::{Authority, Folder, client_config};
 use super::common::{Raw, Relay, Request, Response, soon};
 use super::new_id;
+use crate::common::certs::{Authority, Folder, client_config};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, RootCertStore};
 use std::sync::Arc;
