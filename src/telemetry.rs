@@ -6,13 +6,15 @@
 //! is thinned at its source, so that it fills neither a disk nor a core; errors always pass.
 
 use crate::config::LogFormat;
+use serde::Serialize;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tracing::field::{Field, Visit};
@@ -94,6 +96,59 @@ fn may_write(now: Instant) -> bool {
     let may = lines >= 1.0;
     ALLOWANCE.set(Some(Allowance { lines: if may { lines - 1.0 } else { lines }, at: now }));
     may
+}
+
+/// Warnings that are kept to be shown.
+const RECENT_WARNINGS: usize = 64;
+/// Of these, warnings of one event: a flood of one kind hides no other.
+const RECENT_OF_ONE_EVENT: usize = 16;
+/// Their text is cut to this length.
+const RECENT_TEXT_BYTES: usize = 512;
+
+static RECENT: Mutex<VecDeque<Arc<Warning>>> = Mutex::new(VecDeque::new());
+
+/// A line of level `warn` or `error`, as it is shown beside the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// When, as the log has it: RFC 3339, UTC, with milliseconds.
+    pub time: String,
+    /// `warn` or `error`.
+    pub level: &'static str,
+    /// The event's name.
+    pub event: String,
+    /// Its other keys and their values: one line of printable ASCII, as the text log has it. Values
+    /// may come from peers.
+    pub text: String,
+}
+
+/// The most recent warnings and errors, the oldest first.
+#[must_use]
+pub fn recent_warnings() -> Vec<Arc<Warning>> {
+    RECENT.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+fn remember(time: String, event: &Event<'_>) {
+    let mut fields = Line { format: LogFormat::Text, out: String::new(), event: String::new() };
+    event.record(&mut fields);
+    if let Some(core) = CORE.get() {
+        fields.push_bare("core", &core.to_string());
+    }
+    let text = fields.out.trim_start();
+    let text = text.get(..text.floor_char_boundary(RECENT_TEXT_BYTES)).unwrap_or_default();
+    let level = level_name(*event.metadata().level());
+    let warning = Warning { time, level, event: fields.event, text: text.to_owned() };
+    keep(&mut RECENT.lock().unwrap_or_else(PoisonError::into_inner), warning);
+}
+
+fn keep(recent: &mut VecDeque<Arc<Warning>>, warning: Warning) {
+    let mut alike = recent.iter().enumerate().filter(|(_, other)| other.event == warning.event);
+    let oldest_alike = alike.next().map_or(0, |(at, _)| at);
+    if alike.count() + 1 >= RECENT_OF_ONE_EVENT {
+        recent.remove(oldest_alike);
+    } else if recent.len() >= RECENT_WARNINGS {
+        recent.pop_front();
+    }
+    recent.push_back(Arc::new(warning));
 }
 
 /// Keeps the log going; when it is dropped, what waits is written, unless stderr is stuck.
@@ -234,15 +289,18 @@ where
         }
         let mut line =
             Line { format: self.0, out: String::with_capacity(256), event: String::new() };
-        let time = humantime::format_rfc3339_millis(SystemTime::now());
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut fields = Line { format: self.0, out: String::new(), event: String::new() };
         event.record(&mut fields);
-        line.push("time", &time.to_string());
+        line.push("time", &time);
         line.push("level", level_name(*event.metadata().level()));
         line.push("event", &fields.event);
         line.out.push_str(&fields.out);
         if let Some(core) = CORE.get() {
             line.push_bare("core", &core.to_string());
+        }
+        if *event.metadata().level() <= Level::WARN {
+            remember(time, event);
         }
         match self.0 {
             LogFormat::Text => writeln!(writer, "{}", line.out.trim_start()),
@@ -436,6 +494,46 @@ mod tests {
         let start = Instant::now();
         while may_write(start) {}
         assert!(may_write(start + Duration::from_secs(1)), "it is regained");
+    }
+
+    #[test]
+    fn warnings_are_kept_whatever_the_format_and_without_what_is_not_logged() {
+        logged(LogFormat::Json, || {
+            tracing::info!(err = "no warning", "kept_info");
+            tracing::warn!(device_name = "a\nlevel=error", token = "secret", "kept_warning");
+            tracing::error!(err = "é".repeat(4000), "kept_error");
+        });
+        let recent = recent_warnings();
+        let of = |event: &str| recent.iter().find(|warning| warning.event == event).cloned();
+        assert_eq!(of("kept_info"), None);
+        let warning = of("kept_warning").unwrap();
+        assert_eq!(warning.level, "warn");
+        assert_eq!(warning.text, r#"device_name="a\u000alevel=error""#);
+        assert!(humantime::parse_rfc3339(&warning.time).is_ok(), "{}", warning.time);
+        assert_eq!(of("kept_error").unwrap().text.len(), RECENT_TEXT_BYTES);
+    }
+
+    #[test]
+    fn a_flood_of_one_warning_hides_no_other() {
+        let warning = |event: &str, text: &str| Warning {
+            time: String::new(),
+            level: "warn",
+            event: event.to_owned(),
+            text: text.to_owned(),
+        };
+        let mut recent = VecDeque::new();
+        keep(&mut recent, warning("rare", ""));
+        for number in 0..1000 {
+            keep(&mut recent, warning("flood", &number.to_string()));
+        }
+        assert_eq!(recent.len(), 1 + RECENT_OF_ONE_EVENT);
+        assert_eq!(recent.front().unwrap().event, "rare");
+        assert_eq!(recent.back().unwrap().text, "999");
+        for number in 0..1000 {
+            keep(&mut recent, warning(&number.to_string(), ""));
+        }
+        assert_eq!(recent.len(), RECENT_WARNINGS);
+        assert_eq!(recent.front().unwrap().event, "936");
     }
 
     #[test]

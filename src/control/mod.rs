@@ -20,6 +20,7 @@ pub mod challenges;
 pub mod keeper;
 pub mod process;
 pub mod push;
+pub mod status;
 
 use crate::config::{Config, Exit, MetricsListen};
 use crate::telemetry;

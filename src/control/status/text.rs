@@ -1,0 +1,316 @@
+//! `pyrycode-relay status`: the figures of the page as text.
+
+use super::seen::{Interval, Seen};
+use super::verdict::problems;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::fmt::{Display, Write as _};
+use std::io::{IsTerminal as _, stdout};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long an answer may take, from the connection to its last byte.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Rates are told over this time.
+const BETWEEN: Duration = Duration::from_secs(1);
+/// An answer longer than this is none of a relay.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+const BAR: usize = 20;
+const SHOWN_WARNINGS: usize = 10;
+
+/// The state of the relay whose metrics listener is at `addr`, as text for a terminal; it takes a
+/// second, because rates do.
+///
+/// # Errors
+///
+/// One line that says why there is nothing to show, and what to do.
+pub async fn status(addr: SocketAddr) -> Result<String, String> {
+    let (before, at) = (look(addr).await?, Instant::now());
+    tokio::time::sleep(BETWEEN).await;
+    let over = Interval { before, now: look(addr).await?, seconds: at.elapsed().as_secs_f64() };
+    let colour =
+        stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(render(&over, addr, now.as_secs().try_into().unwrap_or(i64::MAX), colour))
+}
+
+async fn look(addr: SocketAddr) -> Result<Seen, String> {
+    let answer = timeout(PATIENCE, fetch(addr)).await.unwrap_or_else(|_| {
+        Err(format!("no answer in {} s: the relay may be stuck; see its log", PATIENCE.as_secs()))
+    });
+    let seen = answer.and_then(|body| {
+        serde_json::from_slice(&body).map_err(|_| {
+            "what answers is no relay of this version; see --metrics-listen".to_owned()
+        })
+    });
+    seen.map_err(|why| format!("no status from {addr}: {why}"))
+}
+
+async fn fetch(addr: SocketAddr) -> Result<Bytes, String> {
+    let unreachable = |error: std::io::Error| {
+        format!("{error}: start the relay, or name the address that its --metrics-listen has")
+    };
+    let stream = TcpStream::connect(addr).await.map_err(unreachable)?;
+    let broken = |error: hyper::Error| {
+        format!("{error}: is it the relay that listens there? See --metrics-listen")
+    };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let request = Request::get("/status.json").header(HOST, addr.to_string());
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let answer = async move {
+        let response = sender.send_request(request).await.map_err(broken)?;
+        if response.status() != StatusCode::OK {
+            let status = response.status();
+            return Err(format!("it answers {status}: it is no relay; see --metrics-listen"));
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        body.map(http_body_util::Collected::to_bytes)
+            .map_err(|error| format!("{error}: is it the relay that listens there?"))
+    };
+    // Both go on together: the connection is what moves the answer.
+    let (answer, _) = tokio::join!(answer, connection);
+    answer
+}
+
+/// Text under way.
+struct Text {
+    out: String,
+    colour: bool,
+}
+
+impl Text {
+    fn line(&mut self, line: impl Display) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.out, "{line}");
+    }
+
+    /// A line in one of the terminal's colours (ECMA-48, SGR), if it is a terminal.
+    fn coloured(&mut self, colour: u8, line: impl Display) {
+        if self.colour {
+            self.line(format_args!("\x1b[1;{colour}m{line}\x1b[0m"));
+        } else {
+            self.line(line);
+        }
+    }
+
+    fn meter(&mut self, name: &str, used: u64, of: u64, show: fn(u64) -> String) {
+        let share = used as f64 / of.max(1) as f64;
+        let of = format!("{} of {}", show(used), show(of));
+        self.line(format_args!("{name:<13}{of:<24} {} {:>5}", bar(share), percent(share)));
+    }
+}
+
+const RED: u8 = 31;
+const GREEN: u8 = 32;
+const BOLD: u8 = 39;
+
+fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String {
+    let mut text = Text { out: String::new(), colour };
+    let process = &over.now.process;
+    let (version, up) = (plain(&process.version), duration(process.uptime_seconds));
+    text.coloured(BOLD, format_args!("pyrycode-relay {version} at {addr}, up {up}"));
+    let problems = problems(over, now_s);
+    for problem in &problems {
+        text.coloured(RED, format_args!("! {problem}"));
+    }
+    if problems.is_empty() {
+        text.coloured(GREEN, "All is well.");
+    }
+    text.line("");
+    figures(&mut text, over, now_s);
+    workers(&mut text, over);
+    let groups: [(&str, &[&str]); 2] = [
+        ("Ended", &["closes_total", "connections_lost_total"]),
+        (
+            "Turned away",
+            &[
+                "ws_upgrade_attempts_total",
+                "connections_refused_total",
+                "handshake_failures_total",
+                "malformed_messages_total",
+            ],
+        ),
+    ];
+    for (title, metrics) in groups {
+        let rows = metrics.iter().flat_map(|metric| series(over, metric));
+        table(&mut text, title, rows.filter(|row| !row.name.ends_with("accept")).collect());
+    }
+    let wakes = over.now.push_wakes.iter().map(|(outcome, total)| Row {
+        name: plain(outcome),
+        per_second: over.per_second(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0)),
+        total: *total,
+    });
+    table(&mut text, "Wake requests", wakes.collect());
+    warnings(&mut text, &over.now);
+    text.out
+}
+
+fn figures(text: &mut Text, over: &Interval, now_s: i64) {
+    let (seen, process) = (&over.now, &over.now.process);
+    text.meter("Connections", seen.websockets(), process.max_connections, count);
+    let states = ["binary", "phone", "newcomer", "moving", "head", "closing"].map(|state| {
+        let value = seen.value("connections", &format!("state=\"{state}\""));
+        format!("{state} {}", count(value))
+    });
+    text.line(format_args!("{:<13}{}", "", states.join("  ")));
+    text.meter("Memory", seen.charged_bytes(), process.memory_budget_bytes, bytes);
+    text.line(format_args!("{:<13}resident {}", "", bytes(process.resident_bytes)));
+    text.meter("Descriptors", process.open_descriptors, process.max_descriptors, count);
+    let directions = [("phone_to_binary", "to binaries"), ("binary_to_phone", "to phones")];
+    let messages = directions.map(|(direction, name)| {
+        let labels = format!("direction=\"{direction}\"");
+        let per_second =
+            |metric: &str| over.per_second(|seen| seen.value(metric, &labels)).round() as u64;
+        let (messages, size) =
+            (per_second("frames_forwarded_total"), per_second("forwarded_bytes_total"));
+        format!("{name} {}/s ({}/s)", count(messages), bytes(size))
+    });
+    text.line(format_args!("{:<13}{}", "Messages", messages.join("  ")));
+    let delays = over.delays();
+    let percentiles = [(0.5, "p50"), (0.9, "p90"), (0.99, "p99")].map(|(share, name)| {
+        format!("{name} {}", delays.percentile(share).map_or("-".to_owned(), micros))
+    });
+    text.line(format_args!("{:<13}{}", "Delay", percentiles.join("  ")));
+    if let Some(expires_at) = process.certificate_expires_at {
+        let days = (i64::try_from(expires_at).unwrap_or(i64::MAX) - now_s).div_euclid(86400);
+        text.line(format_args!("{:<13}expires in {days} days", "Certificate"));
+    }
+    if process.log_lines_lost > 0 {
+        let lost = count(process.log_lines_lost);
+        text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
+    }
+}
+
+fn workers(text: &mut Text, over: &Interval) {
+    text.line("");
+    let (load, connections) = ("load", "connections");
+    text.coloured(
+        BOLD,
+        format_args!("{:<13}{load:<26} {connections:>12} {:>12}", "Core", "messages/s"),
+    );
+    for worker in &over.now.workers {
+        let load = over.load(worker);
+        let forwarded = |seen: &Seen| {
+            let mut all = seen.workers.iter();
+            all.find(|other| other.core == worker.core).map_or(0, |worker| worker.forwarded)
+        };
+        text.line(format_args!(
+            "{:<13}{} {:>5} {:>12} {:>12}",
+            worker.core,
+            bar(load),
+            percent(load),
+            count(worker.connections),
+            count(over.per_second(forwarded).round() as u64)
+        ));
+    }
+}
+
+struct Row {
+    name: String,
+    per_second: f64,
+    total: u64,
+}
+
+/// The series of a metric, named by the values of their labels.
+fn series(over: &Interval, metric: &str) -> impl Iterator<Item = Row> {
+    over.now.series(metric).map(move |(labels, total)| {
+        let values = labels.split('"').skip(1).step_by(2);
+        let values: Vec<&str> = values.filter(|value| *value != "any").collect();
+        Row {
+            name: plain(&values.join(" ")),
+            per_second: over.per_second(|seen| seen.value(metric, labels)),
+            total,
+        }
+    })
+}
+
+/// What has ever happened, the most frequent first.
+fn table(text: &mut Text, title: &str, mut rows: Vec<Row>) {
+    rows.retain(|row| row.total > 0);
+    if rows.is_empty() {
+        return;
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.total));
+    text.line("");
+    text.coloured(BOLD, format_args!("{title:<40}{:>12} {:>12}", "per second", "total"));
+    for Row { name, per_second, total } in rows {
+        text.line(format_args!("{name:<40}{per_second:>12.1} {:>12}", count(total)));
+    }
+}
+
+fn warnings(text: &mut Text, seen: &Seen) {
+    text.line("");
+    text.coloured(BOLD, "Last warnings");
+    for warning in seen.warnings.iter().rev().take(SHOWN_WARNINGS) {
+        let fields = [&warning.time, &warning.level, &warning.event, &warning.text];
+        let [time, level, event, what] = fields.map(|field| plain(field));
+        text.line(format_args!("{time} {level} {event} {what}"));
+    }
+    if seen.warnings.is_empty() {
+        text.line("none");
+    }
+}
+
+/// Without what would steer a terminal.
+fn plain(value: &str) -> String {
+    value.chars().filter(|c| !c.is_control()).collect()
+}
+
+fn bar(share: f64) -> String {
+    let full = (share.clamp(0.0, 1.0) * BAR as f64).round() as usize;
+    format!("[{}{}]", "#".repeat(full), ".".repeat(BAR.saturating_sub(full)))
+}
+
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
+}
+
+/// With thin groups of three digits, as no locale has to be guessed for them.
+fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+pub(super) fn bytes(value: u64) -> String {
+    let mut scaled = value as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if scaled < 1000.0 {
+            let digits = usize::from(scaled < 10.0 && unit != "B");
+            return format!("{scaled:.digits$} {unit}");
+        }
+        scaled /= 1024.0;
+    }
+    format!("{scaled:.1} TiB")
+}
+
+fn micros(value: f64) -> String {
+    match value {
+        ..1_000.0 => format!("{value:.0} µs"),
+        ..1_000_000.0 => format!("{:.1} ms", value / 1e3),
+        _ => "over 1 s".to_owned(),
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
+    let (minutes, seconds) = (seconds / 60 % 60, seconds % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {seconds} s"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
