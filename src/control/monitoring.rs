@@ -3,14 +3,16 @@
 
 use super::certificates::Certificates;
 use super::fleet::Fleet;
-use super::process;
+use super::{process, status};
 use crate::config::VERSION;
 use crate::metrics::snapshot::{self, Process, Snapshot};
 use crate::protocol::upgrade::Health;
 use crate::telemetry::LostLines;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,6 +33,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 8192;
 /// How long to wait when no connection can be accepted, because descriptors are short.
 const BREATHER: Duration = Duration::from_millis(100);
+/// The status page is all of itself, and asks nobody but this relay.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+                           script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
+                           form-action 'none'; frame-ancestors 'none'";
 /// How long workers have to bring their gauges up to date. Without them, older values are told.
 const CENSUS_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -112,10 +118,13 @@ impl Monitoring {
             "/readyz" => plain(StatusCode::OK, "ready\n"),
             "/status.json" => {
                 let snapshot = Snapshot::take(&self.fleet.metrics, self.process().await);
-                match serde_json::to_string(&snapshot) {
-                    Ok(text) => typed("application/json; charset=utf-8", text),
-                    Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot be told\n"),
-                }
+                typed("application/json; charset=utf-8", status::json(&snapshot))
+            }
+            "/" => {
+                let mut page = typed("text/html; charset=utf-8", status::PAGE);
+                let policy = HeaderValue::from_static(PAGE_POLICY);
+                page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+                page
             }
             _ => plain(StatusCode::NOT_FOUND, "not found\n"),
         }
