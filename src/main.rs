@@ -1,16 +1,24 @@
-//! Flags to [`Config`], then run; nothing else.
+//! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
-use pyrycode_relay::config::{Config, Exit};
+use pyrycode_relay::config::{Command, Config, Exit};
+use pyrycode_relay::control::assets;
 use pyrycode_relay::{control, telemetry};
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     die_of_panics();
-    let ended = Config::from_args(std::env::args_os()).and_then(|config| {
-        let log = telemetry::init(config.log_format, config.log_level);
-        control::run(&config, &log)
-    });
+    let (command, args) = Command::split(std::env::args_os());
+    let ended = match command {
+        Command::Serve => serve(args),
+        Command::Check => check(args),
+        Command::Status => status(args),
+        Command::Grafana => print(args, assets::GRAFANA),
+        Command::Alerts => print(args, assets::ALERTS),
+        Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
+        Command::Dockerfile => print(args, assets::DOCKERFILE),
+    };
     let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };
     telemetry::with_patience(move || {
         // Nobody may be there to read it; the exit code is told all the same.
@@ -21,6 +29,33 @@ fn main() -> ExitCode {
         };
     });
     ExitCode::from(code)
+}
+
+fn serve(args: Vec<OsString>) -> Result<(), Exit> {
+    let config = Config::from_args(args.clone())?;
+    let log = telemetry::init(config.log_format, config.log_level);
+    control::run(&config, &log, || Config::from_args(args.clone()))
+}
+
+fn check(args: Vec<OsString>) -> Result<(), Exit> {
+    let config = Config::from_args(args)?;
+    control::check(&config)?;
+    Err(told(config.report()))
+}
+
+fn status(args: Vec<OsString>) -> Result<(), Exit> {
+    Err(told(control::status(&Config::from_args(args)?)?))
+}
+
+/// Prints a text that takes no flags.
+fn print(args: Vec<OsString>, text: &str) -> Result<(), Exit> {
+    Config::from_args(args)?;
+    Err(told(text.trim_end().to_owned()))
+}
+
+/// There is nothing more to do than to say this.
+fn told(message: String) -> Exit {
+    Exit { code: 0, message, to_stdout: true }
 }
 
 /// A worker that panicked would leave its server-ids unserved while the others go on. Better the

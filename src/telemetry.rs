@@ -19,9 +19,12 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 
 /// The keys that a line may carry beside `time`, `level`, `event` and `core`.
 pub const ALLOWED_KEYS: [&str; 14] = [
@@ -152,9 +155,26 @@ fn keep(recent: &mut VecDeque<Arc<Warning>>, warning: Warning) {
 }
 
 /// Keeps the log going; when it is dropped, what waits is written, unless stderr is stuck.
-pub struct Guard(Queue);
+pub struct Guard(Queue, LevelSwitch);
+
+/// Changes the least severe level that is logged.
+#[derive(Clone)]
+pub struct LevelSwitch(Arc<dyn Fn(Level) + Send + Sync>);
+
+impl LevelSwitch {
+    /// To this one, from now on.
+    pub fn set(&self, level: Level) {
+        (self.0)(level);
+    }
+}
 
 impl Guard {
+    /// What changes the level.
+    #[must_use]
+    pub fn level(&self) -> LevelSwitch {
+        self.1.clone()
+    }
+
     /// How many lines were never written.
     #[must_use]
     pub fn lost(&self) -> LostLines {
@@ -195,14 +215,18 @@ pub fn init(format: LogFormat, level: Level) -> Guard {
     // Where no thread can be had, all lines count as dropped.
     let _ = thread::Builder::new().name("log".to_owned()).spawn(move || write_all(&waiting));
     let writer = queue.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(move || writer.clone())
-        .event_format(Lines(format))
-        .finish();
+        .event_format(Lines(format));
+    let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
     // Fails only where a log was started before.
     let _ = tracing::subscriber::set_global_default(subscriber);
-    Guard(queue)
+    let switch = LevelSwitch(Arc::new(move |level| {
+        // Fails only where the log is gone.
+        let _ = handle.reload(LevelFilter::from_level(level));
+    }));
+    Guard(queue, switch)
 }
 
 /// Does what may wait for a stuck output stream, and gives up waiting for it after a second.

@@ -29,7 +29,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 30] = [
+const FLAGS: [(&str, &str); 31] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -58,6 +58,7 @@ const FLAGS: [(&str, &str); 30] = [
     ("--write-timeout", "10s"),
     ("--close-timeout", "5s"),
     ("--drain-timeout", "10s"),
+    ("--config", ""),
     ("--log-format", "text"),
     ("--log-level", "info"),
 ];

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory as _, FromArgMatches as _, Parser};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
+use super::command::COMMANDS;
 use super::{
     DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
     RateLimit, listen, networks, trial_commands, units,
@@ -34,7 +35,7 @@ Without any flag it serves plain WebSocket on 127.0.0.1:8080, for trying it out.
     version,
     about = ABOUT,
     long_about = None,
-    override_usage = "pyrycode-relay [FLAGS]",
+    override_usage = "pyrycode-relay [COMMAND] [FLAGS]",
     args_override_self = true
 )]
 pub(super) struct Flags {
@@ -218,16 +219,21 @@ pub(super) struct Flags {
     )]
     pub(super) drain_timeout: u64,
 
+    /// Read what is not given otherwise from this file, which SIGHUP has read again: a line for
+    /// each flag, `name = value`, without dashes; # begins a comment
+    #[arg(help_heading = "Logs and configuration", long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
     /// How log lines on standard error are written: `text` is logfmt
     #[arg(
-        help_heading = "Logs", long, value_name = "FORMAT", value_enum,
+        help_heading = "Logs and configuration", long, value_name = "FORMAT", value_enum,
         default_value_t = LogFormat::Text
     )]
     pub(super) log_format: LogFormat,
 
     /// The least severe level that is logged
     #[arg(
-        help_heading = "Logs", long, value_name = "LEVEL", default_value = "info",
+        help_heading = "Logs and configuration", long, value_name = "LEVEL", default_value = "info",
         value_parser = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"])
             .try_map(|level| level.parse::<Level>())
     )]
@@ -249,10 +255,13 @@ pub(super) struct Flags {
 impl Flags {
     /// Reads `args`, of which the first is the program's name. As in Go's `flag` package one dash
     /// is as good as two, and of a flag that is given twice the last counts.
-    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        let command = command();
-        let args = double_dashes(&command, args);
-        command
+    ///
+    /// # Errors
+    ///
+    /// The refusal, and the flag that it is about, if any.
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, (Exit, String)> {
+        let (args, _) = double_dashes(args);
+        command()
             .try_get_matches_from(args)
             .and_then(|matches| Self::from_arg_matches(&matches))
             .map_err(|err| exit(&err))
@@ -273,7 +282,9 @@ impl Flags {
     }
 }
 
-pub(super) fn command() -> Command {
+pub(super) fn command() -> clap::Command {
+    let commands: String =
+        COMMANDS.iter().map(|(name, _, what)| format!("  {name:14}{what}\n")).collect();
     // In two lines each, which no terminal wraps: what is wrapped cannot be copied.
     let [binary, phone] =
         trial_commands(DEFAULT_LISTEN).map(|command| command.replacen(" -H", " \\\n    -H", 1));
@@ -284,7 +295,14 @@ pub(super) fn command() -> Command {
             arg.allow_hyphen_values(takes_value)
         })
         .after_help(format!(
-            "A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
+            "Commands, in front of the flags:\n{commands}\n\
+             Every flag can also be given as a variable, PYRYCODE_RELAY_ and its name in capitals: \
+             PYRYCODE_RELAY_MAX_PHONES=8. A flag goes before a variable, and that before the file \
+             of --config. PYRYCODE_RELAY_PRODUCTION=1 refuses what must not be in production; it \
+             wants PYRYCODE_RELAY_SINGLE_INSTANCE=1 as the word that no other relay serves the \
+             same daemons. PYRYCODE_RELAY_FCM_CREDENTIALS is the key to push messages, or the \
+             path to it.\n\n\
+             A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
              64KiB, 256MiB, 1GiB (or kB, MB, GB, or plain bytes).\n\n\
              Try it out: start the relay, then in two other terminals play a binary and a phone. \
              Type {{\"hello\":1}} at the phone, and the binary sees it.\n\n  {binary}\n\n  {phone}"
@@ -297,7 +315,12 @@ fn takes_value(arg: &clap::Arg) -> bool {
 }
 
 /// Turns Go's `-grace` into `--grace`, and leaves values and single letters as they are.
-fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// Also says which flags are there.
+pub(super) fn double_dashes(
+    args: impl IntoIterator<Item = OsString>,
+) -> (Vec<OsString>, BTreeSet<String>) {
+    let command = command();
+    let known = names();
     let valued: BTreeSet<&str> = command
         .get_arguments()
         .filter(|arg| takes_value(arg))
@@ -305,6 +328,7 @@ fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) ->
         .collect();
     let mut is_value = true;
     let mut fixed = Vec::new();
+    let mut given = BTreeSet::new();
     for arg in args {
         let name = arg.to_str().filter(|_| !is_value).map(|text| text.trim_start_matches('-'));
         is_value = false;
@@ -316,13 +340,23 @@ fn double_dashes(command: &Command, args: impl IntoIterator<Item = OsString>) ->
         }
         if let Some(name) = name {
             is_value = valued.contains(name);
+            let name = name.split('=').next().unwrap_or(name);
+            if known.iter().any(|known| known == name) {
+                given.insert(name.to_owned());
+            }
         }
     }
-    fixed
+    (fixed, given)
+}
+
+/// The flags that may also be given elsewhere, without dashes.
+pub(super) fn names() -> Vec<String> {
+    let command = Flags::command();
+    command.get_arguments().filter_map(|arg| arg.get_long()).map(ToOwned::to_owned).collect()
 }
 
 /// What clap says in several lines, said in one.
-fn exit(err: &clap::Error) -> Exit {
+fn exit(err: &clap::Error) -> (Exit, String) {
     let context = |kind| match err.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
@@ -332,10 +366,10 @@ fn exit(err: &clap::Error) -> Exit {
     let arg = context(ContextKind::InvalidArg).unwrap_or_default();
     let flag = arg.split(" <").next().unwrap_or_default();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
-    Exit::refusal(&match err.kind() {
+    let refusal = Exit::refusal(&match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let message = err.to_string().trim_end().to_owned();
-            return Exit { code: 0, message, to_stdout: true };
+            return (Exit { code: 0, message, to_stdout: true }, String::new());
         }
         ErrorKind::ValueValidation => {
             format!("{flag}: {}", err.source().map(ToString::to_string).unwrap_or_default())
@@ -365,5 +399,6 @@ fn exit(err: &clap::Error) -> Exit {
             let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
             format!("{line}; `{PROGRAM} --help` lists all flags")
         }
-    })
+    });
+    (refusal, flag.to_owned())
 }

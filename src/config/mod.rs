@@ -4,12 +4,16 @@
 //! needs to look again for a zero, an overflow or a contradiction.
 
 mod capacity;
+mod command;
 mod flags;
 mod listen;
 mod machine;
 mod networks;
+mod show;
+mod sources;
 mod units;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,12 +21,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capacity::Capacity;
+pub use command::Command;
 pub use ipnet::IpNet;
+pub use show::Setting;
+pub use sources::Origin;
 pub use tracing::Level;
 
 use flags::Flags;
 use listen::Loopback;
 use machine::Machine;
+use sources::Given;
 use units::OrOff;
 
 /// The program's name, as `--version` and every refusal begin with it.
@@ -97,6 +105,12 @@ pub struct Config {
     pub fcm_endpoints: FcmEndpoints,
     /// How long peers have, after SIGTERM or SIGINT, to answer their close; may be zero.
     pub drain_timeout: Duration,
+    /// The file that was read for what neither flags nor variables say.
+    pub file: Option<PathBuf>,
+    /// Which flags were given, and where.
+    pub origins: BTreeMap<String, Origin>,
+    /// Variables that seem to be meant for the relay and say nothing to it.
+    pub unknown_variables: Vec<String>,
     /// How a log line is written.
     pub log_format: LogFormat,
     /// The least severe level that is logged.
@@ -258,6 +272,12 @@ impl Exit {
         }
         Self { code: 2, message, to_stdout: false }
     }
+
+    /// The same, of a value that stands at this place.
+    fn at(self, place: &str) -> Self {
+        let reason = self.message.strip_prefix(PROGRAM).unwrap_or(&self.message);
+        Self::refusal(&format!("{place}: {}", reason.trim_start_matches(": ")))
+    }
 }
 
 impl Config {
@@ -270,10 +290,12 @@ impl Config {
     /// [`Exit`] for `--help`, `--version`, and whatever cannot be served; a refusal is always the
     /// operator's to mend.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        Self::from_flags(Flags::parse(args)?, &Environment::observe()?, Machine::observe())
+        let given = sources::gather(args, std::env::vars_os())?;
+        Self::from_given(given, &Environment::observe()?, Machine::observe())
     }
 
-    fn from_flags(flags: Flags, environment: &Environment, machine: Machine) -> Result<Self, Exit> {
+    fn from_given(given: Given, environment: &Environment, machine: Machine) -> Result<Self, Exit> {
+        let Given { flags, origins, unknown_variables } = given;
         let workers = flags.workers.unwrap_or(machine.parallelism.clamp(1, MAX_WORKERS));
         let memory_limit = machine.memory_limit_bytes.unwrap_or(ASSUMED_MEMORY_LIMIT_BYTES);
         let memory_budget_bytes = memory_budget(flags.memory_budget, workers, memory_limit)?;
@@ -325,6 +347,9 @@ impl Config {
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
             proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),
+            file: flags.config,
+            origins,
+            unknown_variables,
             log_format: flags.log_format,
             log_level: flags.log_level,
         })

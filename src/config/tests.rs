@@ -17,7 +17,11 @@ fn machine() -> Machine {
 
 fn parse_on(machine: Machine, args: &[&str]) -> Result<Config, Exit> {
     let args = [PROGRAM].iter().chain(args).map(OsString::from);
-    Config::from_flags(Flags::parse(args)?, &Environment::default(), machine)
+    let given = sources::gather(args, [])?;
+    let mut config = Config::from_given(given, &Environment::default(), machine)?;
+    // What a value is worth does not depend on where it came from.
+    config.origins.clear();
+    Ok(config)
 }
 
 fn parse(args: &[&str]) -> Result<Config, Exit> {
@@ -62,6 +66,9 @@ fn bare_run_takes_the_documented_defaults() {
         memory_budget_bytes: GIB / 4,
         limits: Limits::default(),
         drain_timeout: Duration::from_secs(10),
+        file: None,
+        origins: BTreeMap::new(),
+        unknown_variables: Vec::new(),
         log_format: LogFormat::Text,
         log_level: Level::INFO,
     };
@@ -228,7 +235,7 @@ fn arguments_that_are_not_text_are_refused() {
     use std::os::unix::ffi::OsStringExt as _;
     for arg in [&b"--grace=\xff"[..], b"\xff", b"-\xff=1"] {
         let args = [PROGRAM.into(), OsString::from_vec(arg.to_vec())];
-        let exit = Flags::parse(args).unwrap_err();
+        let (exit, _) = Flags::parse(args).unwrap_err();
         assert_eq!(exit.code, 2, "{}", exit.message);
         assert!(!exit.message.contains(char::is_control), "{}", exit.message);
     }

@@ -2,12 +2,12 @@
 //! a census, which a worker that is stuck does not answer.
 
 use super::{explain_no_ring, failure};
-use crate::config::{Config, Exit};
+use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
 use crate::relay::admission::Admission;
 use crate::relay::budget::SharedBudget;
-use crate::relay::{Owners, Settings};
+use crate::relay::{Described, Owners, Settings};
 use crate::worker::{self, Mail, ProxyHeaders, Start};
 use rustls::ServerConfig;
 use std::io;
@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 use tracing::error;
+
+/// How long a worker has to describe some of its connections.
+const DESCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a worker thread ended with.
 type End = io::Result<()>;
@@ -131,6 +134,25 @@ impl Fleet {
                 .map_err(|error| failure(format!("worker {number} cannot start: {error}")))?;
         }
         Ok(Self { mailboxes, metrics, admission })
+    }
+
+    /// How many there are.
+    pub(super) fn workers(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Has every worker apply these limits from now on.
+    pub(super) fn set_limits(&self, limits: Limits) {
+        for mailbox in &self.mailboxes {
+            let _ = mailbox.send(Mail::Limits(limits));
+        }
+    }
+
+    /// A worker's next connections from this one on; `None` if it does not answer.
+    pub(super) async fn describe(&self, worker: usize, first: usize) -> Option<Described> {
+        let (done, mut answer) = unbounded_channel();
+        self.mailboxes.get(worker)?.send(Mail::Describe { first, done }).ok()?;
+        tokio::time::timeout(DESCRIBE_PATIENCE, answer.recv()).await.ok()?
     }
 
     /// Has every worker shut down.

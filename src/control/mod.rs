@@ -8,10 +8,15 @@
 //! - [`assets`]: what it brings along for the tools around it
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `notify`: what systemd is told
+//! - `production`: what must not be in production
+//! - `reload`: SIGHUP; `dump`: SIGUSR1
 
+mod dump;
 mod fleet;
 mod monitoring;
 mod notify;
+mod production;
+mod reload;
 
 pub mod acme;
 pub mod assets;
@@ -23,12 +28,13 @@ pub mod push;
 pub mod status;
 
 use crate::config::{Config, Exit, MetricsListen};
-use crate::telemetry;
+use crate::telemetry::{self, LostLines};
 use crate::worker::{listener, ring};
 use fleet::{Equipment, Fleet};
 use keeper::Keeper;
 use monitoring::Monitoring;
 use push::Push;
+use reload::Live;
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -46,10 +52,13 @@ const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
 ///
 /// How the process is to end, if not with 0: io_uring is not to be had, a listener cannot be
 /// bound, or a worker failed.
-pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
+pub fn run(
+    config: &Config,
+    log: &telemetry::Guard,
+    reread: impl Fn() -> Result<Config, Exit>,
+) -> Result<(), Exit> {
     let epoch = Instant::now();
-    let keeper = config.https.as_ref().map(Keeper::open).transpose()?;
-    let push = Push::from_config(config)?;
+    let (keeper, push) = check(config)?;
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     raise_descriptor_limit();
     let (flag, address) = match (&config.insecure, &config.https) {
@@ -63,10 +72,37 @@ pub fn run(config: &Config, log: &telemetry::Guard) -> Result<(), Exit> {
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    let ended = runtime.block_on(supervise(config, log, listeners, keeper, push, epoch));
+    let ended = runtime.block_on(supervise(config, log, listeners, (keeper, push), epoch, reread));
     // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
     runtime.shutdown_background();
     ended
+}
+
+/// Reads and checks all that is on disk, and refuses what serving would refuse; changes nothing but
+/// the modes of a certificate cache that others could read.
+///
+/// # Errors
+///
+/// A refusal: what is wrong, and how to mend it.
+pub fn check(config: &Config) -> Result<(Option<Keeper>, Option<Push>), Exit> {
+    production::check(config)?;
+    Ok((config.https.as_ref().map(Keeper::open).transpose()?, Push::from_config(config)?))
+}
+
+/// How the relay is doing that serves metrics where `config` says, as text.
+///
+/// # Errors
+///
+/// There is none, or it does not answer; exit code 1.
+pub fn status(config: &Config) -> Result<String, Exit> {
+    let Some(MetricsListen { addr, .. }) = config.metrics_listen else {
+        return Err(failure("--metrics-listen is empty, so there is nobody to ask".to_owned()));
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failure(error.to_string()))?;
+    runtime.block_on(status::status(addr)).map_err(failure)
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
@@ -74,13 +110,15 @@ async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
     listeners: Vec<socket2::Socket>,
-    keeper: Option<Keeper>,
-    push: Option<Push>,
+    (keeper, push): (Option<Keeper>, Option<Push>),
     epoch: Instant,
+    reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
     let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;
+    let mut user_1 = signal(SignalKind::user_defined1()).map_err(no_signals)?;
     let metrics_listener = config.metrics_listen.map(bind_metrics).transpose()?.flatten();
     let tls = keeper.as_ref().map(Keeper::server_config);
     let certificates = keeper.as_ref().map(Keeper::certificates);
@@ -95,7 +133,7 @@ async fn supervise(
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
         log: log.lost(),
-        certificates,
+        certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
         epoch,
         draining: AtomicBool::new(false),
@@ -104,6 +142,11 @@ async fn supervise(
         tokio::spawn(monitoring.clone().serve(listener));
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
+        production::warn_of_privileges(config);
+        for variable in &config.unknown_variables {
+            let err = "no flag has this name; is it misspelt?";
+            warn!(path = variable, err, "unknown_variable");
+        }
         info!(err = config.show_limits(), "limits");
         info!(remote = %address, "listening");
         notify::ready(&format!("serving on {address}"));
@@ -111,19 +154,32 @@ async fn supervise(
             print_trial(address);
         }
     }
-    tokio::select! {
-        _ = interrupt.recv() => info!(err = "SIGINT", "shutting_down"),
-        _ = terminate.recv() => info!(err = "SIGTERM", "shutting_down"),
-        failed = ends.failure() => return Err(failed),
-        () = report_lost_lines(log) => {}
-        () = notify::watchdog(fleet.clone()) => {}
+    let mut live =
+        Live { config: config.clone(), fleet: fleet.clone(), certificates, level: log.level() };
+    tokio::spawn(report_lost_lines(log.lost()));
+    tokio::spawn(notify::watchdog(fleet.clone()));
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break info!(err = "SIGINT", "shutting_down"),
+            _ = terminate.recv() => break info!(err = "SIGTERM", "shutting_down"),
+            failed = ends.failure() => return Err(failed),
+            _ = hang_up.recv() => {
+                notify::reloading();
+                live.reload(&reread);
+                notify::ready("serving, reloaded");
+            }
+            _ = user_1.recv() => {
+                let fleet = fleet.clone();
+                tokio::spawn(async move { dump::dump(&fleet).await });
+            }
+        }
     }
     notify::stopping();
     monitoring.drain();
     fleet.shut_down();
     tokio::select! {
         () = ends.all(&fleet) => info!("drained"),
-        () = tokio::time::sleep(config.drain_timeout) => {
+        () = tokio::time::sleep(live.config.drain_timeout) => {
             warn!(err = "some peers did not answer their close in time", "drain_timeout");
         }
         _ = interrupt.recv() => warn!(err = "a second signal", "exit_at_once"),
@@ -159,11 +215,11 @@ fn bind_metrics(listen: MetricsListen) -> Result<Option<TcpListener>, Exit> {
 }
 
 /// Says, for ever and now and then, how much the log does not tell.
-async fn report_lost_lines(log: &telemetry::Guard) {
+async fn report_lost_lines(log: LostLines) {
     let mut reported = 0;
     loop {
         tokio::time::sleep(LOST_LINES_EVERY).await;
-        let lost = log.lost().get();
+        let lost = log.get();
         if lost > reported {
             let err = format!("{} lines were not written: too many at once", lost - reported);
             error!(err, "log_lines_lost");

@@ -11,6 +11,14 @@ pub(super) fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// The configuration is being read again.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => send(&[NotifyState::Reloading, now]),
+        Err(error) => warn!(err = %error, "supervisor_not_told"),
+    }
+}
+
 /// The relay was asked to stop.
 pub(super) fn stopping() {
     send(&[NotifyState::Stopping, NotifyState::Status("shutting down")]);

@@ -18,6 +18,8 @@ pub struct Connection {
     pub remote: Remote,
     /// What it counts as until it is released; none if it was turned away at once.
     pub pass: Option<Pass>,
+    /// When it was accepted, or handed over.
+    pub since: Millis,
     /// How far it has come.
     pub stage: Stage,
     /// Incoming frames.
@@ -155,8 +157,9 @@ impl Due {
 impl Connection {
     /// A connection whose request head is expected.
     #[must_use]
-    pub fn new(remote: Remote, pass: Option<Pass>) -> Self {
+    pub fn new(now: Millis, remote: Remote, pass: Option<Pass>) -> Self {
         Self {
+            since: now,
             remote,
             pass,
             stage: Stage::Head(Box::default()),

@@ -17,6 +17,7 @@
 //! - `memory`: the budget, and who goes when it runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
+//! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
 //!   stand on
@@ -29,6 +30,7 @@
 
 mod closing;
 mod deadlines;
+mod describe;
 mod forward;
 mod head;
 mod input;
@@ -60,6 +62,7 @@ use ahash::RandomState;
 use backlogs::Backlogs;
 use budget::{Budget, SharedBudget};
 use connection::{Connection, Stage};
+pub use describe::Described;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use registry::{EntryKey, Registry};
@@ -226,7 +229,7 @@ impl Relay {
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
-        let key = self.insert(Connection::new(remote, entered.ok()));
+        let key = self.insert(Connection::new(now, remote, entered.ok()));
         self.await_head(now, key);
         if let Some(refusal) = refusal {
             head::log_refusal(remote, None, refusal);
@@ -252,7 +255,7 @@ impl Relay {
     /// A connection came from another worker, because this one owns its server-id.
     pub fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
         let HandOver { remote, pass, upgrade, mut unread } = ticket;
-        let key = self.insert(Connection::new(remote, pass));
+        let key = self.insert(Connection::new(now, remote, pass));
         self.open(now, key, upgrade, &mut unread);
         key
     }
@@ -317,6 +320,12 @@ impl Relay {
         if let Some(connection) = self.connections.get(key.0 as usize) {
             self.wheel.arm_by(connection.timer, connection.due.earliest());
         }
+    }
+
+    /// Applies these limits from now on. Deadlines that run already stay as they are.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.registry.set_max_phones(limits.max_phones);
     }
 
     /// Counts connections by how far they have come, for whoever reads the counters next.

@@ -128,6 +128,11 @@ impl Registry {
         Self { by_id: HashMap::with_hasher(hasher), entries: Slab::new(), max_phones }
     }
 
+    /// Lets this many phones in for each id from now on; those that are there stay.
+    pub fn set_max_phones(&mut self, max_phones: usize) {
+        self.max_phones = max_phones;
+    }
+
     /// The entry of an id.
     #[must_use]
     pub fn entry(&self, key: EntryKey) -> Option<&Entry> {

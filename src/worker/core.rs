@@ -1,8 +1,9 @@
 //! What the shell asks of whoever decides.
 
+use crate::config::Limits;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
-use crate::relay::{Action, HandOver, Key, Relay};
+use crate::relay::{Action, Described, HandOver, Key, Relay};
 use crate::telemetry::Remote;
 use std::fmt::Display;
 
@@ -50,6 +51,10 @@ pub trait Core {
     fn shut_down(&mut self, now: Millis);
     /// See [`Relay::take_census`].
     fn take_census(&self);
+    /// See [`Relay::set_limits`].
+    fn set_limits(&mut self, limits: Limits);
+    /// See [`Relay::describe`].
+    fn describe(&self, now: Millis, first: usize) -> Described;
 }
 
 impl Core for Relay {
@@ -146,5 +151,15 @@ impl Core for Relay {
     #[inline]
     fn take_census(&self) {
         self.take_census();
+    }
+
+    #[inline]
+    fn set_limits(&mut self, limits: Limits) {
+        self.set_limits(limits);
+    }
+
+    #[inline]
+    fn describe(&self, now: Millis, first: usize) -> Described {
+        self.describe(now, first)
     }
 }

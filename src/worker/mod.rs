@@ -24,11 +24,11 @@ pub use self::link::TlsLink;
 
 use self::core::Core;
 use self::link::Link;
-use crate::config::IpNet;
+use crate::config::{IpNet, Limits};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
-use crate::relay::{Action, HandOver, Key, Relay, Settings};
+use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry::{self, Remote};
 use buffers::BufferGroup;
 use io_uring::cqueue;
@@ -90,6 +90,15 @@ pub enum Mail {
     /// Bring the gauges up to date, and say so: whoever reads them waits for it. A worker that
     /// does not answer is stuck.
     Census(UnboundedSender<()>),
+    /// Apply these limits from now on.
+    Limits(Limits),
+    /// Describe connections from this slot on, but no more than a turn has time for.
+    Describe {
+        /// The slot to begin with.
+        first: usize,
+        /// Whom to tell.
+        done: UnboundedSender<Described>,
+    },
     /// Stop accepting, tell everybody, and end when the last connection is gone.
     ShutDown,
 }
@@ -506,6 +515,10 @@ impl<C: Core> Worker<C> {
                 self.core.take_census();
                 // Whoever asked may have lost patience.
                 let _ = done.send(());
+            }
+            Mail::Limits(limits) => self.core.set_limits(limits),
+            Mail::Describe { first, done } => {
+                let _ = done.send(self.core.describe(now, first));
             }
             Mail::ShutDown => {
                 self.shutting_down = true;

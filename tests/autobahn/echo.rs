@@ -16,7 +16,7 @@ use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::{Outbox, Write};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::Millis;
-use pyrycode_relay::relay::{Action, HandOver, Key, Owners, Settings};
+use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
 use pyrycode_relay::worker::{self, ProxyHeaders, Start, listener};
@@ -208,6 +208,12 @@ impl Core for Echo {
     }
 
     fn take_census(&self) {}
+
+    fn set_limits(&mut self, _limits: Limits) {}
+
+    fn describe(&self, _now: Millis, _first: usize) -> Described {
+        Described::default()
+    }
 
     fn set_remote(&mut self, _key: Key, _remote: Remote) {}
 

@@ -17,6 +17,8 @@ use super::{LogLine, Raw, Request, SOON, wait_until};
 pub enum Signal {
     Term,
     Interrupt,
+    HangUp,
+    User1,
 }
 
 /// The relay's binary with `args`, in an environment that does not configure it. `RELAY_CGROUP`
@@ -33,8 +35,10 @@ pub fn command<S: AsRef<str>>(args: &[S]) -> Command {
         }
     };
     command.args(args.iter().map(AsRef::as_ref));
-    for name in ["PRODUCTION", "SINGLE_INSTANCE", "FCM_CREDENTIALS"] {
-        command.env_remove(format!("PYRYCODE_RELAY_{name}"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("PYRYCODE_RELAY_")) {
+            command.env_remove(name);
+        }
     }
     command
 }
@@ -156,6 +160,8 @@ impl Process {
         let name = match signal {
             Signal::Term => "-TERM",
             Signal::Interrupt => "-INT",
+            Signal::HangUp => "-HUP",
+            Signal::User1 => "-USR1",
         };
         let status = Command::new("kill").arg(name).arg(self.pid().to_string()).status().unwrap();
         assert!(status.success(), "kill {name} {}", self.pid());

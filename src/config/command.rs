@@ -1,0 +1,53 @@
+//! What the program is asked to do: to serve, unless its first argument says otherwise.
+
+use std::ffi::OsString;
+
+/// What the program is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Serve, until a signal ends it.
+    Serve,
+    /// Show the configuration that serving would have, or refuse what it would refuse.
+    Check,
+    /// Show how the relay that runs is doing.
+    Status,
+    /// Print a Grafana dashboard.
+    Grafana,
+    /// Print alert rules for Prometheus.
+    Alerts,
+    /// Print a systemd unit.
+    SystemdUnit,
+    /// Print a container file.
+    Dockerfile,
+}
+
+/// Each by its name, and what it does, for the help.
+pub(super) const COMMANDS: [(&str, Command, &str); 6] = [
+    ("check", Command::Check, "Show what all flags come to and where from, or what is wrong"),
+    ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
+    ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
+    ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),
+    ("systemd-unit", Command::SystemdUnit, "Print a hardened systemd unit"),
+    ("dockerfile", Command::Dockerfile, "Print a container file"),
+];
+
+impl Command {
+    /// The command in `args`, of which the first is the program's name, and the arguments without
+    /// it.
+    pub fn split(args: impl IntoIterator<Item = OsString>) -> (Self, Vec<OsString>) {
+        let mut args: Vec<OsString> = args.into_iter().collect();
+        let named = args.get(1).and_then(|arg| {
+            COMMANDS
+                .iter()
+                .find(|(name, ..)| *name == arg.as_os_str())
+                .map(|(_, command, _)| *command)
+        });
+        match named {
+            Some(command) => {
+                args.remove(1);
+                (command, args)
+            }
+            None => (Self::Serve, args),
+        }
+    }
+}

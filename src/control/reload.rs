@@ -1,0 +1,77 @@
+//! SIGHUP: what can change without dropping anyone is read again; what cannot is named.
+
+use super::certificates::Certificates;
+use super::fleet::Fleet;
+use crate::config::{Config, Exit};
+use crate::telemetry::LevelSwitch;
+use std::sync::Arc;
+use tracing::{error, info, warn};
+
+/// The flags that take effect at once. Certificates are read again whether their flags have
+/// changed or not.
+const LIVE: [&str; 14] = [
+    "rate-limit",
+    "max-connections",
+    "max-connections-per-address",
+    "max-phones",
+    "grace",
+    "probe-timeout",
+    "heartbeat-interval",
+    "heartbeat-timeout",
+    "header-timeout",
+    "message-timeout",
+    "write-timeout",
+    "close-timeout",
+    "drain-timeout",
+    "log-level",
+];
+
+/// What a reload reaches.
+pub(super) struct Live {
+    /// As it is in effect.
+    pub(super) config: Config,
+    pub(super) fleet: Fleet,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) level: LevelSwitch,
+}
+
+impl Live {
+    /// Takes over what `read` finds. Where it finds a fault, everything stays as it is.
+    pub(super) fn reload(&mut self, read: impl Fn() -> Result<Config, Exit>) {
+        if let Some(certificates) = &self.certificates {
+            certificates.reload();
+        }
+        let newer = match read() {
+            Ok(newer) => newer,
+            Err(Exit { message, .. }) => {
+                return error!(err = message, "reload_refused");
+            }
+        };
+        let changes = self.config.changes(&newer);
+        for (name, from, to) in &changes {
+            if LIVE.contains(name) {
+                info!(path = name, from, to, "reloaded");
+            } else {
+                let err = "it takes a restart";
+                warn!(path = name, from, to, err, "not_reloaded");
+            }
+        }
+        if changes.is_empty() {
+            info!(err = "nothing but certificates may have changed", "reloaded");
+        }
+        self.take_over(newer);
+    }
+
+    fn take_over(&mut self, newer: Config) {
+        let config = &mut self.config;
+        config.rate_limit = newer.rate_limit;
+        config.max_connections = newer.max_connections;
+        config.max_connections_per_address = newer.max_connections_per_address;
+        config.limits = newer.limits;
+        config.drain_timeout = newer.drain_timeout;
+        config.log_level = newer.log_level;
+        self.fleet.admission.set((&*config).into());
+        self.fleet.set_limits(config.limits);
+        self.level.set(config.log_level);
+    }
+}
