@@ -3,14 +3,17 @@
 
 use super::certificates::Certificates;
 use super::fleet::Fleet;
-use super::process;
+use super::{process, status};
 use crate::config::VERSION;
 use crate::metrics::snapshot::{self, Process, Snapshot};
 use crate::protocol::upgrade::Health;
 use crate::telemetry::LostLines;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,6 +36,11 @@ const MAX_HEAD_BYTES: usize = 8192;
 const BREATHER: Duration = Duration::from_millis(100);
 /// How long workers have to bring their gauges up to date. Without them, older values are told.
 const CENSUS_PATIENCE: Duration = Duration::from_millis(250);
+
+/// What the status page may do: draw with what it brings along, and ask this listener.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+    script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
 
 /// What there is to be told, and whom to ask.
 pub(super) struct Monitoring {
@@ -112,11 +120,9 @@ impl Monitoring {
             "/readyz" => plain(StatusCode::OK, "ready\n"),
             "/status.json" => {
                 let snapshot = Snapshot::take(&self.fleet.metrics, self.process().await);
-                match serde_json::to_string(&snapshot) {
-                    Ok(text) => typed("application/json; charset=utf-8", text),
-                    Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "cannot be told\n"),
-                }
+                typed("application/json; charset=utf-8", status::json(&snapshot))
             }
+            "/" => page(),
             _ => plain(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
@@ -175,6 +181,15 @@ fn is_local<B>(request: &Request<B>) -> bool {
 fn plain(status: StatusCode, text: &'static str) -> Answer {
     let mut answer = typed("text/plain; charset=utf-8", text);
     *answer.status_mut() = status;
+    answer
+}
+
+fn page() -> Answer {
+    let mut answer = typed("text/html; charset=utf-8", status::PAGE);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     answer
 }
 
