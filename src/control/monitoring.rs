@@ -12,6 +12,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -33,12 +34,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 8192;
 /// How long to wait when no connection can be accepted, because descriptors are short.
 const BREATHER: Duration = Duration::from_millis(100);
-/// The status page is all of itself, and asks nobody but this relay.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
-                           script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
-                           form-action 'none'; frame-ancestors 'none'";
 /// How long workers have to bring their gauges up to date. Without them, older values are told.
 const CENSUS_PATIENCE: Duration = Duration::from_millis(250);
+
+/// What the status page may do: draw with what it brings along, and ask this listener.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+    script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
 
 /// What there is to be told, and whom to ask.
 pub(super) struct Monitoring {
@@ -120,12 +122,7 @@ impl Monitoring {
                 let snapshot = Snapshot::take(&self.fleet.metrics, self.process().await);
                 typed("application/json; charset=utf-8", status::json(&snapshot))
             }
-            "/" => {
-                let mut page = typed("text/html; charset=utf-8", status::PAGE);
-                let policy = HeaderValue::from_static(PAGE_POLICY);
-                page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
-                page
-            }
+            "/" => page(),
             _ => plain(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
@@ -184,6 +181,15 @@ fn is_local<B>(request: &Request<B>) -> bool {
 fn plain(status: StatusCode, text: &'static str) -> Answer {
     let mut answer = typed("text/plain; charset=utf-8", text);
     *answer.status_mut() = status;
+    answer
+}
+
+fn page() -> Answer {
+    let mut answer = typed("text/html; charset=utf-8", status::PAGE);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     answer
 }
 
