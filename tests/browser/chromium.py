@@ -103,6 +103,7 @@ class Page:
 
     def open(self, url):
         self.call("Page.navigate", url=url)
+        self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
 
     def js(self, expression):
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True,

@@ -80,9 +80,10 @@ async def phone(addr, id, stays):
             number += 1
             peer.send(TEXT, b'{"number":%d,"text":"%s"}' % (number, b"x" * random.randrange(90)))
             if await peer.receive() is None:
-                return
+                break
             await asyncio.sleep(random.uniform(0.02, 0.2))
-        peer.leave(politely=random.random() < 0.7)
+        if not peer.writer.is_closing():
+            peer.leave(politely=random.random() < 0.7)
         await asyncio.sleep(random.uniform(0.1, 2))
 
 
