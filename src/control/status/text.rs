@@ -108,6 +108,7 @@ impl Text {
 
 const RED: u8 = 31;
 const GREEN: u8 = 32;
+const YELLOW: u8 = 33;
 const BOLD: u8 = 39;
 
 fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String {
@@ -117,7 +118,8 @@ fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String
     text.coloured(BOLD, format_args!("pyrycode-relay {version} at {addr}, up {up}"));
     let problems = problems(over, now_s);
     for problem in &problems {
-        text.coloured(RED, format_args!("! {problem}"));
+        let colour = if problem.is_grave { RED } else { YELLOW };
+        text.coloured(colour, format_args!("! {}", problem.text));
     }
     if problems.is_empty() {
         text.coloured(GREEN, "All is well.");
