@@ -123,13 +123,22 @@ impl Session {
         }
     }
 
-    /// The alert with which rustls ends a session comes after the error. `rest` is what the error
-    /// left unread; it is not read again.
+    /// The alert with which rustls ends a session comes after the error, and after whatever else it
+    /// had to say: its hello, where what follows that in a handshake has failed. `rest` is what the
+    /// error left unread. It must not be read again, so the alert is the end.
     fn append_alert(&mut self, rest: &mut [u8], out: &mut Vec<u8>) {
-        if let Ok(ConnectionState::EncodeTlsData(data)) =
-            self.connection.process_tls_records(rest).state
-        {
-            encode(data, out);
+        loop {
+            match self.connection.process_tls_records(rest).state {
+                Ok(ConnectionState::EncodeTlsData(data)) => {
+                    let before = out.len();
+                    encode(data, out);
+                    if out.get(before..).is_some_and(is_alert) {
+                        return;
+                    }
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                _ => return,
+            }
         }
     }
 
@@ -170,6 +179,18 @@ impl Session {
                 _ => return false,
             }
         }
+    }
+}
+
+/// Whether a record is an alert, or encrypted and as short as only an alert is (RFC 8446, sections
+/// 5.1 and 5.2: level, description, content type and tag).
+fn is_alert(record: &[u8]) -> bool {
+    const ALERT: u8 = 21;
+    const APPLICATION_DATA: u8 = 23;
+    match record.first() {
+        Some(&ALERT) => true,
+        Some(&APPLICATION_DATA) => record.len() <= 5 + 2 + 1 + 16,
+        _ => false,
     }
 }
 
