@@ -275,6 +275,8 @@ impl Relay {
             // What is queued may still reach a peer that has only stopped sending.
             Stage::Closing(_) if clean => self.after_flush(now, key),
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
+            // The owner of the server-id is to know it, once it has the connection.
+            Stage::Moving(_) if clean => {}
             _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
     }

@@ -90,6 +90,8 @@ pub struct TlsLink {
     failed: bool,
     /// The session's last alert is among the output, or there will be none.
     closed: bool,
+    /// The peer has said that it will send nothing more.
+    peer_closed: bool,
     /// Ends the sending direction when everything is with the kernel.
     finish: bool,
     /// Goes to that worker when everything is with the kernel.
@@ -106,6 +108,7 @@ impl TlsLink {
             slow: false,
             failed: false,
             closed: false,
+            peer_closed: false,
             finish: false,
             moving: None,
         })
@@ -261,6 +264,14 @@ impl<C: Core> Worker<C> {
         }
     }
 
+    /// A connection has come from another worker, whose core knows no more than what it was asked.
+    pub(super) fn adopt_tls(&mut self, now: Millis, key: Key) {
+        self.charge_tls(now, key);
+        if self.tls(key).is_some_and(|tls| tls.peer_closed) {
+            self.core.on_end(now, key, true);
+        }
+    }
+
     fn hand_over(&mut self, key: Key, worker: usize, ticket: Box<HandOver>) {
         let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
         self.core.release(key);
@@ -347,9 +358,13 @@ fn decrypt(link: &mut Link, input: &mut [u8], plain: &mut Vec<u8>) -> Received {
         // Once it has failed, all that is left is to let its alert arrive.
         Some(tls) if !tls.failed => {
             let received = tls.session.receive(input, plain, &mut tls.out);
-            if let Received::Failed(_) = received {
-                tls.failed = true;
-                tls.closed = true;
+            match received {
+                Received::Open => {}
+                Received::Closed => tls.peer_closed = true,
+                Received::Failed(_) => {
+                    tls.failed = true;
+                    tls.closed = true;
+                }
             }
             received
         }

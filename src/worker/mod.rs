@@ -508,7 +508,7 @@ impl<C: Core> Worker<C> {
             Mail::HandOver { socket, tls, ticket } => {
                 let key = self.core.adopt(now, *ticket);
                 self.adopt(key, Link::new(socket, tls));
-                self.charge_tls(now, key);
+                self.adopt_tls(now, key);
             }
             Mail::Shed => self.core.shed_under_pressure(now),
             Mail::Census(done) => {
