@@ -6,6 +6,7 @@
 //! - [`Raw`]: bytes, HTTP answers and hand-made frames; it answers nothing by itself
 //! - [`certs`]: an authority of their own, and TLS clients that trust it; `RELAY_OVER_TLS=1` has all
 //!   peers of a plain relay reach it over TLS
+//! - [`Relay::start_tls`] and [`Door`]: relays of HTTPS, whose peers shape their own TLS
 //! - [`deny`] and its like: what the kernel denies a child
 //!
 //! Every wait has a deadline and ends at an event; [`SOON`] is the deadline of all that must come.
@@ -32,6 +33,8 @@ mod peer;
 mod process;
 mod raw;
 mod sandbox;
+mod stream;
+mod tls;
 
 use std::time::{Duration, Instant};
 
@@ -46,6 +49,8 @@ pub use peer::{
 pub use process::{Exit, Health, Process, Relay, Signal, command, run};
 pub use raw::{End, Raw};
 pub use sandbox::{close_standard_streams, deny, limit_descriptors, own_address};
+pub use stream::Stream;
+pub use tls::{DOMAIN, Door, Tls, record, records};
 
 /// How long a test waits for something that must come.
 pub const SOON: Duration = Duration::from_secs(10);

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::certs::Folder;
 use super::over_tls::OverTls;
+use super::tls::{Door, Tls};
 use super::{LogLine, Raw, Request, SOON, wait_until};
 
 #[derive(Debug, Clone, Copy)]
@@ -240,6 +242,8 @@ pub struct Relay {
     addr: SocketAddr,
     /// If peers reach it over TLS.
     over_tls: Option<OverTls>,
+    /// If it serves HTTPS to peers who know.
+    https: Option<(Tls, Folder)>,
 }
 
 impl Deref for Relay {
@@ -303,7 +307,7 @@ impl Relay {
             addr.is_some()
         })
         .await;
-        Self { process, addr: loopback(addr.unwrap()), over_tls: None }
+        Self { process, addr: loopback(addr.unwrap()), over_tls: None, https: None }
     }
 
     /// Waits until `process`, whose log need not tell it, accepts connections at `addr`.
@@ -313,11 +317,22 @@ impl Relay {
             TcpStream::connect(addr).await.is_ok()
         })
         .await;
-        Self { process, addr, over_tls: None }
+        Self { process, addr, over_tls: None, https: None }
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The relay, to be reached by `tls`; `files` are what it serves with.
+    pub fn serving_https(mut self, tls: Tls, files: Folder) -> Self {
+        self.https = Some((tls, files));
+        self
+    }
+
+    /// How peers reach it.
+    pub fn door(&self) -> Door {
+        Door { addr: self.addr, tls: self.https.as_ref().map(|(tls, _)| tls.clone()) }
     }
 
     /// Waits for the relay to end by itself within `deadline`.

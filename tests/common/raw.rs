@@ -1,34 +1,66 @@
-//! A socket that sends exactly the bytes it is told to and answers nothing by itself.
+//! A socket that sends exactly the bytes it is told to and answers nothing by itself. To a relay of
+//! HTTPS it sends them over TLS.
 
+use std::io::{ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use rustls::{AlertDescription, ClientConnection};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{CLOSE, Frame, PING, PONG, Relay, Request, Response, close_frame, masked, soon};
+use super::{
+    CLOSE, Door, Frame, PING, PONG, Relay, Request, Response, Stream, close_frame, masked, soon,
+};
 
 /// How the relay ended a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// With FIN: all that it sent has arrived.
+    /// With FIN: all that it sent has arrived. Over TLS its close_notify came before.
     Fin,
+    /// With FIN, but TLS was not ended first.
+    Torn,
+    /// With an alert of TLS.
+    Alert(AlertDescription),
     /// With RST.
     Reset,
 }
 
-/// A TCP connection to the relay.
+impl End {
+    fn of(error: &std::io::Error) -> Self {
+        let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        match error {
+            Some(rustls::Error::AlertReceived(alert)) => Self::Alert(*alert),
+            Some(other) => panic!("the relay's TLS cannot be understood: {other}"),
+            None => Self::Reset,
+        }
+    }
+}
+
+/// A connection to the relay.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Stream,
     unread: Vec<u8>,
     ended: Option<End>,
 }
 
 impl Raw {
     pub async fn connect(relay: &Relay) -> Self {
-        Self::connect_to(relay.addr()).await
+        Self::through(&relay.door()).await
     }
 
+    /// A peer that has shaken hands, if it must.
+    pub async fn through(door: &Door) -> Self {
+        Self::try_through(door).await.expect("a handshake")
+    }
+
+    /// As [`Raw::through`], for when the relay may not like it.
+    pub async fn try_through(door: &Door) -> std::io::Result<Self> {
+        Self::try_dial(TcpSocket::new_v4().unwrap(), door).await
+    }
+
+    /// A peer that sends its bytes over TCP as they are.
     pub async fn connect_to(addr: SocketAddr) -> Self {
         Self::dial(TcpSocket::new_v4().unwrap(), addr).await
     }
@@ -48,7 +80,7 @@ impl Raw {
     pub async fn try_connect_from(relay: &Relay, address: IpAddr) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((address, 0).into()).unwrap();
-        Self::try_dial(socket, relay.addr()).await
+        Self::try_dial(socket, &relay.door()).await
     }
 
     /// A peer whose kernel takes in little (its buffers are `bytes` each way), so that one who
@@ -57,17 +89,17 @@ impl Raw {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();
         socket.set_send_buffer_size(bytes).unwrap();
-        Self::dial(socket, relay.addr()).await
+        Self::try_dial(socket, &relay.door()).await.unwrap()
     }
 
     async fn dial(socket: TcpSocket, addr: SocketAddr) -> Self {
-        Self::try_dial(socket, addr).await.unwrap()
+        Self::try_dial(socket, &Door { addr, tls: None }).await.unwrap()
     }
 
-    async fn try_dial(socket: TcpSocket, addr: SocketAddr) -> std::io::Result<Self> {
-        let stream = soon("connect", socket.connect(addr)).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, unread: Vec::new(), ended: None })
+    async fn try_dial(socket: TcpSocket, door: &Door) -> std::io::Result<Self> {
+        let tcp = soon("connect", socket.connect(door.addr)).await?;
+        tcp.set_nodelay(true)?;
+        Ok(Self { stream: door.enter(tcp).await?, unread: Vec::new(), ended: None })
     }
 
     /// A binary that has its 101.
@@ -101,7 +133,82 @@ impl Raw {
     /// As [`Raw::send`], for when the relay may have ended the connection.
     pub async fn try_send(&mut self, bytes: impl Into<Vec<u8>>) -> std::io::Result<()> {
         let bytes = bytes.into();
-        soon("send", self.stream.write_all(&bytes)).await
+        soon("send", async {
+            self.stream.write_all(&bytes).await?;
+            self.stream.flush().await
+        })
+        .await
+    }
+
+    /// The peer's TLS.
+    pub fn tls(&mut self) -> &mut ClientConnection {
+        match &mut self.stream {
+            Stream::Tls(tls) => tls.get_mut().1,
+            Stream::Tcp(_) => panic!("TCP as it is"),
+        }
+    }
+
+    /// What waits in the peer's TLS to be sent, as records.
+    pub fn sealed(&mut self) -> Vec<u8> {
+        let (mut bytes, tls) = (Vec::new(), self.tls());
+        while tls.wants_write() {
+            tls.write_tls(&mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    /// `data` in a record of its own, or in as many as it takes, which are yet to be sent.
+    pub fn seal(&mut self, data: impl AsRef<[u8]>) -> Vec<u8> {
+        self.tls().writer().write_all(data.as_ref()).unwrap();
+        self.sealed()
+    }
+
+    /// Sends `bytes` past the peer's TLS, if there is any.
+    pub async fn send_past_tls(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send_past_tls(bytes).await.expect("the relay takes the bytes");
+    }
+
+    /// As [`Raw::send_past_tls`], for when the relay may have ended the connection.
+    pub async fn try_send_past_tls(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        let tcp = match &mut self.stream {
+            Stream::Tls(tls) => tls.get_mut().0,
+            Stream::Tcp(tcp) => tcp,
+        };
+        soon("send", tcp.write_all(bytes.as_ref())).await
+    }
+
+    /// Shakes hands as `client` on this connection, which is TCP as it is: each byte of the client
+    /// goes in a packet of its own.
+    pub async fn shake_by_bytes(&mut self, client: &mut ClientConnection) {
+        loop {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).unwrap();
+            }
+            for byte in bytes {
+                self.send([byte]).await;
+                tokio::task::yield_now().await;
+            }
+            if !client.is_handshaking() {
+                return;
+            }
+            assert!(soon("the handshake", self.fill()).await, "the handshake stops");
+            let mut read = &self.unread[..];
+            while !read.is_empty() {
+                client.read_tls(&mut read).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            self.unread.clear();
+        }
+    }
+
+    /// Socket and TLS, for who goes on by hand.
+    pub fn into_parts(self) -> (TcpStream, ClientConnection) {
+        assert!(self.unread.is_empty(), "bytes that were not read");
+        match self.stream {
+            Stream::Tls(tls) => tls.into_inner(),
+            Stream::Tcp(_) => panic!("TCP as it is"),
+        }
     }
 
     /// Sends what the relay takes without a pause of more than `pause`; how much that was.
@@ -133,14 +240,14 @@ impl Raw {
 
     /// The bare socket, to give it to another process.
     pub fn into_socket(self) -> std::net::TcpStream {
-        let socket = self.stream.into_std().unwrap();
+        let socket = self.stream.into_tcp().into_std().unwrap();
         socket.set_nonblocking(false).unwrap();
         socket
     }
 
     /// Ends the connection with RST, as a killed peer's kernel would.
     pub fn abort(self) {
-        let linger = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        let linger = socket2::SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
         linger.expect("linger can be set");
     }
 
@@ -150,11 +257,25 @@ impl Raw {
             return false;
         }
         match self.stream.read_buf(&mut self.unread).await {
-            Ok(0) => self.ended = Some(End::Fin),
+            Ok(0) => self.ended = Some(self.tcp_end().await),
             Ok(_) => return true,
-            Err(_) => self.ended = Some(End::Reset),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => self.ended = Some(End::Torn),
+            Err(error) => self.ended = Some(End::of(&error)),
         }
         false
+    }
+
+    /// The end of TCP, which must come right behind that of TLS.
+    async fn tcp_end(&mut self) -> End {
+        let Stream::Tls(tls) = &mut self.stream else { return End::Fin };
+        let mut rest = Vec::new();
+        match soon("the end of TCP", tls.get_mut().0.read_to_end(&mut rest)).await {
+            Ok(_) => {
+                assert!(rest.is_empty(), "after close_notify: {}", rest.escape_ascii());
+                End::Fin
+            }
+            Err(_) => End::Reset,
+        }
     }
 
     /// Reads up to `limit` bytes and forgets them, as a peer does that reads slowly; how many
