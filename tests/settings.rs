@@ -224,9 +224,13 @@ async fn the_relay_that_runs_heeds_its_environment() {
 
 // ---- refusals
 
+/// Arguments, variables, and what the refusal says.
+type Refusal =
+    (&'static [&'static str], &'static [(&'static str, &'static str)], &'static [&'static str]);
+
 #[test]
 fn what_is_refused_is_blamed_on_where_it_comes_from() {
-    let table: &[(&[&str], &[(&str, &str)], &[&str])] = &[
+    let table: &[Refusal] = &[
         (
             &[],
             &[("GRACE", "30")],

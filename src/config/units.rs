@@ -111,8 +111,8 @@ pub(super) fn show_bytes(bytes: u64) -> String {
 
 /// A size as flags take it, in mebibytes or kibibytes where these are exact.
 pub(super) fn show_exact_bytes(bytes: u64) -> String {
-    let unit = if bytes % MIB == 0 { MIB } else { KIB };
-    if bytes % unit == 0 {
+    let unit = if bytes.is_multiple_of(MIB) { MIB } else { KIB };
+    if bytes.is_multiple_of(unit) {
         format!("{}{}", bytes / unit, if unit == MIB { "MiB" } else { "KiB" })
     } else {
         bytes.to_string()
