@@ -35,11 +35,13 @@ fn serve(args: Vec<OsString>) -> Result<(), Exit> {
     let config = Config::from_args(args.clone())?;
     let log = telemetry::init(config.log_format, config.log_level);
     control::run(&config, &log, || Config::from_args(args.clone()))
+        .map_err(|exit| config.blame(exit))
 }
 
 fn check(args: Vec<OsString>) -> Result<(), Exit> {
     let config = Config::from_args(args)?;
-    control::check(&config)?;
+    let _log = telemetry::init(config.log_format, config.log_level);
+    control::check(&config).map_err(|exit| config.blame(exit))?;
     Err(told(config.report()))
 }
 

@@ -156,7 +156,7 @@ async fn every_flag_has_a_variable() {
         ("max-connections", "50", "50"),
         ("max-connections-per-address", "off", "off"),
         ("workers", "3", "3"),
-        ("memory-budget", "64MiB", "67108864"),
+        ("memory-budget", "64MiB", "64MiB"),
         ("max-phones", "5", "5"),
         ("grace", "1s", "1s"),
         ("probe-timeout", "1s", "1s"),

@@ -362,9 +362,10 @@ fn exit(err: &clap::Error) -> (Exit, String) {
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
         _ => None,
     };
-    // clap names a flag together with its value: --grace <DURATION>.
+    // clap names a flag together with its value: --grace <DURATION>, or --switch[=<BOOL>].
     let arg = context(ContextKind::InvalidArg).unwrap_or_default();
     let flag = arg.split(" <").next().unwrap_or_default();
+    let flag = flag.split("[=").next().unwrap_or_default();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     let refusal = Exit::refusal(&match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -390,6 +391,9 @@ fn exit(err: &clap::Error) -> (Exit, String) {
                 .map(|name| format!("did you mean {name}? "))
                 .unwrap_or_default();
             format!("{flag} is not a flag of this relay; {hint}`{PROGRAM} --help` lists them all")
+        }
+        ErrorKind::UnknownArgument if COMMANDS.iter().any(|(name, ..)| *name == flag) => {
+            format!("{flag} is a command, which stands first: `{PROGRAM} {flag} …`")
         }
         ErrorKind::UnknownArgument => {
             format!("{flag:?} is not a flag; `{PROGRAM} --help` lists them all")

@@ -81,6 +81,8 @@ pub struct Config {
     /// What all outboxes and half-read messages of the process may take together, in bytes: at
     /// least 1 MiB, at least 512 KiB for each worker, at most the memory limit.
     pub memory_budget_bytes: u64,
+    /// The memory that the process may use, in bytes; a guess where nothing says so.
+    pub memory_limit_bytes: u64,
     /// What each worker must know.
     pub limits: Limits,
     /// Upgrade requests of one address.
@@ -265,12 +267,8 @@ pub struct Exit {
 
 impl Exit {
     pub(crate) fn refusal(reason: &str) -> Self {
-        let mut message = format!("{PROGRAM}: ");
-        for c in reason.chars() {
-            // What was typed may hold anything; the refusal stays one line all the same.
-            if c.is_control() { message.extend(c.escape_default()) } else { message.push(c) }
-        }
-        Self { code: 2, message, to_stdout: false }
+        // What was typed may hold anything; the refusal stays one line all the same.
+        Self { code: 2, message: format!("{PROGRAM}: {}", one_line(reason)), to_stdout: false }
     }
 
     /// The same, of a value that stands at this place.
@@ -278,6 +276,15 @@ impl Exit {
         let reason = self.message.strip_prefix(PROGRAM).unwrap_or(&self.message);
         Self::refusal(&format!("{place}: {}", reason.trim_start_matches(": ")))
     }
+}
+
+/// `text` with its control characters escaped.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 impl Config {
@@ -291,7 +298,15 @@ impl Config {
     /// operator's to mend.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
         let given = sources::gather(args, std::env::vars_os())?;
+        let origins = given.origins.clone();
         Self::from_given(given, &Environment::observe()?, Machine::observe())
+            .map_err(|exit| sources::blame(exit, &origins))
+    }
+
+    /// `exit`, which blames flags, with the places that their values come from.
+    #[must_use]
+    pub fn blame(&self, exit: Exit) -> Exit {
+        sources::blame(exit, &self.origins)
     }
 
     fn from_given(given: Given, environment: &Environment, machine: Machine) -> Result<Self, Exit> {
@@ -331,6 +346,7 @@ impl Config {
             workers,
             cpus: machine.cpus,
             memory_budget_bytes,
+            memory_limit_bytes: memory_limit,
             limits: flags.limits(),
             rate_limit: flags.rate_limit.on(),
             capacity,
@@ -363,10 +379,7 @@ impl Config {
     pub fn show_limits(&self) -> String {
         let or_off = |limit: Option<String>| limit.unwrap_or_else(|| "off".to_owned());
         let per_address = self.max_connections_per_address.map(|limit| limit.to_string());
-        let rate = self.rate_limit.map(|RateLimit { burst, refill_ms }| {
-            let refill = humantime::format_duration(Duration::from_millis(refill_ms));
-            format!("{burst}/{}", refill.to_string().replace(' ', ""))
-        });
+        let rate = self.rate_limit.map(units::show_rate);
         format!(
             "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}",
             self.max_connections,

@@ -1,9 +1,9 @@
 //! The configuration as flags would say it, for `check` and for what a reload has changed.
 
 use super::sources::Origin;
-use super::{CertificateSource, Config, IpNet, LogFormat, RateLimit};
+use super::units::{show_bytes, show_duration, show_exact_bytes, show_rate};
+use super::{CertificateSource, Config, IpNet, LogFormat, one_line};
 use std::fmt::Write as _;
-use std::time::Duration;
 
 /// One flag: its name, its effective value, and where that comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,10 +16,6 @@ pub struct Setting {
     pub origin: String,
 }
 
-fn duration(ms: u64) -> String {
-    humantime::format_duration(Duration::from_millis(ms)).to_string().replace(' ', "")
-}
-
 fn networks(networks: &[IpNet]) -> String {
     networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
@@ -28,21 +24,41 @@ impl Config {
     /// Every flag with its value, in the order of `--help`.
     #[must_use]
     pub fn settings(&self) -> Vec<Setting> {
-        let worked_out = format!("worked out: {}", self.capacity);
+        let connections = format!("worked out: {}", self.capacity);
+        let budget = self.explain_budget();
         self.values()
             .into_iter()
             .map(|(name, value)| {
                 let default = match name {
                     "workers" => "worked out: the CPUs that this process may use",
-                    "memory-budget" => "worked out: from the memory limit",
-                    "max-connections" => &worked_out,
-                    "max-connections-per-address" => "worked out: from max-connections",
+                    "memory-budget" => &budget,
+                    "max-connections" => &connections,
+                    "max-connections-per-address" => self.explain_share(),
                     _ => "default",
                 };
                 let origin = self.origins.get(name).map(Origin::to_string);
                 Setting { name, value, origin: origin.unwrap_or_else(|| default.to_owned()) }
             })
             .collect()
+    }
+
+    /// How the default of the budget came about.
+    fn explain_budget(&self) -> String {
+        let limit = show_bytes(self.memory_limit_bytes);
+        if self.memory_budget_bytes == self.memory_limit_bytes / 4 {
+            format!("worked out: a quarter of {limit}")
+        } else {
+            format!("worked out: what {} workers need of {limit}", self.workers)
+        }
+    }
+
+    /// How the default for one address came about.
+    fn explain_share(&self) -> &'static str {
+        if self.max_connections_per_address == Some(self.max_connections / 4) {
+            "worked out: a quarter of max-connections"
+        } else {
+            "worked out: more than a quarter of max-connections, which would be too few"
+        }
     }
 
     fn values(&self) -> Vec<(&'static str, String)> {
@@ -62,9 +78,7 @@ impl Config {
             None => {}
         }
         let limits = &self.limits;
-        let rate = self.rate_limit.map_or("off".to_owned(), |RateLimit { burst, refill_ms }| {
-            format!("{burst}/{}", duration(refill_ms))
-        });
+        let rate = self.rate_limit.map_or("off".to_owned(), show_rate);
         vec![
             ("insecure-listen", self.insecure.map_or(String::new(), |l| l.addr.to_string())),
             ("domain", https.and_then(|https| https.domain.clone()).unwrap_or_default()),
@@ -83,17 +97,17 @@ impl Config {
             ("max-connections", self.max_connections.to_string()),
             ("max-connections-per-address", limit(self.max_connections_per_address)),
             ("workers", self.workers.to_string()),
-            ("memory-budget", self.memory_budget_bytes.to_string()),
+            ("memory-budget", show_exact_bytes(self.memory_budget_bytes)),
             ("max-phones", limits.max_phones.to_string()),
-            ("grace", duration(limits.grace_ms)),
-            ("probe-timeout", duration(limits.probe_timeout_ms)),
-            ("heartbeat-interval", duration(limits.heartbeat_interval_ms)),
-            ("heartbeat-timeout", duration(limits.heartbeat_timeout_ms)),
-            ("header-timeout", duration(limits.header_timeout_ms)),
-            ("message-timeout", duration(limits.message_timeout_ms)),
-            ("write-timeout", duration(limits.write_timeout_ms)),
-            ("close-timeout", duration(limits.close_timeout_ms)),
-            ("drain-timeout", duration(self.drain_timeout.as_millis() as u64)),
+            ("grace", show_duration(limits.grace_ms)),
+            ("probe-timeout", show_duration(limits.probe_timeout_ms)),
+            ("heartbeat-interval", show_duration(limits.heartbeat_interval_ms)),
+            ("heartbeat-timeout", show_duration(limits.heartbeat_timeout_ms)),
+            ("header-timeout", show_duration(limits.header_timeout_ms)),
+            ("message-timeout", show_duration(limits.message_timeout_ms)),
+            ("write-timeout", show_duration(limits.write_timeout_ms)),
+            ("close-timeout", show_duration(limits.close_timeout_ms)),
+            ("drain-timeout", show_duration(self.drain_timeout.as_millis() as u64)),
             (
                 "log-format",
                 match self.log_format {
@@ -109,7 +123,10 @@ impl Config {
     /// What `check` prints: one line for each flag, and what the environment says beside them.
     #[must_use]
     pub fn report(&self) -> String {
-        let settings = self.settings();
+        // A value may hold anything, and is not to pass for another line.
+        let settings = self.settings().into_iter();
+        let settings: Vec<Setting> =
+            settings.map(|s| Setting { value: one_line(&s.value), ..s }).collect();
         let name_width = settings.iter().map(|s| s.name.len()).max().unwrap_or(0);
         let value_width = settings.iter().map(|s| s.value.chars().count()).max().unwrap_or(0);
         let mut out = String::new();

@@ -80,10 +80,14 @@ pub(super) fn gather(
         }
     }
     let rest: Vec<OsString> = args.collect();
+    // First by itself, so that no other place keeps --help from being answered.
+    Flags::parse([std::slice::from_ref(&program), rest.as_slice()].concat())
+        .map_err(|(exit, _)| exit)?;
     let with_program = |words: &[OsString]| [std::slice::from_ref(&program), words, &rest].concat();
     let mut flags = parse(with_program(&words), &origins, None)?;
     if let Some(path) = flags.config.clone() {
-        for (number, name, value) in read_file(&path, &names)? {
+        let lines = read_file(&path, &names).map_err(|exit| blame(exit, &origins))?;
+        for (number, name, value) in lines {
             offer(&mut origins, &mut words, name, OsStr::new(&value), Origin::Line(number));
         }
         flags = parse(with_program(&words), &origins, Some(&path))?;
@@ -129,6 +133,25 @@ fn parse(args: Vec<OsString>, origins: &Origins, file: Option<&Path>) -> Result<
         };
         exit.at(&place)
     })
+}
+
+/// Names where a value comes from, wherever `exit` blames a flag that was not given as one.
+pub(super) fn blame(exit: Exit, origins: &Origins) -> Exit {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let mut message = String::new();
+    let mut rest = exit.message.as_str();
+    while let Some((before, after)) = rest.split_once("--") {
+        let (name, after) = after.split_at(after.find(|c| !is_name(c)).unwrap_or(after.len()));
+        message.push_str(before);
+        match origins.get(name) {
+            Some(Origin::Variable(variable)) => message.push_str(variable),
+            Some(line @ Origin::Line(_)) => message.push_str(&format!("--{name} ({line})")),
+            Some(Origin::Flag) | None => message.push_str(&format!("--{name}")),
+        }
+        rest = after;
+    }
+    message.push_str(rest);
+    Exit { message, ..exit }
 }
 
 /// The lines of a configuration file: number, flag and value.
@@ -228,6 +251,33 @@ mod tests {
             assert!(message.contains(says), "{line}: {message}");
         }
         assert!(refusal(&["--config=/nowhere"], &[], None).contains("/nowhere cannot be read"));
+    }
+
+    #[test]
+    fn what_is_blamed_later_tells_its_place_too() {
+        let origins: Origins = [
+            ("domain".to_owned(), Origin::Variable("PYRYCODE_RELAY_DOMAIN".to_owned())),
+            ("max-connections".to_owned(), Origin::Line(3)),
+            ("grace".to_owned(), Origin::Flag),
+        ]
+        .into();
+        let said = |text: &str| blame(Exit::refusal(text), &origins).message;
+        assert_eq!(said("--domain: x"), "pyrycode-relay: PYRYCODE_RELAY_DOMAIN: x");
+        assert_eq!(
+            said("--max-connections."),
+            "pyrycode-relay: --max-connections (line 3 of --config)."
+        );
+        for text in ["--grace --domain-x -- --max-connections-per-address --", "none"] {
+            assert_eq!(said(text), format!("pyrycode-relay: {text}"));
+        }
+    }
+
+    #[test]
+    fn no_other_place_keeps_help_from_being_answered() {
+        let bad = [("PYRYCODE_RELAY_GRACE", "soon")];
+        for args in [["--help"], ["--version"]] {
+            assert_eq!(gather_from(&args, &bad, None).unwrap_err().code, 0);
+        }
     }
 
     #[test]

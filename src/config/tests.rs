@@ -64,6 +64,7 @@ fn bare_run_takes_the_documented_defaults() {
         workers: 3,
         cpus: vec![0, 2, 3],
         memory_budget_bytes: GIB / 4,
+        memory_limit_bytes: GIB,
         limits: Limits::default(),
         drain_timeout: Duration::from_secs(10),
         file: None,

@@ -109,6 +109,34 @@ pub(super) fn show_bytes(bytes: u64) -> String {
     }
 }
 
+/// A size as flags take it, in mebibytes or kibibytes where these are exact.
+pub(super) fn show_exact_bytes(bytes: u64) -> String {
+    let unit = if bytes.is_multiple_of(MIB) { MIB } else { KIB };
+    if bytes.is_multiple_of(unit) {
+        format!("{}{}", bytes / unit, if unit == MIB { "MiB" } else { "KiB" })
+    } else {
+        bytes.to_string()
+    }
+}
+
+/// A duration as flags take it.
+pub(super) fn show_duration(ms: u64) -> String {
+    let parts = [
+        (ms / HOUR_MS, "h"),
+        (ms % HOUR_MS / MINUTE_MS, "m"),
+        (ms % MINUTE_MS / SECOND_MS, "s"),
+        (ms % SECOND_MS, "ms"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0);
+    let shown: String = parts.map(|(count, unit)| format!("{count}{unit}")).collect();
+    if shown.is_empty() { "0s".to_owned() } else { shown }
+}
+
+/// A rate limit as flags take it.
+pub(super) fn show_rate(RateLimit { burst, refill_ms }: RateLimit) -> String {
+    format!("{burst}/{}", show_duration(refill_ms))
+}
+
 fn duration_ms(text: &str) -> Result<u64, String> {
     const HOW: &str = "write 30s or 500ms";
     if text.starts_with('-') {
@@ -336,6 +364,20 @@ mod tests {
             let refusal = count(16)(text).unwrap_err();
             assert!(refusal.contains(says), "{text:?}: {refusal}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_is_read_back() {
+        for ms in [1, 999, 1000, 61_001, 90_000, 3_600_000, MAX_DURATION_MS - 1, MAX_DURATION_MS] {
+            assert_eq!(duration(1)(&show_duration(ms)), Ok(ms));
+        }
+        assert_eq!(show_duration(0), "0s");
+        assert_eq!(show_duration(MAX_DURATION_MS), "24h");
+        for bytes in [1, KIB, MIB, MIB + 1, MIB + KIB, 1 << 30, (1 << 30) + 1] {
+            assert_eq!(size(1)(&show_exact_bytes(bytes)), Ok(bytes));
+        }
+        let limit = RateLimit { burst: 3, refill_ms: 90_001 };
+        assert_eq!(rate(&show_rate(limit)), Ok(OrOff::On(limit)));
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub fn run(
     reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
     let epoch = Instant::now();
-    let (keeper, push) = check(config)?;
-    ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
+    let (keeper, push) = open(config)?;
     raise_descriptor_limit();
     let (flag, address) = match (&config.insecure, &config.https) {
         (Some(listen), _) => ("--insecure-listen", listen.addr),
@@ -78,15 +77,30 @@ pub fn run(
     ended
 }
 
-/// Reads and checks all that is on disk, and refuses what serving would refuse; changes nothing but
-/// the modes of a certificate cache that others could read.
+/// Refuses what [`run`] would refuse, and warns as it would; listens nowhere, and changes nothing
+/// but what is missing of a certificate cache, or its modes where others could read it.
 ///
 /// # Errors
 ///
-/// A refusal: what is wrong, and how to mend it.
-pub fn check(config: &Config) -> Result<(Option<Keeper>, Option<Push>), Exit> {
+/// A refusal, or why io_uring is not to be had (exit code 1): what is wrong, and how to mend it.
+pub fn check(config: &Config) -> Result<(), Exit> {
+    open(config)?;
+    production::warn_of_privileges(config);
+    Ok(())
+}
+
+/// All that can be found out before anything listens. A misspelt variable comes first: it may be
+/// why the rest is refused.
+fn open(config: &Config) -> Result<(Option<Keeper>, Option<Push>), Exit> {
+    for variable in &config.unknown_variables {
+        let err = "no flag has this name; is it misspelt?";
+        warn!(path = variable, err, "unknown_variable");
+    }
     production::check(config)?;
-    Ok((config.https.as_ref().map(Keeper::open).transpose()?, Push::from_config(config)?))
+    let keeper = config.https.as_ref().map(Keeper::open).transpose()?;
+    let push = Push::from_config(config)?;
+    ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
+    Ok((keeper, push))
 }
 
 /// How the relay is doing that serves metrics where `config` says, as text.
@@ -143,10 +157,6 @@ async fn supervise(
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         production::warn_of_privileges(config);
-        for variable in &config.unknown_variables {
-            let err = "no flag has this name; is it misspelt?";
-            warn!(path = variable, err, "unknown_variable");
-        }
         info!(err = config.show_limits(), "limits");
         info!(remote = %address, "listening");
         notify::ready(&format!("serving on {address}"));
