@@ -309,7 +309,7 @@ mod tests {
         let Kind::Command(words) = subject("/opt/x -l {listen}").kind else { panic!() };
         assert_eq!(words, ["/opt/x", "-l", "{listen}"]);
         let Kind::Command(words) = subject("/opt/pyrycode-relay").kind else { panic!() };
-        assert_eq!(words.len(), 5);
+        assert_eq!(words.len(), 1 + RELAY_ARGUMENTS.len());
     }
 
     #[test]
