@@ -6,6 +6,7 @@ use crate::launch::{self, Cpus, usable_cpus};
 use crate::net::Net;
 use crate::run::Plan;
 use crate::spec::{Counts, Play, Said, Shape, Spec, Told};
+use crate::tls::Handshakes;
 use crate::wire::Target;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
@@ -54,6 +55,7 @@ impl Agents {
             let share = Shape { binaries, ..shape };
             let spec = Spec {
                 target: target.clone(),
+                offer: plan.offer,
                 play: share_of(play, shape, share),
                 shape: share,
                 first_binary,
@@ -88,6 +90,16 @@ impl Agents {
             _ => 0,
         };
         Ok(self.ask(Told::Progress)?.into_iter().map(messages).sum())
+    }
+
+    /// The TLS handshakes of all of them since they began.
+    pub(crate) fn handshakes(&mut self) -> Outcome<Handshakes> {
+        let handshakes = |said| match said {
+            Said::Handshakes(handshakes) => handshakes,
+            _ => Handshakes::default(),
+        };
+        let said = self.ask(Told::Handshakes)?.into_iter().map(handshakes);
+        Ok(said.fold(Handshakes::default(), Handshakes::and))
     }
 
     fn ask(&mut self, what: Told) -> Outcome<Vec<Said>> {
@@ -173,7 +185,7 @@ pub(crate) fn run_agent() -> Outcome<()> {
     raise_descriptor_limit();
     // The usual slack of 50 µs would be counted as the relay's.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-    let mut net = Net::new(spec.target.clone())?;
+    let mut net = Net::new(spec.target.clone(), spec.offer)?;
     net.run(&mut Crowd::new(spec), stdin)?;
     Ok(())
 }
@@ -193,7 +205,13 @@ mod tests {
 
     fn target(address: &str) -> Target {
         let address = address.parse().unwrap();
-        Target { address, host: String::new(), prefix: String::new(), wire: Wire::WebSocket }
+        Target {
+            address,
+            host: String::new(),
+            prefix: String::new(),
+            wire: Wire::WebSocket,
+            tls: None,
+        }
     }
 
     #[test]

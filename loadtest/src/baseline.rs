@@ -14,8 +14,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
@@ -37,12 +40,17 @@ struct Server {
 
 type Servers = Arc<DashMap<String, Arc<Server>>>;
 
-/// Serves until it is killed.
-pub(crate) fn run(listen: SocketAddr, workers: usize) -> Outcome<()> {
+/// Serves until it is killed; over TLS if it is told how.
+pub(crate) fn run(
+    listen: SocketAddr,
+    workers: usize,
+    tls: Option<Arc<ServerConfig>>,
+) -> Outcome<()> {
     let mut builder = match workers {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
+    let tls = tls.map(TlsAcceptor::from);
     let runtime = builder.worker_threads(workers).enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(listen).await?;
@@ -51,12 +59,22 @@ pub(crate) fn run(listen: SocketAddr, workers: usize) -> Outcome<()> {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             // What goes wrong with one connection is its own business.
-            tokio::spawn(serve(stream, Arc::clone(&servers)));
+            let servers = Arc::clone(&servers);
+            match tls.clone() {
+                None => drop(tokio::spawn(serve(stream, servers))),
+                Some(tls) => drop(tokio::spawn(async move {
+                    let stream = tls.accept(stream).await.ok()?;
+                    serve(stream, servers).await
+                })),
+            }
         }
     })
 }
 
-async fn serve(stream: TcpStream, servers: Servers) -> Option<()> {
+async fn serve<S>(stream: S, servers: Servers) -> Option<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut path, mut id) = (String::new(), String::new());
     #[expect(clippy::result_large_err, reason = "the library's own signature")]
     let look = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
@@ -112,9 +130,12 @@ async fn serve(stream: TcpStream, servers: Servers) -> Option<()> {
     Some(())
 }
 
-type Source = SplitStream<WebSocketStream<TcpStream>>;
+type Source<S> = SplitStream<WebSocketStream<S>>;
 
-async fn serve_binary(servers: &Servers, id: String, outbox: Outbox, mut source: Source) {
+async fn serve_binary<S>(servers: &Servers, id: String, outbox: Outbox, mut source: Source<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let server = Arc::new(Server { binary: outbox.clone(), phones: DashMap::new() });
     match servers.entry(id.clone()) {
         Entry::Occupied(_) => return close(&outbox, 4409, "server-id already claimed").await,
@@ -128,7 +149,10 @@ async fn serve_binary(servers: &Servers, id: String, outbox: Outbox, mut source:
     server.phones.clear();
 }
 
-async fn serve_phone(servers: &Servers, id: &str, outbox: Outbox, mut source: Source) {
+async fn serve_phone<S>(servers: &Servers, id: &str, outbox: Outbox, mut source: Source<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let Some(server) = servers.get(id).map(|server| Arc::clone(&server)) else {
         return close(&outbox, 4404, "no server with that id").await;
     };

@@ -6,6 +6,7 @@ use crate::launch::Launch;
 use crate::run::Plan;
 use crate::spec::{Play, Shape};
 use crate::subject::Subject;
+use crate::tls::{Offer, Version};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,9 +17,11 @@ const SUBJECTS: &str = "A relay is named:
   relay             the one that was built beside this tool; relay@2 with two workers
   baseline          the relay that one would write first, on tokio; part of this tool
   floor             a bare io_uring pipe between the same sockets; part of this tool
+  relay-tls         the same over TLS, with a certificate for this run alone; so baseline-tls
   PATH              another build of this relay
   ws://HOST:PORT    one that runs already; #PID after it, or --pid, for its CPU time and memory
-  'PROGRAM … {listen} … {workers}'   any other, by its command line
+  wss://HOST:PORT   the same over TLS; --ca and --server-name say whom to trust
+  'PROGRAM … {listen} … {workers}'   any other, by its command line; with {cert} and {key} over TLS
 
 A message is one frame through the relay: an echo round trip is two messages. Every frame is checked;
 one that is lost, doubled, late, altered or at the wrong peer fails the run.";
@@ -56,6 +59,8 @@ pub(crate) enum Command {
         load: Load,
     },
     /// Phones connect all at once, are cut, and connect again [1000x16, 10 s]
+    ///
+    /// Over TLS: CPU time of handshakes, full ones, and with --resume resumed ones.
     Connect {
         #[command(flatten)]
         load: Load,
@@ -114,7 +119,16 @@ pub(crate) enum Command {
         reference: Option<String>,
     },
     /// Serves as the relay that a Rust developer would write first
-    Baseline(Serve),
+    Baseline {
+        #[command(flatten)]
+        serve: Serve,
+        /// Serve TLS with this certificate (PEM)
+        #[arg(long, requires = "tls_key")]
+        tls_cert: Option<PathBuf>,
+        /// The certificate's key (PEM)
+        #[arg(long, requires = "tls_cert")]
+        tls_key: Option<PathBuf>,
+    },
     /// Serves as a bare io_uring pipe between this tool's peers
     Floor(Serve),
     #[command(hide = true)]
@@ -176,6 +190,54 @@ pub(crate) struct Serve {
     pub(crate) workers: usize,
 }
 
+/// What goes over TLS, and how.
+#[derive(Debug, Args)]
+struct Tls {
+    /// Over TLS: relay means relay-tls, and so on
+    #[arg(help_heading = "TLS", long)]
+    tls: bool,
+    /// Trust these certificates (PEM) of a wss:// relay, rather than those that the machine trusts
+    #[arg(help_heading = "TLS", long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The name that a wss:// relay's certificate is for [default: the URL's host]
+    #[arg(help_heading = "TLS", long, value_name = "NAME")]
+    server_name: Option<String>,
+    /// Phones that come again resume the TLS session that they had
+    #[arg(help_heading = "TLS", long)]
+    resume: bool,
+    /// The only version of TLS that is offered [default: both]
+    #[arg(help_heading = "TLS", long, value_enum, value_name = "VERSION")]
+    tls_version: Option<Version>,
+}
+
+impl Tls {
+    /// These subjects, as these flags have them.
+    fn fit(&self, subjects: Vec<Subject>) -> Result<Vec<Subject>, String> {
+        let over = |subject: Subject| match self.tls {
+            true => subject.over_tls(),
+            false => Ok(subject),
+        };
+        let subjects = subjects.into_iter().map(over).collect::<Result<Vec<_>, _>>()?;
+        let secure = || subjects.iter().filter(|subject| subject.is_tls());
+        for (flag, given) in [("resume", self.resume), ("tls-version", self.tls_version.is_some())]
+        {
+            if given && secure().next().is_none() {
+                return Err(format!("--{flag} is for TLS: add --tls, or name a wss:// URL"));
+            }
+        }
+        for (flag, given) in
+            [("ca", self.ca.is_some()), ("server-name", self.server_name.is_some())]
+        {
+            if given && !secure().any(Subject::is_url) {
+                return Err(format!("--{flag} is for a relay that is named by a wss:// URL"));
+            }
+        }
+        let trusting =
+            |subject: Subject| subject.trusting(self.server_name.as_deref(), self.ca.as_deref());
+        Ok(subjects.into_iter().map(trusting).collect())
+    }
+}
+
 /// What all scenarios have in common.
 #[derive(Debug, Args)]
 pub(crate) struct Load {
@@ -212,6 +274,8 @@ pub(crate) struct Load {
     /// Append what the relay writes to standard error to this file
     #[arg(long)]
     log: Option<PathBuf>,
+    #[command(flatten)]
+    tls: Tls,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -222,8 +286,14 @@ pub(crate) struct Load {
 
 impl Load {
     /// The relay that is loaded.
-    pub(crate) fn subject(&self) -> Subject {
-        self.relay.clone().with_pid(self.pid)
+    pub(crate) fn subject(&self) -> Result<Subject, String> {
+        let mut fitting = self.subjects(vec![self.relay.clone().with_pid(self.pid)])?;
+        fitting.pop().ok_or_else(|| "no subject".into())
+    }
+
+    /// The relays that are loaded in turn.
+    pub(crate) fn subjects(&self, named: Vec<Subject>) -> Result<Vec<Subject>, String> {
+        self.tls.fit(named)
     }
 
     /// The plan for a play, with the shape and the seconds that it has if nobody says otherwise.
@@ -238,6 +308,7 @@ impl Load {
             warm_up: Duration::from_secs_f64(self.warm_up.clamp(0.0, 86_400.0)),
             time: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
             patience: Duration::from_secs_f64(self.patience),
+            offer: Offer { version: self.tls.tls_version, resume: self.tls.resume },
             cgroup: self.cgroup_memory,
             log: self.log.clone(),
         }
@@ -262,6 +333,41 @@ mod tests {
     #[test]
     fn the_smallest_size_is_what_the_help_says() {
         assert_eq!(frame::MIN_SIZE, 83);
+    }
+
+    fn subjects(words: &str) -> Result<Vec<Subject>, String> {
+        match Arguments::parse_from(words.split(' ')).command {
+            Command::Compare { subjects, load, .. } => load.subjects(subjects),
+            Command::Echo { load, .. } => load.subject().map(|subject| vec![subject]),
+            _ => panic!(),
+        }
+    }
+
+    #[test]
+    fn tls_is_a_flag_or_part_of_the_name() {
+        let names = |words| -> Vec<String> {
+            subjects(words).unwrap().iter().map(Subject::to_string).collect()
+        };
+        assert_eq!(names("loadtest echo"), ["relay"]);
+        assert_eq!(names("loadtest echo --tls --resume --tls-version 1.2"), ["relay-tls"]);
+        let three = ["relay", "relay-tls", "baseline-tls"];
+        assert_eq!(names("loadtest compare relay relay-tls baseline-tls --resume"), three);
+        assert_eq!(names("loadtest compare relay baseline --tls"), ["relay-tls", "baseline-tls"]);
+    }
+
+    #[test]
+    fn flags_that_would_do_nothing_are_refused() {
+        for (words, why) in [
+            ("loadtest echo --resume", "--resume is for TLS"),
+            ("loadtest echo --tls-version 1.3", "--tls-version is for TLS"),
+            ("loadtest echo --relay ws://h --ca f", "--ca is for"),
+            ("loadtest echo --tls --server-name h", "--server-name is for"),
+            ("loadtest compare relay floor --tls", "floor"),
+        ] {
+            let error = subjects(words).unwrap_err();
+            assert!(error.contains(why), "{words}: {error}");
+        }
+        assert!(subjects("loadtest echo --relay wss://h --ca f --server-name n").is_ok());
     }
 
     #[test]

@@ -35,13 +35,23 @@ const TRAFFIC: [Metric; 8] = [
     metric("relay CPU, %", 0, |m| Some(100.0 * m.load.relay_cpus?)),
     metric("client CPU, %", 0, |m| Some(100.0 * m.load.busiest_agent.used)),
 ];
-const IDLE: [Metric; 2] = [
+const IDLE: [Metric; 3] = [
     metric("relay memory per phone, bytes", 0, |m| m.connecting.resident_bytes_per_phone),
+    metric("relay memory per phone after it sat, bytes", 0, |m| m.idle_resident_bytes_per_phone),
     metric("CPU per idle connection, us/s", 3, |m| m.idle_cpu_us_per_second),
 ];
-const CONNECT: [Metric; 2] = [
+const CONNECT: [Metric; 5] = [
     metric("relay CPU per upgraded connection, us", 1, |m| m.connecting.cpu_us_per_upgrade),
     metric("connections per second", 0, |m| Some(m.connecting.upgrades_per_second)),
+    metric("full handshakes per CPU second", 0, |m| {
+        Some(m.tls.as_ref()?.costs.full?.per_cpu_second)
+    }),
+    metric("resumed handshakes per CPU second", 0, |m| {
+        Some(m.tls.as_ref()?.costs.resumed?.per_cpu_second)
+    }),
+    metric("resumed, % of the phones that could", 1, |m| {
+        Some(100.0 * m.tls.as_ref()?.costs.resumed_share?)
+    }),
 ];
 
 /// The median of several values, and the least and the most of them.

@@ -330,6 +330,7 @@ impl Load for Crowd {
                 say(&Said::Done);
             }
             Ok(Told::Progress) => say(&Said::Progress { messages: self.counts.messages }),
+            Ok(Told::Handshakes) => say(&Said::Handshakes(net.handshakes().clone())),
             Ok(Told::Count) => say(&Said::Counts(Box::new(self.count(net)))),
             Ok(Told::Stop) => self.stop(),
             Err(error) => fault(&format!("this tool's own fault: `{line}` told: {error}")),

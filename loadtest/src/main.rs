@@ -6,11 +6,11 @@
 //! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] (on [`pipe_ring`]) are two of
 //!   the tool's own
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
-//! - [`measured`], [`verdict`], [`round_trips`], [`proc`]: what came of it
+//! - [`measured`], [`storms`], [`verdict`], [`round_trips`], [`proc`]: what came of it
 //! - [`table`], [`page`], [`plot`]: how it is told
 //! - [`agents`], [`spec`], [`lines`]: the processes that play the peers, and what they are told
 //! - [`crowd`], [`peers`], [`play`], [`frame`]: the peers of one such process, and every check
-//! - [`net`], [`wire`], [`codec`]: their connections
+//! - [`net`], [`wire`], [`codec`], [`tls`]: their connections
 
 mod agents;
 mod baseline;
@@ -36,8 +36,10 @@ mod round_trips;
 mod run;
 mod scenarios;
 mod spec;
+mod storms;
 mod subject;
 mod table;
+mod tls;
 mod verdict;
 mod wire;
 

@@ -6,6 +6,8 @@ use crate::proc::{self, Threads};
 use crate::round_trips::{RoundTrips, Summary};
 use crate::run::Plan;
 use crate::spec::Counts;
+use crate::storms::Costs;
+use crate::tls::Handshakes;
 use crate::verdict::{Bottleneck, Share, judge};
 use serde::Serialize;
 use std::time::Duration;
@@ -35,9 +37,14 @@ pub(crate) struct Measured {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) traffic: Option<Traffic>,
     pub(crate) connecting: Connecting,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<Tls>,
     /// CPU time per connection and second while nothing was sent, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_cpu_us_per_second: Option<f64>,
+    /// What the relay grew by for each phone until they had sat for the whole time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_resident_bytes_per_phone: Option<f64>,
     /// Pings of the relay that the agents answered.
     pub(crate) pings: u64,
     /// Resident memory of the relay at the end.
@@ -72,6 +79,15 @@ pub(crate) struct Connecting {
     pub(crate) cpu_us_per_upgrade: Option<f64>,
     pub(crate) upgrades_per_second: f64,
     pub(crate) resident_bytes_per_phone: Option<f64>,
+}
+
+/// What was agreed, how often, and what it cost where phones only connected.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Tls {
+    #[serde(flatten)]
+    pub(crate) handshakes: Handshakes,
+    #[serde(flatten)]
+    pub(crate) costs: Costs,
 }
 
 /// Who was how busy.

@@ -3,11 +3,14 @@
 //! The rules of the game (who sends what, and when) are a [`Load`]; this moves its bytes.
 
 mod inbound;
+mod secure;
 
 use crate::codec;
 use crate::lines::Lines;
+use crate::tls::{Dialler, Handshakes, Offer};
 use crate::wire::{Ended, Handle, Tag, Target, Wire, connect, floor_hello};
 use rustix::event::{Timespec, epoll};
+use rustls::ClientConnection;
 use slab::Slab;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, TcpStream};
@@ -44,6 +47,8 @@ enum Phase {
 #[derive(Debug)]
 struct Conn {
     stream: TcpStream,
+    /// What encrypts it, if the target speaks TLS.
+    tls: Option<Box<ClientConnection>>,
     serial: u32,
     tag: Tag,
     phase: Phase,
@@ -58,9 +63,13 @@ struct Conn {
 pub(crate) struct Net {
     epoll: OwnedFd,
     target: Target,
+    dialler: Option<Dialler>,
+    handshakes: Handshakes,
     conns: Slab<Conn>,
     dirty: Vec<Handle>,
     scratch: Vec<u8>,
+    /// What arrived on a connection, decrypted.
+    plain: Vec<u8>,
     serial: u32,
     random: u64,
     clock: Instant,
@@ -69,13 +78,17 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    pub(crate) fn new(target: Target) -> io::Result<Self> {
+    pub(crate) fn new(target: Target, offer: Offer) -> io::Result<Self> {
+        let dialler = target.tls.as_ref().map(|trust| Dialler::new(trust, offer)).transpose();
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             target,
+            dialler: dialler.map_err(io::Error::other)?,
+            handshakes: Handshakes::default(),
             conns: Slab::new(),
             dirty: Vec::new(),
             scratch: vec![0; 256 * 1024],
+            plain: Vec::new(),
             serial: 0,
             random: u64::from(std::process::id()) << 20 | 1,
             clock: Instant::now(),
@@ -108,6 +121,11 @@ impl Net {
         self.pings
     }
 
+    /// TLS handshakes that were finished.
+    pub(crate) fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
+    }
+
     /// A number that is not predictable enough for secrets but good enough for masks and choices.
     pub(crate) fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -124,6 +142,8 @@ impl Net {
         phone: Option<u32>,
         source: Option<IpAddr>,
     ) -> io::Result<Handle> {
+        let tls = self.dialler.as_mut().map(|dialler| dialler.begin(tag)).transpose();
+        let tls = tls.map_err(io::Error::other)?.map(Box::new);
         let stream = connect(self.target.address, source)?;
         let outbox = match self.target.wire {
             Wire::WebSocket => codec::upgrade_request(
@@ -145,6 +165,7 @@ impl Net {
         epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(handle.token()), interest)?;
         entry.insert(Conn {
             stream,
+            tls,
             serial,
             tag,
             phase: Phase::Connecting,
@@ -179,6 +200,8 @@ impl Net {
         let Some(conn) = self.get_mut(handle) else { return };
         if reset {
             let _ = socket2::SockRef::from(&conn.stream).set_linger(Some(Duration::ZERO));
+        } else if conn.tls.is_some() {
+            secure::part(conn);
         } else if conn.sent < conn.outbox.len() {
             let _ = conn.stream.write(conn.outbox.get(conn.sent..).unwrap_or_default());
         }
@@ -236,7 +259,15 @@ impl Net {
         let [a, b, c, d, ..] = self.random().to_le_bytes();
         let Some(conn) = self.get_mut(handle) else { return };
         append([a, b, c, d], &mut conn.outbox);
-        if !conn.dirty && conn.phase == Phase::Open {
+        if conn.phase == Phase::Open {
+            self.write_soon(handle);
+        }
+    }
+
+    /// Has what waits written when this turn ends.
+    fn write_soon(&mut self, handle: Handle) {
+        let Some(conn) = self.get_mut(handle) else { return };
+        if !conn.dirty {
             conn.dirty = true;
             self.dirty.push(handle);
         }
@@ -248,7 +279,7 @@ impl Net {
             if conn.phase == Phase::Connecting {
                 conn.phase = Phase::Upgrading;
             }
-            if conn.sent < conn.outbox.len() {
+            if conn.has_to_write() {
                 self.write(handle, load);
             }
         }
@@ -275,30 +306,45 @@ impl Net {
     }
 
     fn write(&mut self, handle: Handle, load: &mut impl Load) {
-        while let Some(conn) = self.get_mut(handle) {
-            let rest = conn.outbox.get(conn.sent..).unwrap_or_default();
+        let Some(conn) = self.get_mut(handle) else { return };
+        let Err(error) = conn.write() else { return };
+        // What the relay said before it ended is still to be read.
+        if conn.phase == Phase::Open {
+            conn.outbox.clear();
+            conn.sent = 0;
+            self.read(handle, true, load);
+        }
+        self.end(handle, Ended::Cut(error.to_string()), load);
+    }
+}
+
+impl Conn {
+    fn has_to_write(&self) -> bool {
+        let tls = self.tls.as_ref().is_some_and(|tls| tls.wants_write());
+        tls || self.sent < self.outbox.len()
+    }
+
+    /// Writes until nothing is left or the socket is full.
+    fn write(&mut self) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            return secure::write(tls, &mut self.outbox, &mut self.stream);
+        }
+        loop {
+            let rest = self.outbox.get(self.sent..).unwrap_or_default();
             if rest.is_empty() {
-                conn.outbox.clear();
-                conn.sent = 0;
-                return;
+                self.outbox.clear();
+                self.sent = 0;
+                return Ok(());
             }
-            match conn.stream.write(rest) {
-                Ok(length) => conn.sent += length,
+            match self.stream.write(rest) {
+                Ok(length) => self.sent += length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    conn.outbox.drain(..conn.sent);
-                    conn.sent = 0;
-                    return;
+                    self.outbox.drain(..self.sent);
+                    self.sent = 0;
+                    return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    // What the relay said before it ended is still to be read.
-                    if conn.phase == Phase::Open {
-                        conn.outbox.clear();
-                        conn.sent = 0;
-                        self.read(handle, true, load);
-                    }
-                    self.end(handle, Ended::Cut(error.to_string()), load);
-                }
+                Err(error) => return Err(error),
             }
         }
     }

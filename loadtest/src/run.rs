@@ -3,11 +3,13 @@
 use crate::Outcome;
 use crate::agents::Agents;
 use crate::cgroup::MemoryCgroup;
-use crate::measured::{self, Connecting, Look, Measured, Sample};
+use crate::measured::{self, Connecting, Look, Measured, Sample, Tls};
 use crate::proc;
 use crate::progress::Progress;
 use crate::spec::{Play, Shape, Told};
+use crate::storms::{self, Costs, Storm};
 use crate::subject::{Running, Subject};
+use crate::tls::{Handshakes, Offer};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -32,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) time: Duration,
     /// How long an upgrade or a frame may be overdue before it counts as lost.
     pub(crate) patience: Duration,
+    /// What the peers offer to a relay that speaks TLS.
+    pub(crate) offer: Offer,
     /// The limit of the memory cgroup that the relay is to run in, in bytes.
     pub(crate) cgroup: Option<u64>,
     /// Where the relay's standard error goes.
@@ -85,9 +89,10 @@ impl Session<'_> {
     fn run(&mut self, subject: String) -> Outcome<Measured> {
         let plan = self.plan;
         self.agents.tell(Told::OpenBinaries)?;
-        let connecting = match plan.play {
-            Play::Connect => Connecting::default(),
-            _ => self.connect_phones()?,
+        let resume = plan.offer.resume;
+        let mut storms = match plan.play {
+            Play::Connect => Vec::new(),
+            _ => vec![self.connect_phones()?],
         };
         let mut samples = Vec::new();
         if plan.play.has_traffic() {
@@ -100,16 +105,21 @@ impl Session<'_> {
         self.agents.tell(Told::Mark)?;
         self.progress.stage(format!("{subject}: {}", plan.play));
         let then = self.look()?;
-        let connecting = match plan.play {
-            Play::Connect => self.storms(&mut samples)?,
-            _ => {
-                self.wait(plan.time, &mut samples)?;
-                connecting
-            }
-        };
+        match plan.play {
+            Play::Connect => storms = self.storms(&mut samples)?,
+            _ => self.wait(plan.time, &mut samples)?,
+        }
         let now = self.look()?;
         let counts = self.agents.count()?;
         let resident = self.running.resident_bytes()?;
+        let before = storms.first().filter(|_| plan.play == Play::Idle);
+        let idle_resident = self.grown_per_phone(before.and_then(|storm| storm.resident_before))?;
+        let costs = match plan.play {
+            Play::Connect => storms::costs(&storms, resume),
+            _ => Costs::default(),
+        };
+        let handshakes = self.handshakes()?;
+        let tls = self.running.target.tls.is_some().then(|| Tls { handshakes, costs });
         if plan.play.has_traffic() {
             self.agents.tell(Told::Stop)?;
         }
@@ -130,8 +140,10 @@ impl Session<'_> {
             workers: plan.workers,
             seconds,
             traffic,
-            connecting,
+            connecting: storms::mean(&storms, resume && plan.play == Play::Connect),
+            tls,
             idle_cpu_us_per_second: idle.map(|cpu| cpu.as_secs_f64() * 1e6 / connections / seconds),
+            idle_resident_bytes_per_phone: idle_resident,
             pings: counts.iter().map(|counts| counts.pings).sum(),
             resident_mib: resident.map(mebibytes),
             load: measured::load(plan, &then, &now, &counts),
@@ -153,49 +165,56 @@ impl Session<'_> {
     }
 
     /// Connects the phones: what an upgrade costs, and what an idle phone holds.
-    fn connect_phones(&mut self) -> Outcome<Connecting> {
-        let memory = self.running.resident_bytes()?;
+    fn connect_phones(&mut self) -> Outcome<Storm> {
+        let resident_before = self.running.resident_bytes()?;
+        let handshakes = self.handshakes()?;
         let (cpu, began) = (self.running.cpu_time()?, Instant::now());
         self.agents.tell(Told::OpenPhones)?;
         let took = began.elapsed();
         std::thread::sleep(SETTLE);
         let phones = self.plan.shape.phones_in_all() as f64;
         let cpu = self.running.cpu_time()?.zip(cpu).map(|(now, then)| now.saturating_sub(then));
-        let grown = self.running.resident_bytes()?.zip(memory);
-        self.running.check()?;
-        Ok(Connecting {
+        let connecting = Connecting {
             cpu_us_per_upgrade: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / phones),
             upgrades_per_second: phones / took.as_secs_f64(),
-            resident_bytes_per_phone: grown
-                .map(|(now, then)| now.saturating_sub(then) as f64 / phones),
-        })
+            resident_bytes_per_phone: self.grown_per_phone(resident_before)?,
+        };
+        self.running.check()?;
+        let handshakes = self.handshakes()?.since(&handshakes);
+        Ok(Storm { connecting, cpu, resident_before, handshakes })
     }
 
-    /// Storms, one after the other, while the time lasts; the first counts, and the others make it
-    /// a mean. The memory is the first one's: the others find what it left.
-    fn storms(&mut self, samples: &mut Vec<Sample>) -> Outcome<Connecting> {
+    /// By how many bytes the relay has grown since then, for each phone.
+    fn grown_per_phone(&self, before: Option<u64>) -> Outcome<Option<f64>> {
+        let phones = self.plan.shape.phones_in_all() as f64;
+        let grown = self.running.resident_bytes()?.zip(before);
+        Ok(grown.map(|(now, then)| now.saturating_sub(then) as f64 / phones))
+    }
+
+    fn handshakes(&mut self) -> Outcome<Handshakes> {
+        match self.running.target.tls {
+            Some(_) => self.agents.handshakes(),
+            None => Ok(Handshakes::default()),
+        }
+    }
+
+    /// Storms, one after the other, while the time lasts; two at least if the second has sessions
+    /// to resume.
+    fn storms(&mut self, samples: &mut Vec<Sample>) -> Outcome<Vec<Storm>> {
         let began = Instant::now();
         let before = self.running.descriptors()?;
-        let mut all: Vec<Connecting> = Vec::new();
-        while all.is_empty() || began.elapsed() < self.plan.time {
+        let least = if self.plan.offer.resume { 2 } else { 1 };
+        let mut all: Vec<Storm> = Vec::new();
+        while all.len() < least || began.elapsed() < self.plan.time {
             all.push(self.connect_phones()?);
             samples.push(self.sample(began, Instant::now(), 0.0, None)?);
             self.agents.tell(Told::CutPhones)?;
             self.await_descriptors(before)?;
             let share = began.elapsed().as_secs_f64() / self.plan.time.as_secs_f64();
-            let rate = all.last().map_or(0.0, |storm| storm.upgrades_per_second);
+            let rate = all.last().map_or(0.0, |storm| storm.connecting.upgrades_per_second);
             self.progress.at(self.plan.time.mul_f64(share.min(1.0)), rate, "connections/s");
         }
-        let count = all.len() as f64;
-        let mean = |of: &dyn Fn(&Connecting) -> f64| all.iter().map(of).sum::<f64>() / count;
-        let first = all.first().copied().unwrap_or_default();
-        Ok(Connecting {
-            cpu_us_per_upgrade: first
-                .cpu_us_per_upgrade
-                .map(|_| mean(&|storm| storm.cpu_us_per_upgrade.unwrap_or(0.0))),
-            upgrades_per_second: mean(&|storm| storm.upgrades_per_second),
-            ..first
-        })
+        Ok(all)
     }
 
     /// Waits until the relay has let go of its phones.

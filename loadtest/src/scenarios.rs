@@ -6,6 +6,7 @@ use crate::measured::Measured;
 use crate::progress::Progress;
 use crate::run::{self, Plan};
 use crate::spec::{Play, Shape};
+use crate::tls::certificate::server_config;
 use crate::{Outcome, agents, baseline, floor, launch, page, table};
 
 /// Does as the user says.
@@ -37,6 +38,7 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
                 Scenario::Connect => ("1000x16", 5.0),
             };
             let plan = load.plan(scenario.play(&pace), shape, seconds);
+            let subjects = load.subjects(subjects)?;
             let compared = compare::run(&subjects, reference.as_deref(), &plan, rounds as usize)?;
             match load.json {
                 true => println!("{}", serde_json::to_string(&compared)?),
@@ -47,7 +49,11 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
                 None => Ok(()),
             }
         }
-        Command::Baseline(serve) => baseline::run(serve.listen, serve.workers),
+        Command::Baseline { serve, tls_cert, tls_key } => {
+            let files = tls_cert.zip(tls_key);
+            let tls = files.map(|(cert, key)| server_config(&cert, &key)).transpose()?;
+            baseline::run(serve.listen, serve.workers, tls)
+        }
         Command::Floor(serve) => floor::run(serve.listen),
         Command::Agent => agents::run_agent(),
         Command::Launch(what) => launch::launch(&what),
@@ -57,7 +63,7 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
 /// Measures once and tells.
 fn one(load: &Load, plan: Plan) -> Outcome<()> {
     let progress = Progress::new(plan.duration())?;
-    let measured = run::measure(&load.subject(), &plan, &progress);
+    let measured = run::measure(&load.subject()?, &plan, &progress);
     progress.finish();
     tell(load, &[measured?])
 }
@@ -75,6 +81,7 @@ fn all(load: &Load) -> Outcome<()> {
         sized(Play::Connect, "1000x16", 200),
         Plan { time: std::time::Duration::from_secs(60), ..sized(Play::Idle, "1000x16", 200) },
     ];
+    let subject = load.subject()?;
     let half = load.plan(Play::Open { per_second: 1.0 }, "64x16", 5.0);
     let whole = plans.iter().map(Plan::duration).sum::<std::time::Duration>() + half.duration();
     let progress = Progress::new(whole)?;
@@ -86,7 +93,7 @@ fn all(load: &Load) -> Outcome<()> {
             // Two messages to a question, and half of that.
             *per_second = saturated.map_or(1000.0, |traffic| traffic.messages_per_second / 4.0);
         }
-        let one = run::measure(&load.subject(), &plan, &progress);
+        let one = run::measure(&subject, &plan, &progress);
         measured.push(one.map_err(|error| format!("{} {}: {error}", plan.play, plan.shape))?);
     }
     progress.finish();

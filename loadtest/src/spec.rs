@@ -1,5 +1,6 @@
 //! What the controlling process and its agents tell each other: one line of JSON each.
 
+use crate::tls::{Handshakes, Offer};
 use crate::wire::Target;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -92,6 +93,8 @@ impl fmt::Display for Play {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) target: Target,
+    /// What its peers offer, if the target speaks TLS.
+    pub(crate) offer: Offer,
     pub(crate) play: Play,
     /// Its binaries, and phones of each.
     pub(crate) shape: Shape,
@@ -124,6 +127,8 @@ pub(crate) enum Told {
     Count,
     /// Say how far it is.
     Progress,
+    /// Say what handshakes there were, ever.
+    Handshakes,
     /// Send nothing new, and wait until everything under way has arrived.
     Stop,
 }
@@ -135,6 +140,8 @@ pub(crate) enum Said {
     Done,
     /// Frames that arrived since the mark.
     Progress { messages: u64 },
+    /// TLS handshakes since this agent began.
+    Handshakes(Handshakes),
     /// See [`Counts`].
     Counts(Box<Counts>),
     /// The run has failed: whose fault it is, and what it was.

@@ -3,6 +3,8 @@
 use crate::Outcome;
 use crate::launch::{self, Cpus};
 use crate::proc::{self, Threads};
+use crate::tls::certificate::{self, Certificate};
+use crate::tls::{Dialler, Offer, Trust};
 use crate::wire::{Target, Wire};
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
@@ -13,10 +15,12 @@ use std::time::{Duration, Instant};
 
 /// How long a subject has to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// How this project's relay is told where to listen, and on how many threads.
-const RELAY_ARGUMENTS: [&str; 10] = [
-    "--insecure-listen",
-    "{listen}",
+/// How this project's relay is told where to listen without TLS, and with it.
+const PLAIN_ARGUMENTS: [&str; 2] = ["--insecure-listen", "{listen}"];
+const TLS_ARGUMENTS: [&str; 6] =
+    ["--https-listen", "{listen}", "--tls-cert", "{cert}", "--tls-key", "{key}"];
+/// On how many threads, and that it is not to hold this load for an attack.
+const RELAY_ARGUMENTS: [&str; 8] = [
     "--workers",
     "{workers}",
     "--rate-limit",
@@ -32,6 +36,7 @@ const RELAY_ARGUMENTS: [&str; 10] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Subject {
     kind: Kind,
+    tls: bool,
     pub(crate) workers: Option<usize>,
     name: String,
 }
@@ -40,14 +45,17 @@ pub(crate) struct Subject {
 enum Kind {
     /// The relay that was built beside this tool.
     This,
+    /// The executable of another build of it.
+    Build(String),
     /// See [`crate::baseline`].
     Baseline,
     /// See [`crate::floor`].
     Floor,
-    /// One that runs already, with its process id if it is on this machine.
-    Url { url: String, pid: Option<u32> },
+    /// One that runs already, with its process id if it is on this machine; `name` and `ca` are
+    /// what `wss://` has to know of its certificate if it is not the URL's host and the machine's.
+    Url { url: String, pid: Option<u32>, name: Option<String>, ca: Option<PathBuf> },
     /// An executable with its arguments; `{listen}` stands for the address, `{workers}` for the
-    /// number of threads.
+    /// number of threads, `{cert}` and `{key}` for the files of a certificate.
     Command(Vec<String>),
 }
 
@@ -59,41 +67,47 @@ impl FromStr for Subject {
             Some((name, Ok(workers @ 1..=1024))) => (name, Some(workers)),
             _ => (text, None),
         };
-        let kind = kind_of(text.trim())?;
+        let (kind, tls) = kind_of(text.trim())?;
         let name = match (&kind, workers) {
             (Kind::Url { url, .. }, _) => url.clone(),
             (_, None) => short(text),
             (_, Some(workers)) => format!("{}@{workers}", short(text)),
         };
-        Ok(Self { kind, workers, name })
+        Ok(Self { kind, tls, workers, name })
     }
 }
 
-fn kind_of(text: &str) -> Result<Kind, String> {
-    match text {
-        "relay" => Ok(Kind::This),
-        "baseline" => Ok(Kind::Baseline),
-        "floor" => Ok(Kind::Floor),
-        url if url.starts_with("ws://") => {
+/// What is named so, and whether over TLS.
+fn kind_of(text: &str) -> Result<(Kind, bool), String> {
+    let kind = match text {
+        "relay" | "relay-tls" => Kind::This,
+        "baseline" | "baseline-tls" => Kind::Baseline,
+        "floor" => Kind::Floor,
+        url if url.starts_with("ws://") || url.starts_with("wss://") => {
             let (url, pid) = url.split_once('#').unwrap_or((url, ""));
             let pid = match pid {
                 "" => None,
                 pid => Some(pid.parse().map_err(|_| "after # stands a process id")?),
             };
-            Ok(Kind::Url { url: url.to_owned(), pid })
+            let tls = url.starts_with("wss://");
+            return Ok((Kind::Url { url: url.to_owned(), pid, name: None, ca: None }, tls));
         }
-        url if url.starts_with("wss://") => Err("this tool does not speak wss:// yet".into()),
-        "" => Err("name a subject: relay, baseline, floor, ws://…, or a command line".into()),
+        "" => {
+            let kinds = "relay, baseline, floor, ws://…, wss://…, or a command line";
+            return Err(format!("name a subject: {kinds}"));
+        }
         command => {
-            let mut words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+            let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
             if words.len() == 1 {
-                words.extend(RELAY_ARGUMENTS.map(str::to_owned));
-            } else if !command.contains("{listen}") {
+                return Ok((Kind::Build(command.to_owned()), false));
+            }
+            if !command.contains("{listen}") {
                 return Err(format!("`{command}` lacks {{listen}}, where it is to listen"));
             }
-            Ok(Kind::Command(words))
+            return Ok((Kind::Command(words), command.contains("{cert}")));
         }
-    }
+    };
+    Ok((kind, text.ends_with("-tls")))
 }
 
 /// A command line without the folders of its program.
@@ -118,6 +132,53 @@ impl Subject {
         self
     }
 
+    /// The same, over TLS.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such thing.
+    pub(crate) fn over_tls(mut self) -> Result<Self, String> {
+        if self.tls {
+            return Ok(self);
+        }
+        match &self.kind {
+            Kind::Floor => Err("the floor is a bare pipe: there is none over TLS".into()),
+            Kind::Url { url, .. } => Err(format!("{url} is not TLS: write wss://")),
+            Kind::Command(_) => Err(format!(
+                "`{}` lacks {{cert}} and {{key}}, the files of its certificate",
+                self.name
+            )),
+            Kind::This | Kind::Baseline | Kind::Build(_) => {
+                let (name, workers) = self.name.split_once('@').unwrap_or((&self.name, ""));
+                self.name = match workers {
+                    "" => format!("{name}-tls"),
+                    workers => format!("{name}-tls@{workers}"),
+                };
+                Ok(Self { tls: true, ..self })
+            }
+        }
+    }
+
+    /// The same, known by this name and trusted by these certificates, where that is given; as it
+    /// is if it is not named by a `wss://` URL.
+    pub(crate) fn trusting(mut self, server_name: Option<&str>, file: Option<&Path>) -> Self {
+        if let (Kind::Url { name, ca, .. }, true) = (&mut self.kind, self.tls) {
+            *name = server_name.map(str::to_owned);
+            *ca = file.map(Path::to_owned);
+        }
+        self
+    }
+
+    /// Whether it is spoken to over TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether it runs already.
+    pub(crate) fn is_url(&self) -> bool {
+        matches!(self.kind, Kind::Url { .. })
+    }
+
     /// Whether it speaks the relay's protocol.
     pub(crate) fn is_a_relay(&self) -> bool {
         self.kind != Kind::Floor
@@ -133,14 +194,18 @@ impl Subject {
         cgroup: Option<&Path>,
         log: Option<&Path>,
     ) -> Outcome<Running> {
-        if let Kind::Url { url, pid } = &self.kind {
-            return find(url, *pid);
+        if let Kind::Url { url, pid, name, ca } = &self.kind {
+            return find(url, *pid, name.as_deref(), ca.clone());
         }
         let address = free_address()?;
         let words = self.words()?;
+        let certificate = self.tls.then(Certificate::make).transpose()?;
+        let (cert, key) = certificate.as_ref().map(Certificate::files).unwrap_or_default();
         let fill = |word: &String| {
             word.replace("{listen}", &address.to_string())
                 .replace("{workers}", &workers.to_string())
+                .replace("{cert}", &cert.to_string_lossy())
+                .replace("{key}", &key.to_string_lossy())
         };
         let mut words = words.iter().map(fill);
         let program = PathBuf::from(words.next().ok_or("an empty command line")?);
@@ -158,10 +223,19 @@ impl Subject {
             Kind::Floor => Wire::Floor { record: size },
             _ => Wire::WebSocket,
         };
-        let host = address.to_string();
-        let target = Target { address, host, prefix: String::new(), wire };
-        let name = self.name.clone();
-        let mut running = Running { target, pid: Some(child.id()), child: Some(child), name };
+        let host = match self.tls {
+            true => format!("{}:{}", certificate::NAME, address.port()),
+            false => address.to_string(),
+        };
+        let tls = self.tls.then(|| Trust { name: certificate::NAME.into(), ca: Some(cert) });
+        let target = Target { address, host, prefix: String::new(), wire, tls };
+        let mut running = Running {
+            target,
+            pid: Some(child.id()),
+            child: Some(child),
+            name: self.name.clone(),
+            _certificate: certificate,
+        };
         running.await_listener()?;
         Ok(running)
     }
@@ -179,16 +253,25 @@ impl Subject {
                     )
                     .into());
                 }
-                let relay = relay.to_string_lossy().into_owned();
-                [relay].into_iter().chain(RELAY_ARGUMENTS.map(str::to_owned)).collect()
+                self.relay_words(&relay.to_string_lossy())
             }
+            Kind::Build(program) => self.relay_words(program),
             kind => {
                 let mode = if *kind == Kind::Floor { "floor" } else { "baseline" };
-                let own = own.to_string_lossy().into_owned();
+                let own = own.to_string_lossy();
                 let words = [&own, mode, "--listen", "{listen}", "--workers", "{workers}"];
-                words.map(str::to_owned).to_vec()
+                let tls = ["--tls-cert", "{cert}", "--tls-key", "{key}"];
+                let tls = tls.into_iter().filter(|_| self.tls);
+                words.into_iter().chain(tls).map(str::to_owned).collect()
             }
         })
+    }
+
+    /// The command line of this project's relay.
+    fn relay_words(&self, program: &str) -> Vec<String> {
+        let listen: &[&str] = if self.tls { &TLS_ARGUMENTS } else { &PLAIN_ARGUMENTS };
+        let words = [program].into_iter().chain(listen.iter().copied()).chain(RELAY_ARGUMENTS);
+        words.map(str::to_owned).collect()
     }
 }
 
@@ -199,6 +282,8 @@ pub(crate) struct Running {
     pid: Option<u32>,
     child: Option<Child>,
     name: String,
+    /// Its files are there as long as the relay is.
+    _certificate: Option<Certificate>,
 }
 
 impl Drop for Running {
@@ -270,20 +355,42 @@ impl Running {
     }
 }
 
-fn find(url: &str, pid: Option<u32>) -> Outcome<Running> {
-    let rest = url.strip_prefix("ws://").unwrap_or(url);
+/// Finds the relay at `url`, which `wss://` expects to prove that it is `name`.
+fn find(url: &str, pid: Option<u32>, name: Option<&str>, ca: Option<PathBuf>) -> Outcome<Running> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("ws", url));
     let (host, prefix) = match rest.find('/') {
         Some(slash) => rest.split_at(slash),
         None => (rest, ""),
     };
-    let with_port = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    let (bare, port) = split_port(host);
+    let usual = if scheme == "wss" { "443" } else { "80" };
+    let with_port = format!("{bare}:{}", port.unwrap_or(usual));
     let mut addresses = with_port.to_socket_addrs().map_err(|error| format!("{url}: {error}"))?;
     let address = addresses.next().ok_or_else(|| format!("{url}: its host has no address"))?;
     TcpStream::connect_timeout(&address, START_TIMEOUT)
         .map_err(|error| format!("no relay at {url}: {error}"))?;
     let prefix = prefix.trim_end_matches('/').to_owned();
-    let target = Target { address, host: host.to_owned(), prefix, wire: Wire::WebSocket };
-    Ok(Running { target, pid, child: None, name: url.to_owned() })
+    let tls = (scheme == "wss")
+        .then(|| Trust { name: name.unwrap_or(bare.trim_matches(['[', ']'])).to_owned(), ca });
+    if let Some(trust) = &tls {
+        // Whom to trust is said here once, rather than by each agent.
+        Dialler::new(trust, Offer::default())?;
+    }
+    let host = match (name, port) {
+        (None, _) => host.to_owned(),
+        (Some(name), None) => name.to_owned(),
+        (Some(name), Some(port)) => format!("{name}:{port}"),
+    };
+    let target = Target { address, host, prefix, wire: Wire::WebSocket, tls };
+    Ok(Running { target, pid, child: None, name: url.to_owned(), _certificate: None })
+}
+
+/// A host, in its brackets if it is an IPv6 address, and its port.
+fn split_port(host: &str) -> (&str, Option<&str>) {
+    match host.rsplit_once(':') {
+        Some((bare, port)) if !port.contains(']') => (bare, Some(port)),
+        _ => (host, None),
+    }
 }
 
 fn free_address() -> Outcome<SocketAddr> {
@@ -303,13 +410,62 @@ mod tests {
         assert_eq!(subject("relay").kind, Kind::This);
         assert_eq!(subject("baseline").kind, Kind::Baseline);
         assert!(!subject("floor").is_a_relay());
-        let url = Kind::Url { url: "ws://h:1/p".into(), pid: Some(7) };
+        let url = Kind::Url { url: "ws://h:1/p".into(), pid: Some(7), name: None, ca: None };
         assert_eq!(subject("ws://h:1/p#7").kind, url);
         assert_eq!(subject("ws://h:1/p").with_pid(Some(7)).kind, url);
         let Kind::Command(words) = subject("/opt/x -l {listen}").kind else { panic!() };
         assert_eq!(words, ["/opt/x", "-l", "{listen}"]);
-        let Kind::Command(words) = subject("/opt/pyrycode-relay").kind else { panic!() };
-        assert_eq!(words.len(), 1 + RELAY_ARGUMENTS.len());
+        let build = Kind::Build("/opt/pyrycode-relay".into());
+        assert_eq!(subject("/opt/pyrycode-relay").kind, build);
+    }
+
+    #[test]
+    fn a_subject_is_over_tls_by_its_name_its_url_its_certificate_or_the_flag() {
+        for text in ["relay-tls", "relay-tls@2", "baseline-tls", "wss://h", "/x {listen} {cert}"] {
+            let plain = subject(text);
+            assert!(plain.is_tls(), "{text}");
+            assert_eq!(plain.clone().over_tls(), Ok(plain));
+        }
+        for (text, named) in
+            [("relay", "relay-tls"), ("relay@2", "relay-tls@2"), ("/a/old", "old-tls")]
+        {
+            assert!(!subject(text).is_tls());
+            let secure = subject(text).over_tls().unwrap();
+            assert_eq!((secure.to_string().as_str(), secure.is_tls()), (named, true));
+        }
+        for (text, why) in [("floor", "bare pipe"), ("ws://h", "wss://"), ("/x {listen}", "{cert}")]
+        {
+            let error = subject(text).over_tls().unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_build_is_told_to_listen_with_a_certificate_or_without() {
+        let words = |subject: &Subject| subject.words().unwrap().join(" ");
+        let plain = words(&subject("/opt/pyrycode-relay"));
+        assert!(plain.starts_with("/opt/pyrycode-relay --insecure-listen {listen} --workers"));
+        let secure = words(&subject("/opt/pyrycode-relay").over_tls().unwrap());
+        assert!(secure.contains("--https-listen {listen} --tls-cert {cert} --tls-key {key}"));
+        assert!(!secure.contains("insecure"));
+    }
+
+    #[test]
+    fn hosts_may_have_ports_and_brackets() {
+        assert_eq!(split_port("h:1"), ("h", Some("1")));
+        assert_eq!(split_port("h"), ("h", None));
+        assert_eq!(split_port("[::1]:1"), ("[::1]", Some("1")));
+        assert_eq!(split_port("[::1]"), ("[::1]", None));
+    }
+
+    #[test]
+    fn only_a_wss_url_is_told_whom_to_trust() {
+        let file = Path::new("/ca.pem");
+        let trusting = |text| subject(text).trusting(Some("relay.example"), Some(file)).kind;
+        assert_eq!(trusting("ws://h"), subject("ws://h").kind);
+        assert_eq!(trusting("relay-tls"), Kind::This);
+        let Kind::Url { name, ca, .. } = trusting("wss://h") else { panic!() };
+        assert_eq!((name.as_deref(), ca.as_deref()), (Some("relay.example"), Some(file)));
     }
 
     #[test]
@@ -330,9 +486,9 @@ mod tests {
     fn what_cannot_be_a_subject_is_refused_with_the_reason() {
         for (text, why) in [
             ("", "name a subject"),
-            ("wss://h", "wss"),
             ("/x --flag", "{listen}"),
             ("ws://h#x", "#"),
+            ("wss://h#x", "#"),
         ] {
             let error = text.parse::<Subject>().unwrap_err();
             assert!(error.contains(why), "{error}");

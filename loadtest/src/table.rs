@@ -1,6 +1,8 @@
 //! The table at the end of a run.
 
-use crate::measured::{Measured, Traffic};
+use crate::measured::{Measured, Tls, Traffic};
+use crate::storms::Cost;
+use crate::tls::{Agreed, Handshakes};
 
 /// What a value is called, and how it is written.
 type Row = (&'static str, String);
@@ -51,7 +53,18 @@ pub(crate) fn rows(measured: &Measured) -> Vec<Row> {
     row("CPU per idle connection", measured.idle_cpu_us_per_second, 3, "us/s");
     row("relay CPU per upgraded connection", connecting.cpu_us_per_upgrade, 1, "us");
     row("connections per second", Some(connecting.upgrades_per_second), 0, "");
+    if let Some(Tls { costs, .. }) = &measured.tls {
+        let us = |cost: Option<Cost>| cost.map(|cost| cost.cpu_us_per_handshake);
+        let rate = |cost: Option<Cost>| cost.map(|cost| cost.per_cpu_second);
+        let resumed = costs.resumed_share.map(|share| 100.0 * share);
+        row("full handshakes per CPU second of the relay", rate(costs.full), 0, "");
+        row("relay CPU per full handshake", us(costs.full), 1, "us");
+        row("resumed handshakes per CPU second", rate(costs.resumed), 0, "");
+        row("relay CPU per resumed handshake", us(costs.resumed), 1, "us");
+        row("resumed, of the phones that could", resumed, 1, "%");
+    }
     row("relay memory per phone", connecting.resident_bytes_per_phone, 0, "bytes");
+    row("  after it sat", measured.idle_resident_bytes_per_phone, 0, "bytes");
     row("relay memory in all", measured.resident_mib, 1, "MiB");
     let load = &measured.load;
     let percent = |share: f64| 100.0 * share;
@@ -89,6 +102,7 @@ pub(crate) fn notes(measured: &Measured) -> Vec<String> {
         }
     }
     notes.extend(drift(measured));
+    notes.extend(measured.tls.iter().map(tls));
     if measured.load.other_cpus > 0.2 {
         notes.push(format!(
             "Other processes used {:.1} CPUs of this machine: rates and times are worse than the \
@@ -97,6 +111,24 @@ pub(crate) fn notes(measured: &Measured) -> Vec<String> {
         ));
     }
     notes
+}
+
+/// What was agreed, and how often.
+fn tls(tls: &Tls) -> String {
+    let agreed = |agreed: &Agreed| {
+        let alpn = agreed.alpn.as_deref().unwrap_or("no ALPN");
+        format!("{}, {}, {}, {alpn}", agreed.version, agreed.cipher_suite, agreed.key_exchange)
+    };
+    let Handshakes { full, resumed, agreed: all } = &tls.handshakes;
+    let cost = match tls.costs.full {
+        Some(_) => "; their CPU time goes from the accept to the upgrade",
+        None => "",
+    };
+    format!(
+        "TLS ({}): {full} full handshakes, each with the certificate verified, and {resumed} \
+         resumed ones{cost}",
+        all.iter().map(agreed).collect::<Vec<_>>().join(" or ")
+    )
 }
 
 fn bottleneck(measured: &Measured) -> Option<String> {
@@ -127,6 +159,7 @@ fn drift(measured: &Measured) -> Option<String> {
 pub(crate) mod tests {
     use super::*;
     use crate::measured::{Connecting, Load, Sample};
+    use crate::storms::Costs;
     use crate::verdict::{Bottleneck, Share};
 
     pub(crate) fn example(traffic: bool) -> Measured {
@@ -151,7 +184,9 @@ pub(crate) mod tests {
                 ..Traffic::default()
             }),
             connecting: Connecting::default(),
+            tls: None,
             idle_cpu_us_per_second: (!traffic).then_some(0.25),
+            idle_resident_bytes_per_phone: None,
             pings: 0,
             resident_mib: Some(10.0),
             load: Load {
@@ -174,6 +209,27 @@ pub(crate) mod tests {
         assert!(has(&echo, "relay CPU per message") && !has(&idle, "relay CPU per message"));
         assert!(has(&idle, "CPU per idle connection") && !has(&echo, "CPU per idle connection"));
         assert!(!has(&idle, "relay CPU per upgraded connection"), "which is not known");
+    }
+
+    #[test]
+    fn tls_is_told_with_what_it_cost() {
+        let cost = Cost { cpu_us_per_handshake: 250.0, per_cpu_second: 4000.0 };
+        let agreed = Agreed {
+            version: "TLSv1.3".into(),
+            cipher_suite: "TLS13_AES_128_GCM_SHA256".into(),
+            key_exchange: "X25519".into(),
+            alpn: Some("http/1.1".into()),
+        };
+        let handshakes = Handshakes { full: 70, resumed: 9, agreed: vec![agreed] };
+        let costs = Costs { full: Some(cost), resumed: Some(cost), resumed_share: Some(0.9) };
+        let storm = Measured { tls: Some(Tls { handshakes, costs }), ..example(false) };
+        let value = |what| rows(&storm).into_iter().find(|row| row.0 == what).unwrap().1;
+        assert_eq!(value("full handshakes per CPU second of the relay"), "4000");
+        assert_eq!(value("relay CPU per resumed handshake"), "250.0 us");
+        assert_eq!(value("resumed, of the phones that could"), "90.0 %");
+        let told = notes(&storm).join("\n");
+        assert!(told.contains("TLSv1.3, TLS13_AES_128_GCM_SHA256, X25519, http/1.1"), "{told}");
+        assert!(told.contains("70 full") && told.contains("9 resumed"), "{told}");
     }
 
     #[test]

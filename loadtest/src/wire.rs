@@ -1,5 +1,6 @@
 //! Where connections go, what is spoken on them, and how they are begun and named.
 
+use crate::tls::Trust;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,6 +33,8 @@ pub(crate) struct Target {
     /// What stands before `/v1/server` in the URL's path.
     pub(crate) prefix: String,
     pub(crate) wire: Wire,
+    /// Whom to trust, if all of it goes over TLS.
+    pub(crate) tls: Option<Trust>,
 }
 
 /// Names a connection; stale once it has ended, also when its place is taken again.
@@ -54,7 +57,7 @@ impl Handle {
 }
 
 /// What the load calls a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Tag {
     Binary(u32),
     Phone(u32),

@@ -12,15 +12,21 @@ impl Net {
         while let Some(conn) = self.get_mut(handle) {
             match conn.stream.read(&mut scratch) {
                 Ok(0) => {
-                    let ended = match conn.phase {
-                        Phase::Open => Ended::Cut("end of stream".into()),
+                    let ended = match (conn.phase, conn.is_handshaking()) {
+                        (Phase::Open, _) => Ended::Cut("end of stream".into()),
+                        (_, true) => Ended::Refused("it ended amid the TLS handshake".into()),
                         _ => Ended::Refused("the connection ended before a 101".into()),
                     };
                     self.end(handle, ended, load);
                 }
                 Ok(length) => {
+                    let secure = conn.tls.is_some();
                     self.arrived = self.now();
-                    self.feed(handle, scratch.get(..length).unwrap_or_default(), load);
+                    let bytes = scratch.get(..length).unwrap_or_default();
+                    match secure {
+                        true => self.decrypt(handle, bytes, load),
+                        false => self.feed(handle, bytes, load),
+                    }
                     if length < scratch.len() && !ending {
                         break;
                     }
@@ -39,7 +45,7 @@ impl Net {
         self.scratch = scratch;
     }
 
-    fn feed(&mut self, handle: Handle, bytes: &[u8], load: &mut impl Load) {
+    pub(super) fn feed(&mut self, handle: Handle, bytes: &[u8], load: &mut impl Load) {
         let Some(conn) = self.get_mut(handle) else { return };
         if conn.inbox.is_empty() {
             let used = self.parse(handle, bytes, load);
