@@ -119,7 +119,7 @@ impl Session<'_> {
             _ => Costs::default(),
         };
         let handshakes = self.handshakes()?;
-        let tls = self.running.target.tls.is_some().then(|| Tls { handshakes, costs });
+        let tls = self.running.target.tls.is_some().then_some(Tls { handshakes, costs });
         if plan.play.has_traffic() {
             self.agents.tell(Told::Stop)?;
         }

@@ -5,6 +5,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -25,7 +26,9 @@ impl Certificate {
     pub(crate) fn make() -> Outcome<Self> {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([NAME.to_owned()])?;
         // Only we can look into such a folder.
-        let own = Self(tempfile::Builder::new().prefix("loadtest-").tempdir()?);
+        let ours_alone = std::fs::Permissions::from_mode(0o700);
+        let mut folder = tempfile::Builder::new();
+        let own = Self(folder.prefix("loadtest-").permissions(ours_alone).tempdir()?);
         std::fs::write(own.cert_file(), cert.pem())?;
         std::fs::write(own.key_file(), signing_key.serialize_pem())?;
         Ok(own)
@@ -79,7 +82,6 @@ mod tests {
 
     #[test]
     fn the_files_are_ours_alone_and_go_with_it() {
-        use std::os::unix::fs::PermissionsExt as _;
         let certificate = Certificate::make().unwrap();
         let folder = certificate.cert_file().parent().unwrap().to_owned();
         assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
