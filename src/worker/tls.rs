@@ -2,18 +2,23 @@
 //! the other way round. An idle session holds no buffer at all; what it keeps between two reads is
 //! a record that did not arrive whole.
 
-use rustls::ServerConfig;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus,
     WriteTraffic,
 };
+use rustls::{InvalidMessage, ServerConfig};
 use std::sync::Arc;
 
 /// The most application data in one record (RFC 8446, section 5.1).
 pub const RECORD_BYTES: usize = 1 << 14;
 /// The most that a record adds to its data: header, nonce, padding to a block and tag.
 const RECORD_OVERHEAD_BYTES: usize = 128;
+
+/// The most that is kept of what is not whole: a record as long as they come (RFC 5246, section
+/// 6.2.3), behind as much of a hello, which is far more than any client's. rustls by itself would
+/// wait for one of 64 KiB, in as many records.
+const MAX_PARTIAL_BYTES: usize = 2 * (RECORD_BYTES + 2048 + 5);
 
 /// One connection's TLS.
 pub struct Session {
@@ -64,17 +69,27 @@ impl Session {
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Received {
-        if self.partial.is_empty() {
+        let mut received = if self.partial.is_empty() {
             let (used, received) = self.process(input, plain, out);
             self.partial = input.get(used..).unwrap_or_default().to_vec();
-            return received;
+            received
+        } else {
+            let mut partial = std::mem::take(&mut self.partial);
+            partial.extend_from_slice(input);
+            let (used, received) = self.process(&mut partial, plain, out);
+            self.partial = match used {
+                0 => partial,
+                // In no more room than it needs.
+                _ => partial.get(used..).unwrap_or_default().to_vec(),
+            };
+            received
+        };
+        if received == Received::Open && self.partial.len() > MAX_PARTIAL_BYTES {
+            received = Received::Failed(InvalidMessage::HandshakePayloadTooLarge.into());
         }
-        let mut partial = std::mem::take(&mut self.partial);
-        partial.extend_from_slice(input);
-        let (used, received) = self.process(&mut partial, plain, out);
-        if used < partial.len() {
-            partial.drain(..used);
-            self.partial = partial;
+        if received != Received::Open {
+            // Nothing of it will be read any more.
+            self.partial = Vec::new();
         }
         received
     }
