@@ -7,6 +7,7 @@
 //! - [`certs`]: an authority of their own, and TLS clients that trust it; `RELAY_OVER_TLS=1` has all
 //!   peers of a plain relay reach it over TLS
 //! - [`Relay::start_tls`] and [`Door`]: relays of HTTPS, whose peers shape their own TLS
+//! - [`scene`]: a relay under attack, watched
 //! - [`deny`] and its like: what the kernel denies a child
 //!
 //! Every wait has a deadline and ends at an event; [`SOON`] is the deadline of all that must come.
@@ -33,6 +34,7 @@ mod peer;
 mod process;
 mod raw;
 mod sandbox;
+pub mod scene;
 mod stream;
 mod tls;
 

@@ -287,6 +287,12 @@ impl Raw {
         read.ok().filter(|length| *length > 0)
     }
 
+    /// What comes next, at least a byte.
+    pub async fn some(&mut self) -> Vec<u8> {
+        assert!(soon("bytes", self.fill()).await, "bytes, not the end of the connection");
+        std::mem::take(&mut self.unread)
+    }
+
     /// The next answer with its body.
     pub async fn response(&mut self) -> Response {
         self.maybe_response().await.expect("an answer, not the end of the connection")
