@@ -52,7 +52,7 @@ fn bare_run_takes_the_documented_defaults() {
             is_default: true,
         }),
         rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
-        capacity: Capacity { by_descriptors: 19_464, by_memory: 312_934 },
+        capacity: Capacity { by_descriptors: 19_464, by_memory: 325_920 },
         max_connections: 19_464,
         max_connections_per_address: Some(4866),
         trust_x_forwarded_for: Arc::default(),
@@ -149,7 +149,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         }),
         ("memory-budget", "64MiB", |c| {
             c.memory_budget_bytes = 64 << 20;
-            c.capacity.by_memory = 391_577;
+            c.capacity.by_memory = 407_826;
         }),
         ("max-phones", "2", |c| c.limits.max_phones = 2),
         ("grace", "1s", |c| c.limits.grace_ms = 1000),
@@ -384,11 +384,11 @@ fn connections_by_default_are_what_descriptors_and_memory_allow() {
     };
     assert_eq!(with(Some(GIB), &[]).max_connections, 19_464);
     let small = with(Some(64 << 20), &[]);
-    assert_eq!((small.max_connections, small.max_connections_per_address), (18_022, Some(4505)));
+    assert_eq!((small.max_connections, small.max_connections_per_address), (18_770, Some(4692)));
     assert_eq!(
         small.show_limits(),
-        "--max-connections 18022 (descriptors allow 19464, memory 18022) \
-         --max-connections-per-address 4505 --rate-limit 20/6s"
+        "--max-connections 18770 (descriptors allow 19464, memory 18770) \
+         --max-connections-per-address 4692 --rate-limit 20/6s"
     );
     let asked = with(
         Some(64 << 20),
@@ -396,7 +396,7 @@ fn connections_by_default_are_what_descriptors_and_memory_allow() {
     );
     assert_eq!(
         asked.show_limits(),
-        "--max-connections 30 (descriptors allow 19464, memory 18022) \
+        "--max-connections 30 (descriptors allow 19464, memory 18770) \
          --max-connections-per-address off --rate-limit 3/1m30s"
     );
     let off = with(None, &["--rate-limit=off", "--memory-budget=252MiB"]);
