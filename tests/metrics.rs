@@ -251,10 +251,10 @@ async fn ends_are_counted_by_their_reason() {
     wait_for(
         addr,
         &[
-            ("closes_total{code=\"any\",reason=\"asked_by_binary\"}", 1.0),
+            ("closes_total{code=\"other\",reason=\"asked_by_binary\"}", 1.0),
             ("closes_total{code=\"1002\",reason=\"protocol_error\"}", 1.0),
             ("closes_total{code=\"1000\",reason=\"normal\"}", 1.0),
-            ("closes_total{code=\"any\",reason=\"asked_by_peer\"}", 1.0),
+            ("closes_total{code=\"1005\",reason=\"asked_by_peer\"}", 1.0),
             ("connections_lost_total{reason=\"peer_gone\"}", 1.0),
             ("connections_lost_total{reason=\"message_timeout\"}", 1.0),
             ("malformed_messages_total{from=\"binary\"}", 1.0),

@@ -55,6 +55,32 @@ impl Loss {
     }
 }
 
+/// What a close that a binary asked for is counted as. It may name any code, and no label comes
+/// from a peer.
+pub(super) fn series_of_directive(close: Close) -> Series {
+    match close.code {
+        1000 => Series::DirectiveNormal,
+        1001 => Series::DirectiveGoingAway,
+        1008 => Series::DirectivePolicy,
+        1011 => Series::DirectiveInternal,
+        4401 => Series::Directive4401,
+        4412 => Series::Directive4412,
+        4421 => Series::Directive4421,
+        4426 => Series::Directive4426,
+        _ => Series::DirectiveOther,
+    }
+}
+
+/// What a peer's own close is counted as.
+fn series_of_peer_close(code: Option<u16>) -> Series {
+    match code {
+        Some(1000) => Series::PeerNormal,
+        Some(1001) => Series::PeerGoingAway,
+        None => Series::PeerNoCode,
+        Some(_) => Series::PeerOther,
+    }
+}
+
 /// What a close frame of ours is counted as.
 fn series_of(close: Close) -> Series {
     match close {
@@ -69,7 +95,7 @@ fn series_of(close: Close) -> Series {
         Close::RECLAIMED => Series::CloseReclaimed,
         Close::ALREADY_CLAIMED => Series::CloseAlreadyClaimed,
         Close::TOO_MANY_PHONES => Series::CloseTooManyPhones,
-        _ => Series::CloseDirective,
+        other => series_of_directive(other),
     }
 }
 
@@ -122,7 +148,7 @@ impl Relay {
     pub(super) fn close_in_turn(&mut self, now: Millis, key: Key, close: Close) {
         let closing = Closing { then: Some(close), ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
-            self.counters.count(Series::CloseDirective);
+            self.counters.count(series_of_directive(close));
             if let Some(connection) = self.connection_mut(key) {
                 // Starts when the close frame itself is with the kernel.
                 connection.due.stage = NEVER;
@@ -159,7 +185,7 @@ impl Relay {
         }
         let closing = Closing { answered: true, discard: true, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
-            self.counters.count(Series::ClosePeer);
+            self.counters.count(series_of_peer_close(code));
             self.drop_pending(key);
             self.push_close_echo(key, code);
             self.leave(now, key, stage, Some(code.unwrap_or(NO_CODE)));

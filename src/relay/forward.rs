@@ -1,6 +1,6 @@
 //! Frames across, and backpressure (PROTOCOL.md, chapters 4 and 5).
 
-use super::closing::Loss;
+use super::closing::{Loss, series_of_directive};
 use super::connection::{Connection, Stage};
 use super::outbox::charge_of;
 use super::registry::EntryKey;
@@ -145,7 +145,9 @@ impl Relay {
             let fits = queued + charge_of(frame.len()) <= PHONE_OUTBOX_BYTES;
             if !fits || !self.push_text(now, phone, frame.len(), |out| out.extend(frame)) {
                 return match close {
-                    Some(asked) => self.close_as(Series::CloseDirective, now, phone, asked, None),
+                    Some(asked) => {
+                        self.close_as(series_of_directive(asked), now, phone, asked, None);
+                    }
                     None => {
                         let notice = Some(GONE_WITHOUT_CLOSE);
                         self.close_now(now, phone, Close::BACKLOG_FULL, notice);
