@@ -27,6 +27,7 @@ pub struct Certificates {
     current: ArcSwapOption<CertifiedKey>,
     /// Of `current`, in seconds since 1970; 0 for none.
     expires_at: AtomicU64,
+    failures: AtomicU64,
     domain: Option<String>,
     reload: Notify,
 }
@@ -39,6 +40,7 @@ impl Certificates {
         Arc::new(Self {
             current: ArcSwapOption::empty(),
             expires_at: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             domain,
             reload: Notify::new(),
         })
@@ -53,6 +55,17 @@ impl Certificates {
     #[must_use]
     pub fn expires_at(&self) -> Option<u64> {
         Some(self.expires_at.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// A certificate could not be had, or what was had is no good.
+    pub(super) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     /// Asks whoever keeps the certificate to see to it now: files are read again, and a

@@ -38,9 +38,10 @@ use reload::Live;
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
 /// How often lines that the log lost are reported, if there are any.
@@ -150,7 +151,9 @@ async fn supervise(
         certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
         epoch,
+        started_at: since_1970(epoch),
         draining: AtomicBool::new(false),
+        last_census: Mutex::default(),
     });
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
@@ -196,6 +199,13 @@ async fn supervise(
         _ = terminate.recv() => warn!(err = "a second signal", "exit_at_once"),
     }
     Ok(())
+}
+
+/// When `epoch` was by the wall clock, in seconds since 1970.
+fn since_1970(epoch: Instant) -> u64 {
+    let started = SystemTime::now().checked_sub(epoch.elapsed());
+    let since = started.and_then(|started| started.duration_since(UNIX_EPOCH).ok());
+    since.unwrap_or_default().as_secs()
 }
 
 /// The listener for metrics. A default that is taken is no reason not to serve: another relay of

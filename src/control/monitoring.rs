@@ -19,23 +19,30 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tracing::warn;
 
 /// Connections that may be open at a time; others wait.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a request head may take, and so how long a connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may last, so that nobody keeps a place by not reading.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// How long the answer that is under way then may take.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
 /// What hyper reads of a head; it takes no less.
 const MAX_HEAD_BYTES: usize = 8192;
 /// How long to wait when no connection can be accepted, because descriptors are short.
 const BREATHER: Duration = Duration::from_millis(100);
 /// How long workers have to bring their gauges up to date. Without them, older values are told.
 const CENSUS_PATIENCE: Duration = Duration::from_millis(250);
+/// How long a census serves everyone: it costs workers time, and anyone on this machine may ask.
+const CENSUS_LASTS: Duration = Duration::from_millis(100);
 
 /// What the status page may do: draw with what it brings along, and ask this listener.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
@@ -50,8 +57,13 @@ pub(super) struct Monitoring {
     pub(super) memory_budget_bytes: u64,
     /// When the process's clock started.
     pub(super) epoch: Instant,
+    /// The same by the wall clock, in seconds since 1970. Worked out once: a value that trembles
+    /// with that clock would look like restarts.
+    pub(super) started_at: u64,
     /// It was asked to stop.
     pub(super) draining: AtomicBool,
+    /// When the last census was over.
+    pub(super) last_census: Mutex<Option<Instant>>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -93,8 +105,12 @@ impl Monitoring {
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_HEAD_BYTES)
             .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
         // Whatever ends it is the peer's affair.
-        let _ = connection.await;
+        if tokio::time::timeout(LIFETIME, connection.as_mut()).await.is_err() {
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
+        }
     }
 
     async fn answer<B>(&self, request: &Request<B>) -> Answer {
@@ -142,15 +158,24 @@ impl Monitoring {
         .body()
     }
 
+    /// Has the workers bring their gauges up to date, unless they have just done so. Those who ask
+    /// at the same time share one census.
+    async fn take_census(&self) {
+        let mut last = self.last_census.lock().await;
+        if last.is_none_or(|at| at.elapsed() >= CENSUS_LASTS) {
+            self.fleet.take_census(CENSUS_PATIENCE).await;
+            *last = Some(Instant::now());
+        }
+    }
+
     /// What the process says of itself, once its workers' gauges are up to date.
     async fn process(&self) -> Process {
-        self.fleet.take_census(CENSUS_PATIENCE).await;
-        let uptime = self.epoch.elapsed();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.take_census().await;
+        let certificates = self.certificates.as_ref();
         Process {
             version: VERSION,
-            started_at: now.saturating_sub(uptime).as_secs(),
-            uptime_seconds: uptime.as_secs(),
+            started_at: self.started_at,
+            uptime_seconds: self.epoch.elapsed().as_secs(),
             ready: !self.draining(),
             draining: self.draining(),
             resident_bytes: process::resident_bytes(),
@@ -159,7 +184,8 @@ impl Monitoring {
             max_connections: self.fleet.admission.limits().max_connections as u64,
             memory_budget_bytes: self.memory_budget_bytes,
             log_lines_lost: self.log.get(),
-            certificate_expires_at: self.certificates.as_ref().and_then(|held| held.expires_at()),
+            certificate_failures: certificates.map_or(0, |held| held.failures()),
+            certificate_expires_at: certificates.and_then(|held| held.expires_at()),
             worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),
         }
     }

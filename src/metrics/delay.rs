@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Upper bounds of the buckets, in microseconds; one more bucket holds what is beyond.
-pub const BOUNDS_US: [u64; 14] = [
-    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
+pub const BOUNDS_US: [u64; 18] = [
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+    500_000, 1_000_000, 2_500_000, 10_000_000,
 ];
 
 /// A histogram with one writer.
@@ -49,11 +50,12 @@ mod tests {
     #[test]
     fn a_delay_is_counted_in_the_first_bucket_that_holds_it() {
         let delays = Delays::default();
-        for (messages, delay_us) in [(1, 0), (2, 25), (3, 26), (4, 1_000_000), (5, 1_000_001)] {
+        for (messages, delay_us) in [(1, 0), (2, 25), (3, 26), (4, 10_000_000), (5, 10_000_001)] {
             delays.record(messages, delay_us);
         }
         let counts = delays.counts();
-        assert_eq!((counts[0], counts[1], counts[13], counts[14]), (3, 3, 4, 5));
-        assert_eq!(delays.sum_us(), 50 + 78 + 4_000_000 + 5_000_005);
+        assert_eq!((counts[0], counts[1], counts[2]), (1, 2, 3));
+        assert_eq!((counts[17], counts[18]), (4, 5));
+        assert_eq!(delays.sum_us(), 50 + 78 + 40_000_000 + 50_000_005);
     }
 }

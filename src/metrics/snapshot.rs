@@ -33,6 +33,8 @@ pub struct Process {
     pub memory_budget_bytes: u64,
     /// Log lines that were never written.
     pub log_lines_lost: u64,
+    /// Attempts to get or to read a certificate that failed.
+    pub certificate_failures: u64,
     /// When the certificate that is served expires, in seconds since 1970, if one is served.
     pub certificate_expires_at: Option<u64>,
     /// CPU time of each worker, in seconds.
@@ -253,6 +255,13 @@ impl Exposition {
                 "Log lines that were never written: there were too many at once.",
                 process.log_lines_lost,
             ),
+            (
+                "certificate_failures_total",
+                Counter,
+                "Attempts to get a certificate by ACME, or to read one that has changed, that \
+                 failed.",
+                process.certificate_failures,
+            ),
         ] {
             self.single(name, kind, help, value);
         }
@@ -369,6 +378,6 @@ mod tests {
         let frames = &snapshot.totals["frames_forwarded_total"];
         assert_eq!(frames["direction=\"phone_to_binary\""], 10);
         assert_eq!(snapshot.workers[1].counts["loop_turns_total"], 7);
-        assert_eq!(snapshot.delay.counts[1], 6);
+        assert_eq!(snapshot.delay.counts[2], 6);
     }
 }

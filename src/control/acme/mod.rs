@@ -150,6 +150,7 @@ impl Acme {
             Err(failure) => failure,
         };
         self.failures = self.failures.saturating_add(1);
+        self.certificates.count_failure();
         let wait = schedule::wait(self.failures, failure.retry_after, rand::random());
         self.report(&failure.fault, wait);
         wait

@@ -64,10 +64,11 @@ impl Files {
     fn reload(&self) {
         match self.read() {
             Ok(pair) => present(&self.certificates, pair, &self.cert),
-            Err(fault) => error!(
-                err = format!("{fault}; the certificate from before is presented on"),
-                "certificate_not_loaded"
-            ),
+            Err(fault) => {
+                self.certificates.count_failure();
+                let err = format!("{fault}; the certificate from before is presented on");
+                error!(err, "certificate_not_loaded");
+            }
         }
     }
 
