@@ -1,4 +1,9 @@
 //! PROTOCOL.md, chapter 7: metrics, health and readiness on `--metrics-listen`.
+//!
+//! - here: what is forwarded, claimed and refused; the listener
+//! - `arrivals`: connections that come, wait, or never say what they want
+//! - `ends`: every way in which they end
+//! - `tools`: what promtool says of it
 
 #![allow(
     clippy::unwrap_used,
@@ -11,10 +16,15 @@
 
 mod common;
 
+#[path = "metrics/arrivals.rs"]
+mod arrivals;
+#[path = "metrics/ends.rs"]
+mod ends;
+#[path = "metrics/tools.rs"]
+mod tools;
+
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
 
 use common::{
     CLOSE, Hostile, Process, Raw, Relay, Request, Response, SOON, Signal, TEXT, close_directive,
@@ -24,9 +34,14 @@ use common::{
 /// A relay that serves metrics, and where.
 async fn start(args: &[&str]) -> (Relay, SocketAddr) {
     let relay = Relay::start(&[&["--metrics-listen", "127.0.0.1:0"], args].concat()).await;
-    let line = relay.wait_for_log("listening_for_metrics").await;
-    let addr = line.get("remote").unwrap().parse().unwrap();
+    let addr = metrics_of(&relay).await;
     (relay, addr)
+}
+
+/// Where `relay` serves metrics.
+async fn metrics_of(relay: &Relay) -> SocketAddr {
+    let line = relay.wait_for_log("listening_for_metrics").await;
+    line.get("remote").unwrap().parse().unwrap()
 }
 
 async fn ask(addr: SocketAddr, request: Request) -> Response {
@@ -366,27 +381,4 @@ async fn a_default_address_that_is_taken_is_a_warning_and_one_that_was_asked_for
     };
     wait_until("a word on metrics", SOON, told).await;
     let _binary = Raw::binary(&relay, "id").await;
-}
-
-#[tokio::test]
-async fn promtool_finds_nothing_to_object_to() {
-    if Command::new("promtool").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: promtool (of Prometheus) is not installed");
-        return;
-    }
-    let (relay, addr) = start(&[]).await;
-    let mut binary = Raw::binary(&relay, "id").await;
-    let _phone = meet(&relay, &mut binary, "id").await;
-    let text = get(addr, "/metrics").await.body;
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    promtool.stdin.take().unwrap().write_all(&text).unwrap();
-    let said = promtool.wait_with_output().unwrap();
-    let complaints = String::from_utf8_lossy(&said.stderr).into_owned();
-    assert!(said.status.success() && complaints.is_empty(), "{complaints}");
 }
