@@ -72,7 +72,8 @@ fn fragments(message: &[u8], most: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn half_handshakes() {
-    let scene = Scene::begin_tls("half handshakes", &["--header-timeout", "2s"]).await;
+    let args = ["--header-timeout", "2s", "--max-connections-per-address", "off"];
+    let scene = Scene::begin_tls("half handshakes", &args).await;
     let doors = [scene.door().speaking(&TLS12, &[]), scene.door().speaking(&TLS13, &[])];
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
