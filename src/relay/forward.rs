@@ -31,7 +31,8 @@ impl Relay {
         let (entry, conn_id) = (*entry, *conn_id);
         let payload_bytes = envelope::wrapped_len(frame.len());
         let holder = self.registry.entry(entry).and_then(|entry| entry.holder());
-        let has_room = holder.is_some() && self.make_room(now, charge_of(payload_bytes));
+        let has_room =
+            holder.is_some_and(|holder| self.make_room(now, holder, charge_of(payload_bytes)));
         if has_room && !self.connection(phone).is_some_and(Connection::is_open) {
             // Room was made at its own expense, and the binary knows that it is gone.
             return self.budget.release(charge_of(payload_bytes));

@@ -9,9 +9,10 @@ use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 
 impl Relay {
-    /// Charges `bytes`, at the expense of the largest backlogs if need be. False if even that
-    /// does not help; then nothing is charged. Any connection may have been closed by this.
-    pub(super) fn make_room(&mut self, now: Millis, bytes: usize) -> bool {
+    /// Charges `bytes` for what `key` is to hold, at the expense of the largest backlogs if need be.
+    /// False if even that does not help, or if `key` itself was the largest: nobody else pays for a
+    /// connection that is lost. Then nothing is charged. Any connection may have been closed by this.
+    pub(super) fn make_room(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
         if self.budget.try_charge(bytes) {
             return true;
         }
@@ -19,12 +20,22 @@ impl Relay {
         if let Some(worker) = self.budget.other_worker_to_shed() {
             self.actions.push(Action::AskToShed(worker));
         }
-        while self.shed_largest(now) {
+        let before = self.vitality(key);
+        while self.vitality(key) == before && self.shed_largest(now) {
             if self.budget.try_charge(bytes) {
                 return true;
             }
         }
         false
+    }
+
+    /// How much of its life a connection has left; it only ever sinks.
+    fn vitality(&self, key: Key) -> u8 {
+        match self.connection(key).map(|connection| &connection.stage) {
+            None | Some(Stage::Cut) => 0,
+            Some(Stage::Closing(_)) => 1,
+            Some(_) => 2,
+        }
     }
 
     /// Another worker runs short while this one holds the largest backlog.
@@ -92,7 +103,7 @@ impl Relay {
                 self.note_charge(key);
                 return true;
             }
-            if !self.make_room(now, bytes - before) {
+            if !self.make_room(now, key, bytes - before) {
                 self.lose(now, key, Loss::Memory);
                 return false;
             }

@@ -96,7 +96,7 @@ impl Relay {
         payload_bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
-        self.make_room(now, charge_of(payload_bytes))
+        self.make_room(now, to, charge_of(payload_bytes))
             && self.push_charged_text(to, payload_bytes, write)
     }
 
@@ -163,7 +163,7 @@ impl Relay {
     pub(super) fn push_control(&mut self, now: Millis, key: Key, frame: &[u8]) -> bool {
         let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
         let charge = charge_of(payload_bytes);
-        if !self.make_room(now, charge) {
+        if !self.make_room(now, key, charge) {
             return false;
         }
         let replaced = match self.connections.get_mut(key.0 as usize) {
@@ -181,7 +181,7 @@ impl Relay {
 
     /// Queues HTTP bytes. False if there was no room and the connection was cut.
     pub(super) fn push_http(&mut self, now: Millis, key: Key, bytes: &[u8]) -> bool {
-        if !self.make_room(now, bytes.len()) {
+        if !self.make_room(now, key, bytes.len()) {
             self.cut(key);
             return false;
         }

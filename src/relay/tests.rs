@@ -437,6 +437,21 @@ fn a_budget_that_is_full_costs_its_hoarder_and_nobody_a_ping() {
 }
 
 #[test]
+fn nobody_pays_for_a_connection_that_has_paid_itself() {
+    let mut world = World::with(Limits::default(), 64 * 1024, 1);
+    let (binary, slow, hoarder) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    let id = world.conn_id(slow);
+    world.appetite.insert(slow, 0);
+    let frame = format!("\"{}\"", "x".repeat(4000));
+    world.text(binary, &format!(r#"{{"conn_id":"{id}","frame":{frame}}}"#));
+    let message = masked(1, &vec![b' '; 100_000]);
+    world.bytes(hoarder, &message[..10_000]);
+    world.bytes(hoarder, &message[10_000..72_000]);
+    assert_eq!(world.cut, [hoarder]);
+    assert!(world.relay.connection(slow).is_some_and(|c| c.is_open()));
+}
+
+#[test]
 fn half_read_messages_are_charged_and_have_a_deadline() {
     let mut world = World::new();
     let (_binary, phone) = (world.binary("a"), world.phone("a"));
