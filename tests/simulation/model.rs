@@ -344,19 +344,24 @@ impl Model {
         }
     }
 
+    /// What is told of the relay now.
+    pub fn health(&self, now: Ms) -> String {
+        let (binaries, phones) = self.connected();
+        format!(
+            "{{\"status\":\"ok\",\"version\":\"{}\",\"connected_binaries\":{binaries},\
+             \"connected_phones\":{phones},\"uptime_seconds\":{}}}",
+            env!("CARGO_PKG_VERSION"),
+            now / 1000
+        )
+    }
+
     fn request(&mut self, link: Link, item: &Item, now: Ms) {
         match item {
             Item::Health { head_only } => {
-                let (binaries, phones) = self.connected();
-                let body = format!(
-                    "{{\"status\":\"ok\",\"version\":\"{}\",\"connected_binaries\":{binaries},\
-                     \"connected_phones\":{phones},\"uptime_seconds\":{}}}",
-                    env!("CARGO_PKG_VERSION"),
-                    now / 1000
-                );
+                let body = self.health(now);
                 let due = now + self.limits.header_timeout_ms;
                 let conn = self.conn(link);
-                conn.out.http.push_back((200, Some(body), *head_only));
+                conn.out.http.push_back((200, vec![body], *head_only));
                 conn.stage_due = Some(due);
             }
             Item::Refused(status) => {
@@ -390,7 +395,7 @@ impl Model {
     }
 
     fn refuse(&mut self, link: Link, status: u16, now: Ms) {
-        self.conn(link).out.http.push_back((status, None, false));
+        self.conn(link).out.http.push_back((status, Vec::new(), false));
         self.hang_up(link, now);
     }
 
@@ -503,7 +508,7 @@ impl Model {
         }
         let conn = self.conn(link);
         conn.stage_due = None;
-        conn.out.http.push_back((101, None, false));
+        conn.out.http.push_back((101, Vec::new(), false));
         if conn.binary {
             self.claim(link, now)
         } else {
@@ -827,7 +832,7 @@ impl Model {
             Fire::Stage(link) if passed(self.conns[link].stage_due) => {
                 let conn = &self.conns[link];
                 if conn.state == State::Head && conn.partial_bytes() > 0 {
-                    self.conn(link).out.http.push_back((408, None, false));
+                    self.conn(link).out.http.push_back((408, Vec::new(), false));
                     self.hang_up(link, now);
                 } else {
                     self.cut(link, now);

@@ -616,6 +616,19 @@ impl World {
                 Some((model, other, shed)) => {
                     self.model = model;
                     seen = other;
+                    if let (Event::Bytes(link, _), Some(then), false) =
+                        (event, &before.model, shed.is_empty())
+                    {
+                        // Whoever paid may have gone before or after it was asked how many there are.
+                        let (earlier, now) = (then.conns[*link].out.http.len(), self.now);
+                        for (_, bodies, _) in
+                            self.model.conn(*link).out.http.iter_mut().skip(earlier)
+                        {
+                            if !bodies.is_empty() {
+                                bodies.push(then.health(now));
+                            }
+                        }
+                    }
                     self.check_shed(worker, &shed, &before);
                 }
                 None => {
