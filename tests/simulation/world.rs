@@ -620,12 +620,16 @@ impl World {
                         (event, &before.model, shed.is_empty())
                     {
                         // Whoever paid may have gone before or after it was asked how many there are.
-                        let (earlier, now) = (then.conns[*link].out.http.len(), self.now);
-                        for (_, bodies, _) in
-                            self.model.conn(*link).out.http.iter_mut().skip(earlier)
-                        {
+                        let mut paid = then.clone();
+                        for link in &shed {
+                            paid.cut(*link, self.now);
+                        }
+                        let also = [then, &paid, &self.model].map(|model| model.health(self.now));
+                        let earlier = then.conns[*link].out.http.len();
+                        let http = &mut self.model.conn(*link).out.http;
+                        for (_, bodies, _) in http.iter_mut().skip(earlier) {
                             if !bodies.is_empty() {
-                                bodies.push(then.health(now));
+                                bodies.extend(also.clone());
                             }
                         }
                     }
