@@ -20,7 +20,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::certs::{self, Authority, Folder};
-use common::{LogLine, Process, Relay, SOON, command, run, soon, wait_until};
+use common::{LogLine, Process, Relay, SOON, Signal, command, run, soon, wait_until};
 use futures_util::{SinkExt as _, StreamExt as _};
 use pebble::Pebble;
 use rustls::RootCertStore;
@@ -38,19 +38,24 @@ const MONTHS: Duration = Duration::from_secs(90 * 86_400);
 
 async fn start(cache: &Path, args: &[&str]) -> Relay {
     let mut all = vec!["--domain", DOMAIN, "--cert-cache", cache.to_str().unwrap()];
-    all.extend(["--https-listen", "127.0.0.1:0"]);
     all.extend(args);
     Relay::start(&all).await
 }
 
 async fn start_with_pebble(cache: &Path, pebble: &Pebble) -> Relay {
-    let (directory, ca, http) = (pebble.directory(), pebble.ca(), pebble.http_listen());
-    start(cache, &["--acme-directory", &directory, "--acme-ca", &ca, "--http-listen", &http]).await
+    start_listening(cache, pebble, &pebble.http_listen(), "127.0.0.1:0").await
+}
+
+async fn start_listening(cache: &Path, pebble: &Pebble, http: &str, https: &str) -> Relay {
+    let (directory, ca) = (pebble.directory(), pebble.ca());
+    let args = ["--acme-directory", &directory, "--acme-ca", &ca];
+    start(cache, &[&args[..], &["--http-listen", http, "--https-listen", https]].concat()).await
 }
 
 /// With an ACME server that nobody can reach.
 async fn start_alone(cache: &Path) -> Relay {
-    start(cache, &["--acme-directory", NOWHERE, "--http-listen", "127.0.0.1:0"]).await
+    let http = ["--http-listen", "127.0.0.1:0", "--https-listen", "127.0.0.1:0"];
+    start(cache, &[&["--acme-directory", NOWHERE], &http[..]].concat()).await
 }
 
 async fn shake(relay: &Relay, roots: &RootCertStore) -> std::io::Result<TlsStream<TcpStream>> {
@@ -168,6 +173,33 @@ async fn certificates_are_renewed_also_by_a_server_that_forgot_us() {
     shake(&relay, &pebble.roots().await).await.unwrap();
     assert_eq!(events(&relay, "acme_account_lost").len(), 1);
     assert_eq!(events(&relay, "acme_account_created").len(), 2);
+}
+
+#[tokio::test]
+async fn without_port_80_the_proof_is_a_certificate() {
+    let Some(bin) = pebble::find() else { return };
+    let pebble = Pebble::start(bin, MONTHS).await;
+    let folder = Folder::new();
+    let cache = folder.path("cache");
+    let relay = start_listening(&cache, &pebble, "", &pebble.https_listen()).await;
+    relay.wait_for_log("certificate_issued").await;
+    assert!(events(&relay, "listening_for_challenges").is_empty(), "{}", relay.stderr());
+    relays(&relay, &pebble.roots().await).await;
+}
+
+#[tokio::test]
+async fn what_fails_by_one_port_is_tried_by_the_other() {
+    let Some(bin) = pebble::find() else { return };
+    let pebble = Pebble::start(bin, MONTHS).await;
+    let folder = Folder::new();
+    let cache = folder.path("cache");
+    // Nobody listens where the server looks for the file.
+    let relay = start_listening(&cache, &pebble, "127.0.0.1:0", &pebble.https_listen()).await;
+    let line = relay.wait_for_log("certificate_not_issued").await;
+    assert!(line.get("err").unwrap().contains("port 80 of relay.test"), "{}", line.raw);
+    relay.signal(Signal::HangUp);
+    relay.wait_for_log("certificate_issued").await;
+    relays(&relay, &pebble.roots().await).await;
 }
 
 #[tokio::test]

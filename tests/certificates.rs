@@ -114,13 +114,16 @@ fn http_1_1_is_all_that_is_spoken() {
         client.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         shake(&served, client, DOMAIN)
     };
-    for protocols in [&["http/1.1"][..], &["h2", "http/1.1"]] {
+    for protocols in [&["http/1.1"][..], &["h2", "http/1.1"], &["acme-tls/1", "http/1.1"]] {
         let (client, _) = offering(protocols).unwrap();
         assert_eq!(client.alpn_protocol(), Some(&b"http/1.1"[..]), "{protocols:?}");
     }
     assert_eq!(offering(&[]).unwrap().0.alpn_protocol(), None);
     let error = offering(&["h2"]).map(drop).unwrap_err();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
+    // Only an ACME server asks for that alone, and no challenge is to be answered.
+    let error = offering(&["acme-tls/1"]).map(drop).unwrap_err();
+    assert!(error.contains("AccessDenied"), "{error}");
 }
 
 #[test]

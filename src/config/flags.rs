@@ -53,9 +53,10 @@ pub(super) struct Flags {
     #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::parse)]
     pub(super) https_listen: Option<SocketAddr>,
 
-    /// Where to answer the challenges of ACME, which come to port 80 of the domain [default: :80]
-    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::parse)]
-    pub(super) http_listen: Option<SocketAddr>,
+    /// Where to answer the challenges of ACME that come to port 80 of the domain; empty for
+    /// nowhere: then only those that come to HTTPS are answered (tls-alpn-01) [default: :80]
+    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::or_nowhere)]
+    pub(super) http_listen: Option<listen::Place>,
 
     /// Folder for the ACME account and certificate; only this process's user may see into it
     /// [default: $STATE_DIRECTORY/certificates, or /var/lib/pyrycode-relay/certificates]
@@ -107,7 +108,7 @@ pub(super) struct Flags {
     #[arg(
         help_heading = "Watching it", long, value_name = "IP:PORT", value_parser = listen::loopback
     )]
-    pub(super) metrics_listen: Option<listen::Loopback>,
+    pub(super) metrics_listen: Option<listen::Place>,
 
     /// Upgrade requests of one address: how many at once, and the time for one more; or `off`
     #[arg(

@@ -32,6 +32,11 @@ pub(super) fn parse(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// As [`parse`]; an empty text means nowhere.
+pub(super) fn or_nowhere(text: &str) -> Result<Place, String> {
+    if text.is_empty() { Ok(Place::Nowhere) } else { parse(text).map(Place::At) }
+}
+
 /// Whether `host` may be a host name. All digits and dots may not: that is a mistyped address,
 /// which the resolver would read in surprising ways.
 fn is_name(host: &str) -> bool {
@@ -52,21 +57,21 @@ fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("{host:?} has no address; write an IP address"))
 }
 
-/// A loopback address, or nowhere.
+/// An address, or nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loopback {
+pub(super) enum Place {
     At(SocketAddr),
     Nowhere,
 }
 
 /// Reads the address of a listener that strangers must not reach: a loopback IP address and a
 /// port, or nothing for no listener.
-pub(super) fn loopback(text: &str) -> Result<Loopback, String> {
+pub(super) fn loopback(text: &str) -> Result<Place, String> {
     if text.is_empty() {
-        return Ok(Loopback::Nowhere);
+        return Ok(Place::Nowhere);
     }
     match text.parse::<SocketAddr>() {
-        Ok(address) if address.ip().to_canonical().is_loopback() => Ok(Loopback::At(address)),
+        Ok(address) if address.ip().to_canonical().is_loopback() => Ok(Place::At(address)),
         Ok(address) => Err(format!(
             "{} is not a loopback address, and what is served there is not for strangers; write \
              127.0.0.1:{} and reach it through a tunnel or a proxy",
@@ -152,9 +157,9 @@ mod tests {
 
     #[test]
     fn loopback_addresses() {
-        assert_eq!(loopback(""), Ok(Loopback::Nowhere));
+        assert_eq!(loopback(""), Ok(Place::Nowhere));
         for text in ["127.0.0.1:9090", "[::1]:0", "127.9.9.9:1", "[::ffff:127.0.0.1]:9"] {
-            assert_eq!(loopback(text), Ok(Loopback::At(text.parse().unwrap())), "{text}");
+            assert_eq!(loopback(text), Ok(Place::At(text.parse().unwrap())), "{text}");
         }
         for text in ["0.0.0.0:9090", "[::]:9090", "10.0.0.1:9090", ":9090", "localhost:9090", "x"] {
             assert!(loopback(text).is_err(), "{text}");

@@ -28,7 +28,7 @@ pub use sources::Origin;
 pub use tracing::Level;
 
 use flags::Flags;
-use listen::Loopback;
+use listen::Place;
 use machine::Machine;
 use sources::Given;
 use units::OrOff;
@@ -165,8 +165,8 @@ pub enum CertificateSource {
     Acme {
         /// The folder that keeps account and certificate.
         cache: PathBuf,
-        /// Where challenges are answered.
-        http_listen: SocketAddr,
+        /// Where http-01 challenges are answered; `None` leaves it to tls-alpn-01.
+        http_listen: Option<SocketAddr>,
         /// The URL of the server's directory.
         directory: String,
         /// A file of certificate authorities (PEM) to trust for it, beside the usual ones.
@@ -340,8 +340,8 @@ impl Config {
             https,
             metrics_listen: match flags.metrics_listen {
                 None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
-                Some(Loopback::At(addr)) => Some(MetricsListen { addr, is_default: false }),
-                Some(Loopback::Nowhere) => None,
+                Some(Place::At(addr)) => Some(MetricsListen { addr, is_default: false }),
+                Some(Place::Nowhere) => None,
             },
             workers,
             cpus: machine.cpus,
@@ -469,7 +469,11 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
         }
         (None, None, Some(_)) => CertificateSource::Acme {
             cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
-            http_listen: flags.http_listen.unwrap_or(DEFAULT_HTTP_LISTEN),
+            http_listen: match flags.http_listen {
+                None => Some(DEFAULT_HTTP_LISTEN),
+                Some(Place::At(address)) => Some(address),
+                Some(Place::Nowhere) => None,
+            },
             directory: flags
                 .acme_directory
                 .clone()

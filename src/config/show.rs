@@ -72,7 +72,7 @@ impl Config {
             Some(CertificateSource::Files { cert: c, key: k }) => (cert, key) = (Some(c), Some(k)),
             Some(CertificateSource::Acme { cache: c, http_listen, directory: d, ca: a }) => {
                 (cache, ca) = (Some(c), a.as_ref());
-                http = http_listen.to_string();
+                http = http_listen.map_or(String::new(), |addr| addr.to_string());
                 directory = d.clone();
             }
             None => {}

@@ -109,7 +109,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
                 proxy_protocol: false,
                 certificate: CertificateSource::Acme {
                     cache: "/var/lib/pyrycode-relay/certificates".into(),
-                    http_listen: "[::]:80".parse().unwrap(),
+                    http_listen: Some("[::]:80".parse().unwrap()),
                     directory: DEFAULT_ACME_DIRECTORY.to_owned(),
                     ca: None,
                 },
@@ -339,7 +339,7 @@ fn https_is_served_with_files_or_by_acme() {
         acme.certificate,
         CertificateSource::Acme {
             cache: "/c".into(),
-            http_listen: "[::]:8080".parse().unwrap(),
+            http_listen: Some("[::]:8080".parse().unwrap()),
             directory: "https://ca/dir".to_owned(),
             ca: Some("/ca.pem".into()),
         }

@@ -6,6 +6,7 @@ mod pair;
 pub use files::Files;
 pub use pair::{Fault, Pair, Validity};
 
+use crate::worker::tls::ACME_TLS;
 use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring;
@@ -28,8 +29,21 @@ pub struct Certificates {
     /// Of `current`, in seconds since 1970; 0 for none.
     expires_at: AtomicU64,
     failures: AtomicU64,
+    /// What a tls-alpn-01 challenge is answered with, while there is one.
+    challenge: ArcSwapOption<CertifiedKey>,
+    challenges_answered: AtomicU64,
     domain: Option<String>,
     reload: Notify,
+}
+
+/// A tls-alpn-01 challenge is answered for as long as this lives.
+#[derive(Debug)]
+pub struct ChallengeOffer(Arc<Certificates>);
+
+impl Drop for ChallengeOffer {
+    fn drop(&mut self) {
+        self.0.challenge.store(None);
+    }
 }
 
 impl Certificates {
@@ -41,6 +55,8 @@ impl Certificates {
             current: ArcSwapOption::empty(),
             expires_at: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            challenge: ArcSwapOption::empty(),
+            challenges_answered: AtomicU64::new(0),
             domain,
             reload: Notify::new(),
         })
@@ -49,6 +65,19 @@ impl Certificates {
     /// Presents `key` from now on.
     pub fn replace(&self, key: CertifiedKey) {
         self.current.store(Some(Arc::new(key)));
+    }
+
+    /// Answers the tls-alpn-01 challenge with `key` from now on (RFC 8737, section 3).
+    #[must_use]
+    pub(super) fn offer_challenge(self: &Arc<Self>, key: CertifiedKey) -> ChallengeOffer {
+        self.challenge.store(Some(Arc::new(key)));
+        ChallengeOffer(self.clone())
+    }
+
+    /// How many of these challenges were answered since the start.
+    #[must_use]
+    pub(super) fn challenges_answered(&self) -> u64 {
+        self.challenges_answered.load(Ordering::Relaxed)
     }
 
     /// When what is presented expires, in seconds since 1970, if that is known.
@@ -79,14 +108,20 @@ impl Certificates {
         self.reload.notified().await;
     }
 
-    /// What is presented to a client that asks for `server_name` (RFC 6066, section 3).
-    fn for_name(&self, server_name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+    /// What is presented to a client that asks for `server_name` (RFC 6066, section 3), or to an
+    /// ACME server that wants to see a challenge answered.
+    fn for_name(&self, server_name: Option<&str>, is_challenge: bool) -> Option<Arc<CertifiedKey>> {
         if let Some(domain) = &self.domain
             && !server_name.is_some_and(|name| name.eq_ignore_ascii_case(domain))
         {
             return None;
         }
-        self.current.load_full()
+        if !is_challenge {
+            return self.current.load_full();
+        }
+        let answer = self.challenge.load_full()?;
+        self.challenges_answered.fetch_add(1, Ordering::Relaxed);
+        Some(answer)
     }
 }
 
@@ -99,12 +134,13 @@ impl fmt::Debug for Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.for_name(hello.server_name())
+        let is_challenge = hello.alpn().is_some_and(|mut names| names.all(|name| name == ACME_TLS));
+        self.for_name(hello.server_name(), is_challenge)
     }
 }
 
-/// How the relay speaks TLS: 1.2 and 1.3, HTTP/1.1 only, no early data, and sessions resumed by
-/// tickets alone, so that a client costs no memory once it has gone.
+/// How the relay speaks TLS: 1.2 and 1.3, HTTP/1.1 only (and a word with ACME servers), no early
+/// data, and sessions resumed by tickets alone, so that a client costs no memory once it has gone.
 ///
 /// # Errors
 ///
@@ -115,7 +151,7 @@ pub fn server_config(certificates: &Arc<Certificates>) -> Result<Arc<ServerConfi
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(resolver);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), ACME_TLS.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = ring::Ticketer::new()?;
     // A client of the relay opens one connection at a time.

@@ -19,7 +19,7 @@ pub struct Keeper {
 
 enum Kept {
     Files(Files),
-    Acme { acme: Acme, challenges: Arc<Challenges>, http_listen: SocketAddr },
+    Acme { acme: Acme, challenges: Arc<Challenges>, http_listen: Option<SocketAddr> },
 }
 
 impl Keeper {
@@ -40,7 +40,8 @@ impl Keeper {
                 let domain = https.domain.as_deref().unwrap_or_default();
                 let source = Source { directory, domain, cache, ca: ca.as_ref() };
                 let challenges = Arc::new(Challenges::default());
-                let acme = Acme::open(&source, certificates.clone(), challenges.clone())?;
+                let reachable = http_listen.map(|_| challenges.clone());
+                let acme = Acme::open(&source, certificates.clone(), reachable)?;
                 Kept::Acme { acme, challenges, http_listen: *http_listen }
             }
         };
@@ -71,11 +72,12 @@ impl Keeper {
                 tokio::spawn(files.watch());
             }
             Kept::Acme { acme, challenges, http_listen } => {
-                let listener =
-                    challenges::bind(http_listen).map_err(|error| (http_listen, error))?;
-                let bound = listener.local_addr().unwrap_or(http_listen);
-                info!(remote = %bound, "listening_for_challenges");
-                tokio::spawn(challenges::serve(listener, challenges));
+                if let Some(address) = http_listen {
+                    let listener = challenges::bind(address).map_err(|error| (address, error))?;
+                    let bound = listener.local_addr().unwrap_or(address);
+                    info!(remote = %bound, "listening_for_challenges");
+                    tokio::spawn(challenges::serve(listener, challenges));
+                }
                 tokio::spawn(acme.keep());
             }
         }

@@ -20,6 +20,10 @@ const RECORD_OVERHEAD_BYTES: usize = 128;
 /// wait for one of 64 KiB, in as many records.
 const MAX_PARTIAL_BYTES: usize = 2 * (RECORD_BYTES + 2048 + 5);
 
+/// The protocol by which an ACME server looks at a certificate that answers its challenge, and
+/// says nothing more (RFC 8737, section 4).
+pub const ACME_TLS: &[u8] = b"acme-tls/1";
+
 /// One connection's TLS.
 pub struct Session {
     connection: UnbufferedServerConnection,
@@ -69,6 +73,7 @@ impl Session {
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Received {
+        let was_handshaking = self.is_handshaking();
         let mut received = if self.partial.is_empty() {
             let (used, received) = self.process(input, plain, out);
             self.partial = input.get(used..).unwrap_or_default().to_vec();
@@ -86,6 +91,12 @@ impl Session {
         };
         if received == Received::Open && self.partial.len() > MAX_PARTIAL_BYTES {
             received = Received::Failed(InvalidMessage::HandshakePayloadTooLarge.into());
+        }
+        let is_done = was_handshaking && !self.is_handshaking();
+        if is_done && self.connection.alpn_protocol() == Some(ACME_TLS) {
+            // It has seen what it came for, and must not be served.
+            plain.clear();
+            received = Received::Closed;
         }
         if received != Received::Open {
             // Nothing of it will be read any more.

@@ -18,8 +18,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::common::certs::{self, Authority, Folder};
 use crate::common::{SOON, own_address, wait_until};
 
-/// Where challenges are asked for, in place of port 80.
+/// Where http-01 challenges are asked for, in place of port 80.
 const HTTP_PORT: u16 = 5002;
+/// Where tls-alpn-01 challenges are asked for, in place of port 443.
+const TLS_PORT: u16 = 5001;
 
 /// Where `pebble` and `pebble-challtestsrv` are: beside the file that the variable PEBBLE names,
 /// on the PATH, or where Go installs them. Without them there is `None`, and a word on it.
@@ -80,7 +82,7 @@ impl Pebble {
             "certificate": folder.write("cert.pem", leaf.chain),
             "privateKey": folder.write("key.pem", leaf.key),
             "httpPort": HTTP_PORT,
-            "tlsPort": 5001,
+            "tlsPort": TLS_PORT,
             "keyAlgorithm": "ecdsa",
             "retryAfter": { "authz": 1, "order": 1 },
             "profiles": { "default": {
@@ -141,9 +143,14 @@ impl Pebble {
         assert!(answer.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&answer));
     }
 
-    /// Where the relay must answer challenges.
+    /// Where the relay must answer http-01 challenges.
     pub fn http_listen(&self) -> String {
         format!("{}:{HTTP_PORT}", self.ip)
+    }
+
+    /// Where the relay must serve HTTPS to answer tls-alpn-01 challenges.
+    pub fn https_listen(&self) -> String {
+        format!("{}:{TLS_PORT}", self.ip)
     }
 
     /// The URL of its directory.

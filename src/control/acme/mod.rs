@@ -1,9 +1,10 @@
-//! Certificates by ACME (RFC 8555, http-01): ordered on first start, kept in a folder, renewed by
-//! themselves (PROTOCOL.md, chapter 7).
+//! Certificates by ACME (RFC 8555; http-01 and tls-alpn-01): ordered on first start, kept in a
+//! folder, renewed by themselves (PROTOCOL.md, chapter 7).
 
 mod cache;
 mod client;
 mod order;
+mod proof;
 mod schedule;
 
 use super::certificates::{Certificates, Pair, Validity, Whole, present};
@@ -27,13 +28,14 @@ struct Server {
     domain: String,
     roots: RootCertStore,
     cache: Cache,
-    challenges: Arc<Challenges>,
+    /// What port 80 answers, if it is listened on.
+    challenges: Option<Arc<Challenges>>,
+    certificates: Arc<Certificates>,
 }
 
 /// Keeps [`Certificates`] supplied.
 pub struct Acme {
     server: Server,
-    certificates: Arc<Certificates>,
     current: Option<Current>,
     failures: u32,
 }
@@ -58,7 +60,8 @@ pub struct Source<'a> {
 }
 
 impl Acme {
-    /// Opens the cache, and presents the certificate in it, if there is one that serves.
+    /// Opens the cache, and presents the certificate in it, if there is one that serves. Without
+    /// `challenges` nothing listens for http-01.
     ///
     /// # Errors
     ///
@@ -67,15 +70,15 @@ impl Acme {
     pub fn open(
         source: &Source<'_>,
         certificates: Arc<Certificates>,
-        challenges: Arc<Challenges>,
+        challenges: Option<Arc<Challenges>>,
     ) -> Result<Self, Exit> {
         let refuse = |fault: String| Exit::refusal(&fault);
         client::check_directory(source.directory).map_err(refuse)?;
         let roots = client::roots(source.ca.map(PathBuf::as_path)).map_err(refuse)?;
         let cache = Cache::open(source.cache, source.directory, source.domain).map_err(refuse)?;
         let (directory, domain) = (source.directory.to_owned(), source.domain.to_owned());
-        let server = Server { directory, domain, roots, cache, challenges };
-        let mut acme = Self { server, certificates, current: None, failures: 0 };
+        let server = Server { directory, domain, roots, cache, challenges, certificates };
+        let mut acme = Self { server, current: None, failures: 0 };
         acme.open_cached();
         Ok(acme)
     }
@@ -110,7 +113,7 @@ impl Acme {
         let validity = pair.validity;
         let renew_at = schedule::renewal(validity, rand::random());
         self.current = Some(Current { validity, renew_at });
-        present(&self.certificates, pair, self.server.cache.certificate_path());
+        present(&self.server.certificates, pair, self.server.cache.certificate_path());
     }
 
     /// Orders and renews, for ever.
@@ -135,7 +138,7 @@ impl Acme {
     /// Orders a certificate now; how long to wait before the next is thought of.
     async fn order(&mut self) -> Duration {
         info!(path = self.server.directory, "certificate_ordering");
-        let failure = match order::order(&self.server).await {
+        let failure = match order::order(&self.server, self.failures).await {
             Ok(pair) => {
                 self.take(pair);
                 info!(path = self.server.directory, "certificate_issued");
@@ -150,7 +153,7 @@ impl Acme {
             Err(failure) => failure,
         };
         self.failures = self.failures.saturating_add(1);
-        self.certificates.count_failure();
+        self.server.certificates.count_failure();
         let wait = schedule::wait(self.failures, failure.retry_after, rand::random());
         self.report(&failure.fault, wait);
         wait
@@ -175,7 +178,7 @@ impl Acme {
         {
             tokio::select! {
                 () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
-                () = self.certificates.reload_asked() => {
+                () = self.server.certificates.reload_asked() => {
                     if self.due() <= SystemTime::now() {
                         return;
                     }

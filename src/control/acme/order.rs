@@ -1,19 +1,15 @@
 //! One order: from the account to a certificate that is kept (RFC 8555, section 7.1).
 
-use super::Server;
 use super::client::Https;
+use super::{Server, proof};
 use crate::control::certificates::Pair;
-use crate::control::challenges::Offer;
-use instant_acme::{
-    Account, AuthorizationHandle, AuthorizationStatus, ChallengeType, Error, Identifier, Key,
-    NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
-};
+use instant_acme::{Account, Error, Identifier, Key, NewAccount, NewOrder, Problem, RetryPolicy};
 use rustls::pki_types::PrivateKeyDer;
 use std::time::Duration;
 use tracing::{error, info, warn};
 
 /// How long the server may take to look at the challenge, and again to sign.
-const POLLING: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(120));
+pub(super) const POLLING: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(120));
 /// No order takes longer.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -30,21 +26,22 @@ pub(super) struct Failure {
     pub(super) retry_after: Option<Duration>,
 }
 
-/// Orders a certificate, proves that the domain is ours, and keeps what comes.
-pub(super) async fn order(server: &Server) -> Result<Pair, Failure> {
+/// Orders a certificate, proves that the domain is ours, and keeps what comes. After an odd number
+/// of `failures` in a row the proof is another one, where there is a choice.
+pub(super) async fn order(server: &Server, failures: u32) -> Result<Pair, Failure> {
     let failure = |fault| Failure { fault, retry_after: None };
     server.cache.try_writing().map_err(|error| {
         let folder = server.cache.certificate_path().display();
         failure(format!("{folder} could not be kept: {error}; make room there"))
     })?;
     let https = Https::new(server.roots.clone()).map_err(|error| failure(error.to_string()))?;
-    let timed = tokio::time::timeout(ORDER_TIMEOUT, place(server, &https)).await;
+    let timed = tokio::time::timeout(ORDER_TIMEOUT, place(server, &https, failures)).await;
     timed
         .unwrap_or_else(|_| Err(format!("it was not done within {ORDER_TIMEOUT:?}")))
         .map_err(|fault| Failure { fault, retry_after: https.retry_after() })
 }
 
-async fn place(server: &Server, https: &Https) -> Result<Pair, String> {
+async fn place(server: &Server, https: &Https, failures: u32) -> Result<Pair, String> {
     let names = [Identifier::Dns(server.domain.clone())];
     let wanted = NewOrder::new(&names);
     let account = account(server, https).await?;
@@ -57,7 +54,7 @@ async fn place(server: &Server, https: &Https) -> Result<Pair, String> {
         order => order,
     }
     .map_err(|error| explain(&error))?;
-    prove(server, &mut order).await?;
+    proof::prove(server, &mut order, failures).await?;
     let key = order.finalize().await.map_err(|error| explain(&error))?;
     let chain = order.poll_certificate(&POLLING).await.map_err(|error| explain(&error))?;
     keep(server, &key, &chain)
@@ -118,68 +115,6 @@ async fn register(
     Ok(account)
 }
 
-/// Answers the server's challenges until it believes that the domain is ours.
-async fn prove(server: &Server, order: &mut Order) -> Result<(), String> {
-    let answered_before = server.challenges.answered();
-    let mut offers = Vec::new();
-    let mut authorizations = order.authorizations();
-    while let Some(authorization) = authorizations.next().await {
-        let authorization = authorization.map_err(|error| explain(&error))?;
-        offers.extend(offer(server, authorization).await?);
-    }
-    let status = order.poll_ready(&POLLING).await;
-    drop(offers);
-    let fault = match status {
-        Ok(OrderStatus::Ready) => return Ok(()),
-        Ok(_) => why_invalid(order).await,
-        Err(error) => explain(&error),
-    };
-    if server.challenges.answered() == answered_before {
-        let domain = &server.domain;
-        return Err(format!(
-            "{fault}; no challenge came to --http-listen: port 80 of {domain} must lead there"
-        ));
-    }
-    Err(fault)
-}
-
-/// Answers the http-01 challenge of `authorization`, and tells the server so, unless it believes
-/// us already.
-async fn offer(
-    server: &Server,
-    mut authorization: AuthorizationHandle<'_>,
-) -> Result<Option<Offer>, String> {
-    match authorization.status {
-        AuthorizationStatus::Valid => return Ok(None),
-        AuthorizationStatus::Pending => {}
-        status => return Err(format!("the server's authorization is {status:?} from the start")),
-    }
-    let mut challenge = authorization
-        .challenge(ChallengeType::Http01)
-        .ok_or("the server offers no http-01 challenge, and the relay knows no other")?;
-    let answer = challenge.key_authorization();
-    let offer = server.challenges.offer(&challenge.token, answer.as_str());
-    challenge.set_ready().await.map_err(|error| explain(&error))?;
-    let err = format!("waits for the server to fetch it from http://{}", server.domain);
-    info!(path = offer.path(), err, "acme_challenge_offered");
-    Ok(Some(offer))
-}
-
-/// What the server has against us.
-async fn why_invalid(order: &mut Order) -> String {
-    let mut authorizations = order.authorizations();
-    while let Some(Ok(mut authorization)) = authorizations.next().await {
-        if authorization.refresh().await.is_err() {
-            break;
-        }
-        let mut problems = authorization.challenges.iter().filter_map(|c| c.error.as_ref());
-        if let Some(problem) = problems.next() {
-            return describe(problem);
-        }
-    }
-    "the server does not believe that the domain is ours, and does not say why".to_owned()
-}
-
 /// Checks and keeps what the server gave.
 fn keep(server: &Server, key: &str, chain: &str) -> Result<Pair, String> {
     let text = format!("{key}{chain}");
@@ -196,7 +131,7 @@ fn keep(server: &Server, key: &str, chain: &str) -> Result<Pair, String> {
     Ok(pair)
 }
 
-fn explain(error: &Error) -> String {
+pub(super) fn explain(error: &Error) -> String {
     match error {
         Error::Api(problem) => describe(problem),
         Error::Timeout(_) => "the server keeps us waiting".to_owned(),
@@ -204,7 +139,7 @@ fn explain(error: &Error) -> String {
     }
 }
 
-fn describe(problem: &Problem) -> String {
+pub(super) fn describe(problem: &Problem) -> String {
     let what = problem.detail.as_deref().unwrap_or("no detail");
     let kind = problem.r#type.as_deref().unwrap_or("no type");
     let parts: String = problem.subproblems.iter().map(|part| format!("; {part}")).collect();
