@@ -55,7 +55,7 @@ async fn commands_print_what_belongs_to_other_tools() {
         ("grafana", "{", "pyrycode_relay_delay_seconds_bucket"),
         ("alerts", "# Alert rules", "- alert: PyrycodeRelayDown"),
         ("systemd-unit", "# A systemd unit", "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
-        ("dockerfile", "# A container file", "USER nonroot"),
+        ("dockerfile", "# A container file", "USER 65532"),
     ] {
         let exit = run(&[name]).await;
         assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""), "{name}");
@@ -100,6 +100,18 @@ async fn promtool_takes_the_alert_rules() {
     let cases = folder.write("cases.yml", include_str!("operate/alerts_test.yml"));
     let tested = Command::new("promtool").args(["test", "rules"]).arg(&cases).output().unwrap();
     assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+}
+
+#[tokio::test]
+async fn hadolint_finds_nothing_in_the_container_file() {
+    if Command::new("hadolint").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: hadolint is not installed");
+        return;
+    }
+    let folder = Folder::new();
+    let file = folder.write("Dockerfile", run(&["dockerfile"]).await.stdout);
+    let checked = Command::new("hadolint").arg(&file).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
 #[tokio::test]
