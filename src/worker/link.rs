@@ -3,7 +3,7 @@
 
 use super::core::Core;
 use super::ring::{self, Operation};
-use super::tls::{RECORD_BYTES, Received, Session};
+use super::tls::{self, RECORD_BYTES, Received, Session};
 use super::{Mail, Worker};
 use crate::metrics::Series;
 use crate::protocol::proxy::{self, Proxy};
@@ -203,7 +203,9 @@ impl<C: Core> Worker<C> {
         match received {
             Received::Open => {}
             Received::Closed => self.core.on_end(now, key, true),
-            Received::Failed(error) => self.core.on_transport_failed(now, key, &error),
+            Received::Failed(error) => {
+                self.core.on_transport_failed(now, key, &tls::explain(&error));
+            }
         }
     }
 

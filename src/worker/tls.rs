@@ -208,6 +208,19 @@ impl Session {
     }
 }
 
+/// Why a session has failed, so that an operator sees whose fault it is.
+#[must_use]
+pub fn explain(error: &rustls::Error) -> String {
+    match error {
+        // The one general error of a server's handshake.
+        rustls::Error::General(text) if text.contains("certificate chain") => {
+            "it asked for another name than --domain or for none, or there is no certificate yet"
+                .to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
 /// Whether a record is an alert, or encrypted and as short as only an alert is (RFC 8446, sections
 /// 5.1 and 5.2: level, description, content type and tag).
 fn is_alert(record: &[u8]) -> bool {

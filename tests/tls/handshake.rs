@@ -100,7 +100,8 @@ async fn another_name_than_the_domain_is_refused_with_an_alert() {
         }
         refusal(&door.with(|config| config.enable_sni = false)).await;
     }
-    relay.wait_for_log("tls_failed").await;
+    let line = relay.wait_for_log("tls_failed").await;
+    assert!(line.get("err").unwrap().contains("another name than --domain"), "{}", line.raw);
 }
 
 #[tokio::test]
