@@ -280,15 +280,36 @@ async fn a_cache_that_others_could_read_is_tightened() {
 
 /// Starts with `args`, which must be refused in one line that says all of `parts`.
 async fn refused(args: &[&str], parts: &[&str]) {
-    let mut all = vec!["--domain", DOMAIN, "--https-listen", "127.0.0.1:0"];
-    all.extend(["--http-listen", "127.0.0.1:0"]);
-    all.extend(args);
-    let exit = run(&all).await;
-    assert_eq!(exit.status.code(), Some(2), "{args:?}: {}", exit.stderr);
-    assert_eq!(exit.stderr.lines().count(), 1, "{}", exit.stderr);
-    for part in parts {
-        assert!(exit.stderr.contains(part), "{part:?} is not in: {}", exit.stderr);
+    // First without a chance to change anything.
+    for command in [&["check"][..], &[]] {
+        let mut all = [command, &["--domain", DOMAIN, "--https-listen", "127.0.0.1:0"]].concat();
+        all.extend(["--http-listen", "127.0.0.1:0"]);
+        all.extend(args);
+        let exit = run(&all).await;
+        assert_eq!(exit.status.code(), Some(2), "{args:?}: {}", exit.stderr);
+        assert_eq!(exit.stderr.lines().count(), 1, "{}", exit.stderr);
+        for part in parts {
+            assert!(exit.stderr.contains(part), "{part:?} is not in: {}", exit.stderr);
+        }
     }
+}
+
+#[tokio::test]
+async fn checking_changes_nothing() {
+    let folder = Folder::new();
+    let check = async |cache: &Path| {
+        run(&["check", "--domain", DOMAIN, "--cert-cache", cache.to_str().unwrap()]).await
+    };
+    let missing = folder.path("not/there");
+    let exit = check(&missing).await;
+    assert_eq!(exit.status.code(), Some(0), "{}", exit.stderr);
+    assert!(!folder.path("not").exists());
+    let open = folder.path("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(check(&open).await.status.code(), Some(0));
+    assert_eq!(mode(&open), 0o755);
+    assert_eq!(std::fs::read_dir(&open).unwrap().count(), 0);
 }
 
 #[tokio::test]

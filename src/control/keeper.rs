@@ -23,12 +23,13 @@ enum Kept {
 }
 
 impl Keeper {
-    /// Reads and checks all that is on disk; listens and asks nobody yet.
+    /// Reads and checks all that is on disk; listens and asks nobody yet. `only_look` changes
+    /// nothing there.
     ///
     /// # Errors
     ///
     /// A refusal: what cannot be served, and how to mend it.
-    pub fn open(https: &Https) -> Result<Self, Exit> {
+    pub fn open(https: &Https, only_look: bool) -> Result<Self, Exit> {
         let certificates = Certificates::new(https.domain.clone());
         let config = server_config(&certificates)
             .map_err(|error| Exit::refusal(&format!("TLS cannot be served: {error}")))?;
@@ -38,7 +39,7 @@ impl Keeper {
             }
             CertificateSource::Acme { cache, http_listen, directory, ca } => {
                 let domain = https.domain.as_deref().unwrap_or_default();
-                let source = Source { directory, domain, cache, ca: ca.as_ref() };
+                let source = Source { directory, domain, cache, ca: ca.as_ref(), only_look };
                 let challenges = Arc::new(Challenges::default());
                 let reachable = http_listen.map(|_| challenges.clone());
                 let acme = Acme::open(&source, certificates.clone(), reachable)?;

@@ -59,7 +59,7 @@ pub fn run(
     reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
     let epoch = Instant::now();
-    let (keeper, push) = open(config)?;
+    let (keeper, push) = open(config, false)?;
     raise_descriptor_limit();
     let (flag, address) = match (&config.insecure, &config.https) {
         (Some(listen), _) => ("--insecure-listen", listen.addr),
@@ -78,27 +78,26 @@ pub fn run(
     ended
 }
 
-/// Refuses what [`run`] would refuse, and warns as it would; listens nowhere, and changes nothing
-/// but what is missing of a certificate cache, or its modes where others could read it.
+/// Refuses what [`run`] would refuse, and warns as it would; listens nowhere, and changes nothing.
 ///
 /// # Errors
 ///
 /// A refusal, or why io_uring is not to be had (exit code 1): what is wrong, and how to mend it.
 pub fn check(config: &Config) -> Result<(), Exit> {
-    open(config)?;
+    open(config, true)?;
     production::warn_of_privileges(config);
     Ok(())
 }
 
 /// All that can be found out before anything listens. A misspelt variable comes first: it may be
-/// why the rest is refused.
-fn open(config: &Config) -> Result<(Option<Keeper>, Option<Push>), Exit> {
+/// why the rest is refused. `only_look` changes nothing on disk.
+fn open(config: &Config, only_look: bool) -> Result<(Option<Keeper>, Option<Push>), Exit> {
     for variable in &config.unknown_variables {
         let err = "no flag has this name; is it misspelt?";
         warn!(path = variable, err, "unknown_variable");
     }
     production::check(config)?;
-    let keeper = config.https.as_ref().map(Keeper::open).transpose()?;
+    let keeper = config.https.as_ref().map(|https| Keeper::open(https, only_look)).transpose()?;
     let push = Push::from_config(config)?;
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     Ok((keeper, push))

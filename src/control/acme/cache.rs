@@ -5,6 +5,7 @@
 //! Folders are 0700 and files 0600 (PROTOCOL.md, chapter 7). Files are replaced whole: whatever
 //! happens, either the old one is there or the new one.
 
+use rustix::fs::Access;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,21 +24,28 @@ const MAX_BYTES: u64 = 1024 * 1024;
 pub(super) struct Cache {
     folder: PathBuf,
     certificate: PathBuf,
+    only_look: bool,
 }
 
 impl Cache {
     /// Makes the folders that are missing, and sees to it that nobody else can look into those
-    /// that are there: what is ours is tightened, what is another's is refused.
+    /// that are there: what is ours is tightened, what is another's is refused. `only_look` refuses
+    /// the same and changes nothing.
     ///
     /// # Errors
     ///
     /// What is wrong with which folder, and how to mend it.
-    pub(super) fn open(root: &Path, directory: &str, domain: &str) -> Result<Self, String> {
+    pub(super) fn open(
+        root: &Path,
+        directory: &str,
+        domain: &str,
+        only_look: bool,
+    ) -> Result<Self, String> {
         let (root, folder) = (trimmed(root), trimmed(root).join(folder_name(directory)));
-        own_folder(&root)?;
-        own_folder(&folder)?;
+        own_folder(&root, only_look)?;
+        own_folder(&folder, only_look)?;
         let certificate = folder.join(format!("{domain}.pem"));
-        Ok(Self { folder, certificate })
+        Ok(Self { folder, certificate, only_look })
     }
 
     /// Where the certificate is, or will be.
@@ -58,7 +66,7 @@ impl Cache {
     ///
     /// The file cannot be read.
     pub(super) fn read_certificate(&self) -> io::Result<Option<Vec<u8>>> {
-        read(&self.certificate)
+        read(&self.certificate, self.only_look)
     }
 
     /// The account, as it was written, if there is one.
@@ -67,7 +75,7 @@ impl Cache {
     ///
     /// The file cannot be read.
     pub(super) fn read_account(&self) -> io::Result<Option<Vec<u8>>> {
-        read(&self.account_path())
+        read(&self.account_path(), self.only_look)
     }
 
     /// Keeps a key and its chain.
@@ -119,14 +127,18 @@ fn folder_name(directory: &str) -> String {
     name
 }
 
-fn own_folder(path: &Path) -> Result<(), String> {
+fn own_folder(path: &Path, only_look: bool) -> Result<(), String> {
     let refuse = |fault: &str| format!("--cert-cache: {}: {fault}", path.display());
     let failed = |what: &str, error: &io::Error| {
         refuse(&format!("it cannot be {what}: {error}; give a folder that this user can write to"))
     };
-    let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path);
+    let made = match only_look {
+        true => could_be_made(path),
+        false => DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path),
+    };
     let data = match std::fs::symlink_metadata(path) {
         Ok(data) => data,
+        Err(_) if only_look && made.is_ok() => return Ok(()),
         Err(error) => return Err(failed("made", &made.err().unwrap_or(error))),
     };
     if data.is_symlink() {
@@ -143,7 +155,22 @@ fn own_folder(path: &Path) -> Result<(), String> {
             data.uid()
         )));
     }
+    if only_look {
+        return Ok(());
+    }
     tighten(path, data.mode(), FOLDER_MODE).map_err(|error| failed("closed to others", &error))
+}
+
+/// Whether this user may make a folder at `path`: write to what is there of the way to it.
+fn could_be_made(path: &Path) -> io::Result<()> {
+    let Some(there) = path.ancestors().find(|folder| folder.symlink_metadata().is_ok()) else {
+        // A relative path, below the working folder.
+        return Ok(rustix::fs::access(".", Access::WRITE_OK | Access::EXEC_OK)?);
+    };
+    if there != path && !there.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok(rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
 /// Takes away what `mode` allows beyond `wanted`, and says so.
@@ -158,7 +185,7 @@ fn tighten(path: &Path, mode: u32, wanted: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+fn read(path: &Path, only_look: bool) -> io::Result<Option<Vec<u8>>> {
     let opened =
         OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let file = match opened {
@@ -169,7 +196,9 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     if !data.is_file() || data.len() > MAX_BYTES {
         return Err(io::Error::other("it is no file that the relay has written"));
     }
-    tighten(path, data.mode(), FILE_MODE)?;
+    if !only_look {
+        tighten(path, data.mode(), FILE_MODE)?;
+    }
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(Some(bytes))

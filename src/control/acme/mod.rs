@@ -57,6 +57,8 @@ pub struct Source<'a> {
     pub cache: &'a Path,
     /// Authorities to trust for the server's HTTPS, beside the usual ones.
     pub ca: Option<&'a PathBuf>,
+    /// Change nothing on disk: nobody is going to serve.
+    pub only_look: bool,
 }
 
 impl Acme {
@@ -75,7 +77,8 @@ impl Acme {
         let refuse = |fault: String| Exit::refusal(&fault);
         client::check_directory(source.directory).map_err(refuse)?;
         let roots = client::roots(source.ca.map(PathBuf::as_path)).map_err(refuse)?;
-        let cache = Cache::open(source.cache, source.directory, source.domain).map_err(refuse)?;
+        let cache = Cache::open(source.cache, source.directory, source.domain, source.only_look)
+            .map_err(refuse)?;
         let (directory, domain) = (source.directory.to_owned(), source.domain.to_owned());
         let server = Server { directory, domain, roots, cache, challenges, certificates };
         let mut acme = Self { server, current: None, failures: 0 };
