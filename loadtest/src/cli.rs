@@ -73,11 +73,16 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         frames: u32,
     },
-    /// Half of the phones come and go, the others ask on: memory and descriptors over a long time
-    /// [64x16, 30 min]
+    /// Half of the phones come and go, the others ask on, and other peers misbehave: what the relay
+    /// holds must not grow [64x16, 30 min]
+    ///
+    /// The peers that misbehave speak plain WebSocket: over TLS there are none.
     Soak {
         #[command(flatten)]
         load: Load,
+        /// What misbehaviour is drawn from [default: another each time]
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Many phones in little memory, then traffic on all of them [10 s]
     ///
@@ -311,6 +316,7 @@ impl Load {
             offer: Offer { version: self.tls.tls_version, resume: self.tls.resume },
             cgroup: self.cgroup_memory,
             log: self.log.clone(),
+            faults: None,
         }
     }
 }

@@ -6,11 +6,12 @@
 //! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] (on [`pipe_ring`]) are two of
 //!   the tool's own
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
-//! - [`measured`], [`storms`], [`verdict`], [`round_trips`], [`proc`]: what came of it
+//! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`tables`]: what came of it
 //! - [`table`], [`page`], [`plot`]: how it is told
 //! - [`agents`], [`spec`], [`lines`]: the processes that play the peers, and what they are told
 //! - [`crowd`], [`peers`], [`play`], [`frame`]: the peers of one such process, and every check
 //! - [`net`], [`wire`], [`codec`], [`tls`]: their connections
+//! - [`faults`]: peers that misbehave beside them
 
 mod agents;
 mod baseline;
@@ -19,6 +20,8 @@ mod cli;
 mod codec;
 mod compare;
 mod crowd;
+mod drift;
+mod faults;
 mod floor;
 mod frame;
 mod launch;
@@ -39,6 +42,7 @@ mod spec;
 mod storms;
 mod subject;
 mod table;
+mod tables;
 mod tls;
 mod verdict;
 mod wire;

@@ -2,11 +2,14 @@
 //! are two. Times are CPU time of all the relay's threads, unless they say otherwise.
 
 use crate::cgroup;
+use crate::drift::Drift;
+use crate::faults::Faults;
 use crate::proc::{self, Threads};
 use crate::round_trips::{RoundTrips, Summary};
 use crate::run::Plan;
 use crate::spec::Counts;
 use crate::storms::Costs;
+use crate::tables::Tables;
 use crate::tls::Handshakes;
 use crate::verdict::{Bottleneck, Share, judge};
 use serde::Serialize;
@@ -22,6 +25,9 @@ pub(crate) struct Sample {
     pub(crate) descriptors: Option<u64>,
     /// CPUs that the relay used.
     pub(crate) cpus: Option<f64>,
+    /// Every few seconds, where the relay tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tables: Option<Tables>,
 }
 
 /// What was measured of one subject, once.
@@ -52,6 +58,11 @@ pub(crate) struct Measured {
     pub(crate) load: Load,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cgroup: Option<cgroup::Use>,
+    /// What was done to it meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) faults: Option<Faults>,
+    /// Whether what it holds has grown.
+    pub(crate) drift: Vec<Drift>,
     pub(crate) samples: Vec<Sample>,
     /// Round trips: percent and microseconds.
     pub(crate) percentiles: Vec<(f64, f64)>,

@@ -79,6 +79,18 @@ fn plots(all: &[Measured]) -> String {
         over_time("Open descriptors of the relay, over seconds", &|s| {
             s.descriptors.map(|count| count as f64)
         }),
+        over_time("Connections in the relay's table, over seconds", &|s| {
+            s.tables.map(|tables| tables.connections as f64)
+        }),
+        over_time("Server-ids in the relay's table, over seconds", &|s| {
+            s.tables.map(|tables| tables.server_ids as f64)
+        }),
+        over_time("Timers of the relay, over seconds", &|s| {
+            s.tables.map(|tables| tables.timers as f64)
+        }),
+        over_time("KiB charged to the relay's memory budget, over seconds", &|s| {
+            s.tables.map(|tables| tables.charged_bytes as f64 / 1024.0)
+        }),
         over_time("CPUs that the relay used, over seconds", &|s| s.cpus),
     ]
     .concat()

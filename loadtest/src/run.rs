@@ -3,6 +3,8 @@
 use crate::Outcome;
 use crate::agents::Agents;
 use crate::cgroup::MemoryCgroup;
+use crate::drift;
+use crate::faults::Saboteurs;
 use crate::measured::{self, Connecting, Look, Measured, Sample, Tls};
 use crate::proc;
 use crate::progress::Progress;
@@ -15,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How often the relay is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is asked for its tables, in seconds.
+const TABLES_EVERY: u64 = 5;
 /// What upgrades leave behind (closed buffers, log lines) is done with by then.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long the relay has to let go of the descriptors of phones that were cut.
@@ -40,6 +44,9 @@ pub(crate) struct Plan {
     pub(crate) cgroup: Option<u64>,
     /// Where the relay's standard error goes.
     pub(crate) log: Option<PathBuf>,
+    /// Peers misbehave beside those that are measured, drawn from this seed; and what the relay
+    /// holds must not grow.
+    pub(crate) faults: Option<u64>,
 }
 
 impl Plan {
@@ -60,7 +67,7 @@ pub(crate) fn measure(subject: &Subject, plan: &Plan, progress: &Progress) -> Ou
     let cgroup_path = cgroup.as_ref().map(MemoryCgroup::path);
     let running = subject.start(plan.workers, plan.size, cgroup_path, plan.log.as_deref())?;
     let agents = Agents::start(&running.target, plan)?;
-    let mut session = Session { plan, running, agents, progress };
+    let mut session = Session { plan, saboteurs: None, running, agents, progress };
     let told = session.run(subject.to_string());
     let usage = cgroup.as_ref().map(MemoryCgroup::usage).transpose()?;
     match (told, usage) {
@@ -80,6 +87,7 @@ pub(crate) fn measure(subject: &Subject, plan: &Plan, progress: &Progress) -> Ou
 
 struct Session<'a> {
     plan: &'a Plan,
+    saboteurs: Option<Saboteurs>,
     running: Running,
     agents: Agents,
     progress: &'a Progress,
@@ -105,11 +113,18 @@ impl Session<'_> {
         self.agents.tell(Told::Mark)?;
         self.progress.stage(format!("{subject}: {}", plan.play));
         let then = self.look()?;
+        let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
+        self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
         match plan.play {
             Play::Connect => storms = self.storms(&mut samples)?,
             _ => self.wait(plan.time, &mut samples)?,
         }
         let now = self.look()?;
+        let faults = self.saboteurs.take().map(Saboteurs::stop).transpose()?;
+        let drift = plan.faults.map(|_| drift::of(&samples)).unwrap_or_default();
+        if let Some(grown) = drift.iter().find(|drift| !drift.is_flat) {
+            return Err(format!("the relay's fault: it holds more and more: {grown}").into());
+        }
         let counts = self.agents.count()?;
         let resident = self.running.resident_bytes()?;
         let before = storms.first().filter(|_| plan.play == Play::Idle);
@@ -148,6 +163,8 @@ impl Session<'_> {
             resident_mib: resident.map(mebibytes),
             load: measured::load(plan, &then, &now, &counts),
             cgroup: None,
+            faults,
+            drift,
             samples,
             percentiles: match traffic {
                 Some(_) => measured::round_trips(&counts).curve(),
@@ -251,6 +268,7 @@ impl Session<'_> {
         while let Some(left) = time.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
             self.progress.sleep(left.min(LOOK_EVERY))?;
             self.running.check()?;
+            self.saboteurs.as_ref().map(Saboteurs::check).transpose()?;
             let (now, messages) = (Instant::now(), self.agents.progress()?);
             let seconds = (now - last.0).as_secs_f64();
             let rate = messages.saturating_sub(last.1) as f64 / seconds;
@@ -277,6 +295,10 @@ impl Session<'_> {
             resident_mib: self.running.resident_bytes()?.map(mebibytes),
             descriptors: self.running.descriptors()?,
             cpus,
+            tables: match (now - began).as_secs().is_multiple_of(TABLES_EVERY) {
+                true => self.running.tables()?,
+                false => None,
+            },
         })
     }
 }

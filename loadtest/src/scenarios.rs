@@ -8,6 +8,7 @@ use crate::run::{self, Plan};
 use crate::spec::{Play, Shape};
 use crate::tls::certificate::server_config;
 use crate::{Outcome, agents, baseline, floor, launch, page, table};
+use std::hash::{BuildHasher as _, RandomState};
 
 /// Does as the user says.
 pub(crate) fn run(command: Command) -> Outcome<()> {
@@ -21,8 +22,10 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
         Command::Churn { load, frames } => {
             one(&load, load.plan(Play::Churn { frames, every: 1 }, "64x16", 10.0))
         }
-        Command::Soak { load } => {
-            one(&load, load.plan(Play::Churn { frames: 20, every: 2 }, "64x16", 1800.0))
+        Command::Soak { load, seed } => {
+            let plan = load.plan(Play::Churn { frames: 20, every: 2 }, "64x16", 1800.0);
+            let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
+            one(&load, Plan { faults: Some(seed), ..plan })
         }
         Command::Crowd { load, phones, memory } => {
             let plan = load.plan(Play::Closed { window: 1 }, "1x1", 10.0);

@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::launch::{self, Cpus};
 use crate::proc::{self, Threads};
+use crate::tables::Tables;
 use crate::tls::certificate::{self, Certificate};
 use crate::tls::{Dialler, Offer, Trust};
 use crate::wire::{Target, Wire};
@@ -28,7 +29,7 @@ const RELAY_ARGUMENTS: [&str; 8] = [
     "--max-connections-per-address",
     "off",
     "--metrics-listen",
-    "",
+    "{metrics}",
 ];
 
 /// A relay by name, by URL or by command line, and how many workers it is to have if not as many as
@@ -199,10 +200,13 @@ impl Subject {
         }
         let address = free_address()?;
         let words = self.words()?;
+        let has_metrics = words.iter().any(|word| word.contains("{metrics}"));
+        let metrics = has_metrics.then(free_address).transpose()?;
         let certificate = self.tls.then(Certificate::make).transpose()?;
         let (cert, key) = certificate.as_ref().map(Certificate::files).unwrap_or_default();
         let fill = |word: &String| {
             word.replace("{listen}", &address.to_string())
+                .replace("{metrics}", &metrics.map_or(String::new(), |at| at.to_string()))
                 .replace("{workers}", &workers.to_string())
                 .replace("{cert}", &cert.to_string_lossy())
                 .replace("{key}", &key.to_string_lossy())
@@ -231,6 +235,7 @@ impl Subject {
         let target = Target { address, host, prefix: String::new(), wire, tls };
         let mut running = Running {
             target,
+            metrics,
             pid: Some(child.id()),
             child: Some(child),
             name: self.name.clone(),
@@ -279,6 +284,8 @@ impl Subject {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) target: Target,
+    /// Where it tells how it is doing, if it is this project's relay and we started it.
+    metrics: Option<SocketAddr>,
     pid: Option<u32>,
     child: Option<Child>,
     name: String,
@@ -315,6 +322,11 @@ impl Running {
     /// Its open descriptors, if its process is known.
     pub(crate) fn descriptors(&self) -> Outcome<Option<u64>> {
         self.pid.map(proc::descriptors).transpose()
+    }
+
+    /// The sizes of its tables, if it tells them.
+    pub(crate) fn tables(&self) -> Outcome<Option<Tables>> {
+        self.metrics.map(Tables::read).transpose()
     }
 
     /// Whether it still runs, as far as we can tell.
@@ -382,7 +394,14 @@ fn find(url: &str, pid: Option<u32>, name: Option<&str>, ca: Option<PathBuf>) ->
         (Some(name), Some(port)) => format!("{name}:{port}"),
     };
     let target = Target { address, host, prefix, wire: Wire::WebSocket, tls };
-    Ok(Running { target, pid, child: None, name: url.to_owned(), _certificate: None })
+    Ok(Running {
+        target,
+        metrics: None,
+        pid,
+        child: None,
+        name: url.to_owned(),
+        _certificate: None,
+    })
 }
 
 /// A host, in its brackets if it is an IPv6 address, and its port.

@@ -1,5 +1,7 @@
 //! The table at the end of a run.
 
+use crate::drift::Drift;
+use crate::faults::Faults;
 use crate::measured::{Measured, Tls, Traffic};
 use crate::storms::Cost;
 use crate::tls::{Agreed, Handshakes};
@@ -101,6 +103,7 @@ pub(crate) fn notes(measured: &Measured) -> Vec<String> {
             notes.push("No heartbeat fell into this time: measure for longer.".into());
         }
     }
+    notes.extend(measured.faults.iter().map(faults));
     notes.extend(drift(measured));
     notes.extend(measured.tls.iter().map(tls));
     if measured.load.other_cpus > 0.2 {
@@ -136,23 +139,17 @@ fn bottleneck(measured: &Measured) -> Option<String> {
     (!open).then(|| format!("Bottleneck: {}.", measured.load.bottleneck))
 }
 
-/// How memory and descriptors went over a long time.
+/// What went wrong on purpose, and how often.
+fn faults(Faults { seed, done }: &Faults) -> String {
+    let all: u64 = done.values().sum();
+    let each: Vec<String> = done.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    format!("{all} faults from seed {seed}, each answered as it must be: {}", each.join(", "))
+}
+
+/// How what the relay holds went over a long time.
 fn drift(measured: &Measured) -> Option<String> {
-    let samples = &measured.samples;
-    if samples.len() < 60 || measured.traffic.is_none() {
-        return None;
-    }
-    let early = samples.get(samples.len() / 10)?;
-    let late = samples.last()?;
-    Some(format!(
-        "From second {:.0} to second {:.0}: memory {:.1} to {:.1} MiB, descriptors {} to {}.",
-        early.second,
-        late.second,
-        early.resident_mib?,
-        late.resident_mib?,
-        early.descriptors?,
-        late.descriptors?
-    ))
+    let all: Vec<String> = measured.drift.iter().map(Drift::to_string).collect();
+    (!all.is_empty()).then(|| format!("From the first third to the end: {}.", all.join(", ")))
 }
 
 #[cfg(test)]
@@ -170,6 +167,7 @@ pub(crate) mod tests {
             resident_mib: Some(10.0),
             descriptors: Some(40),
             cpus: Some(0.98),
+            tables: None,
         };
         Measured {
             subject: "relay <1>".into(),
@@ -197,6 +195,8 @@ pub(crate) mod tests {
                 bottleneck: Bottleneck::Relay,
             },
             cgroup: None,
+            faults: None,
+            drift: Vec::new(),
             samples: (1..=5).map(sample).collect(),
             percentiles: vec![(0.0, 10.0), (50.0, 20.0), (99.0, 40.0)],
         }

@@ -165,6 +165,12 @@ families! {
         LostMemory "reason=\"memory_budget\""
         LostTls "reason=\"tls\""
     }
+    "server_ids" Gauge process "Server-ids that are held or in grace." {
+        ServerIds ""
+    }
+    "timers" Gauge process "Deadlines that the workers watch." {
+        Timers ""
+    }
     "memory_charged_bytes" Gauge core "Bytes charged to the memory budget: queued, or half read." {
         ChargedBytes ""
     }

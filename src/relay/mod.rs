@@ -353,6 +353,8 @@ impl Relay {
         for (state, count) in states.into_iter().zip(counts) {
             self.counters.set(state, count);
         }
+        self.counters.set(Series::ServerIds, self.registry.len() as u64);
+        self.counters.set(Series::Timers, self.wheel.len() as u64);
         self.counters.set(Series::ChargedBytes, self.budget.charged_bytes());
     }
 
