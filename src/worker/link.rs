@@ -31,7 +31,7 @@ pub(super) struct Link {
     pub(super) socket: Socket,
     /// The receive under way.
     pub(super) receiving: Option<Reading>,
-    /// It goes on no longer than the kernel needs to stop it.
+    /// It was going on, and the kernel is asked to stop it.
     pub(super) is_stopping: bool,
     /// What the next receive is, if the connection may keep on being read.
     pub(super) next: Reading,

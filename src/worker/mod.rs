@@ -64,8 +64,8 @@ const MAX_LARGE_BUFFERS: u64 = 128;
 const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
 
 /// Turns in a row, while there is something to do, before the runtime may look for what comes to
-/// it: connections to accept, above all.
-const TURNS_IN_A_ROW: usize = 16;
+/// it: connections to accept, above all. It costs a few system calls to ask it.
+const TURNS_IN_A_ROW: usize = 4;
 
 /// Connections accepted in one turn, so that a storm does not starve the connections there are.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -295,7 +295,7 @@ impl<C: Core> Worker<C> {
                     if let Some(buffer) = buffer {
                         self.on_bytes(now, key, reading, buffer, result);
                     }
-                    self.on_received(now, key, result, goes_on, has_more);
+                    self.on_received(now, key, reading, result, (goes_on, has_more));
                 }
                 Done::Sent { key, buffer, result } => self.on_sent(now, Key(key), buffer, result),
             }
@@ -377,13 +377,21 @@ impl<C: Core> Worker<C> {
     }
 
     /// A receive has completed, or goes on; the core has what it brought.
-    fn on_received(&mut self, now: Millis, key: Key, result: i32, goes_on: bool, has_more: bool) {
+    fn on_received(
+        &mut self,
+        now: Millis,
+        key: Key,
+        reading: Reading,
+        result: i32,
+        (goes_on, has_more): (bool, bool),
+    ) {
         let Some(link) = self.link(key) else { return };
+        debug_assert_eq!(link.receiving, Some(reading), "a receive that nobody started");
         link.has_more = has_more;
         if goes_on {
             return self.stop_if_unwanted(key);
         }
-        let reading = link.receiving.take();
+        link.receiving = None;
         link.is_stopping = false;
         if link.cut {
             return self.bury(key);
@@ -399,9 +407,9 @@ impl<C: Core> Worker<C> {
         }
     }
 
-    /// Stops a receive that goes on where the core wants to read no more for now, or where large
-    /// buffers do better. What is on its way already still comes to the core: it takes a bounded
-    /// amount at any time.
+    /// Stops a receive that goes on, where the core wants to read no more for now, or where large
+    /// buffers do better. What this turn has received already still comes to the core, which takes
+    /// it; of all connections together, that is no more than the small buffers hold.
     fn stop_if_unwanted(&mut self, key: Key) {
         let wants_read = self.core.wants_read(key);
         let Some(link) = self.link(key) else { return };
@@ -412,9 +420,9 @@ impl<C: Core> Worker<C> {
     }
 
     /// No buffer was free for a receive.
-    fn on_starved(&mut self, key: Key, reading: Option<Reading>) {
+    fn on_starved(&mut self, key: Key, reading: Reading) {
         let Some(link) = self.link(key) else { return };
-        if reading == Some(Reading::Large) {
+        if reading == Reading::Large {
             // There are few large ones: better a small one now than to try again and again.
             link.next = Reading::Small;
             return self.receive(key);

@@ -34,11 +34,12 @@ const POLL_FIRST: u16 = 1;
 /// How a connection is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
-    /// Again and again, into small buffers, until it is stopped or fails.
+    /// On and on, into small buffers, until it is stopped or fails: the cheapest for small messages
+    /// of a connection that will not leave this worker.
     On,
     /// Once, into a small buffer.
     Small,
-    /// Once, into a large buffer.
+    /// Once, into a large buffer: the cheapest for large messages.
     Large,
 }
 
