@@ -317,6 +317,68 @@ async fn phones_of_a_binary_that_does_not_read_are_no_longer_read() {
 }
 
 #[tokio::test]
+async fn a_phone_that_sends_little_at_a_time_is_stopped_too_and_read_on() {
+    const LITTLE: usize = 1000;
+    let relay = Relay::start(&PATIENT).await;
+    let mut binary = narrow_binary(&relay, "id").await;
+    let mut phone = Raw::narrow(&relay, 65_536).await.upgrade(Request::client("id")).await;
+    let conn_id = meet(&mut binary, &mut phone).await;
+    // Stopped again and again, each time amid what it sends.
+    for _ in 0..3 {
+        let frames: Vec<_> = (0..4000).map(|n| masked(TEXT, numbered(n, LITTLE))).collect();
+        let (mut whole, mut bytes, mut rest) = (0, 0, Vec::new());
+        while rest.is_empty() {
+            let frame = &frames[whole];
+            let sent = phone.send_until_stuck(frame, Duration::from_millis(300)).await;
+            (whole, bytes, rest) = (whole + 1, bytes + sent, frame[sent..].to_vec());
+        }
+        assert!(bytes >= 512 * 1024, "stuck after {bytes} bytes");
+        assert!(bytes <= 2 << 20, "the relay and the kernel took {bytes} bytes");
+        let drain = async {
+            for number in 0..whole {
+                let expected = (conn_id.clone(), numbered(number, LITTLE));
+                assert_eq!(open_envelope(&binary.recv_text().await), expected);
+            }
+        };
+        tokio::join!(phone.send(rest), drain);
+        round_trip(&mut binary, &mut phone, &conn_id).await;
+    }
+}
+
+#[tokio::test]
+async fn frames_of_all_sizes_keep_their_order_however_they_are_read() {
+    // Around the sizes of the receive buffers; runs of small ones, and large ones amid them.
+    const SIZES: [usize; 12] =
+        [20, 1900, 2030, 2048, 2100, 4096, 9000, 20_000, 64_000, 65_000, 100_000, 300];
+    let relay = Relay::start(&PATIENT).await;
+    let mut binary = Raw::binary(&relay, "id").await;
+    let mut phone = Raw::phone(&relay, "id").await;
+    let conn_id = meet(&mut binary, &mut phone).await;
+    let size_of = |n: usize| if n % 40 < 15 { 20 + n % 7 } else { SIZES[n * 7 % SIZES.len()] };
+    for pause in [None, Some(Duration::from_micros(200))] {
+        let up: Vec<_> = (0..400).map(|n| masked(TEXT, numbered(n, size_of(n)))).collect();
+        let down: Vec<_> =
+            (0..400).map(|n| masked(TEXT, envelope(&conn_id, &numbered(n, size_of(n))))).collect();
+        for number in 0..up.len() {
+            phone.send(up[number].as_slice()).await;
+            binary.send(down[number].as_slice()).await;
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+            // Not one by one, and never more than fits on the way.
+            if number % 8 < 7 {
+                continue;
+            }
+            for number in number - 7..=number {
+                let expected = numbered(number, size_of(number));
+                assert_eq!(phone.recv_text().await, expected);
+                assert_eq!(open_envelope(&binary.recv_text().await), (conn_id.clone(), expected));
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn sixteen_phones_cannot_fill_a_binary_beyond_its_bound_and_nothing_is_lost() {
     const EACH: usize = 20;
     let relay = Relay::start(&PATIENT).await;

@@ -289,14 +289,14 @@ fn explain_no_ring(error: &io::Error) -> String {
     let mend = match error.raw_os_error() {
         Some(libc::ENOSYS) => {
             "this kernel has no io_uring, or a seccomp filter hides it; \
-             use Linux 6.0 or later, and in a container allow the io_uring system calls"
+             use Linux 6.1 or later, and in a container allow the io_uring system calls"
         }
         Some(libc::EPERM | libc::EACCES) => {
             "io_uring is forbidden: set kernel.io_uring_disabled to 0 with sysctl, \
              or, in a container, allow io_uring_setup, io_uring_enter and io_uring_register \
              in its seccomp profile"
         }
-        Some(libc::EINVAL) => "this kernel's io_uring is too old; use Linux 6.0 or later",
+        Some(libc::EINVAL) => "this kernel's io_uring is too old; use Linux 6.1 or later",
         Some(libc::ENOMEM) => "raise the limit on locked memory (ulimit -l)",
         _ => "see io_uring_setup(2)",
     };

@@ -275,6 +275,12 @@ impl Relay {
         self.connection(key).is_some_and(Connection::wants_read)
     }
 
+    /// Whether it has been upgraded here and is not closing: it stays with this worker for good.
+    #[must_use]
+    pub fn is_open(&self, key: Key) -> bool {
+        self.connection(key).is_some_and(Connection::is_open)
+    }
+
     /// When [`Relay::on_timers`] should be called next.
     #[must_use]
     pub fn next_wake_ms(&self) -> Option<Millis> {

@@ -1,37 +1,51 @@
 //! Receive buffers that the kernel chooses from: an idle connection has none.
 //!
-//! The kernel takes buffers in the order in which it was given them, and a worker is done with
-//! each before its turn ends, so they come back nearly in order too. They are given back a whole
-//! block at a time, with one operation per block.
+//! A group is a ring of entries in memory that worker and kernel share: the worker appends buffers
+//! that are free, the kernel takes them from the front. To give one back is to write an entry.
 
-use super::ring::{self, Operation};
+use super::ring::Ring;
+use io_uring::types::BufRingEntry;
+use std::io;
+use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Buffers that are given back to the kernel together.
-pub const BLOCK: u16 = 32;
+const PAGE: usize = 4096;
+
+/// A page of entries, all zero to begin with.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+pub struct Entries([u8; PAGE]);
 
 /// Buffers of one size.
 pub struct BufferGroup {
-    id: u16,
     size: u32,
-    /// Lives as long as the process: the kernel may write to it as long as the ring exists.
+    count: u16,
+    /// Lives as long as the process: the kernel may write to it as long as the ring exists, and a
+    /// little longer.
     memory: *mut u8,
-    /// Per block: how many of its buffers are back from the kernel.
-    returned: Vec<u16>,
+    /// As the memory.
+    entries: *mut BufRingEntry,
+    /// Entries there is room for, less one; a power of two, less one.
+    mask: u16,
+    /// Where the next entry goes.
+    tail: u16,
 }
 
 impl BufferGroup {
-    /// Allocates `blocks` x 32 buffers of `size` bytes and hands them to the kernel.
-    pub fn new(id: u16, size: u32, blocks: u16, provides: &mut Vec<Operation<()>>) -> Self {
-        let bytes = size as usize * usize::from(BLOCK) * usize::from(blocks);
-        let memory = Box::leak(vec![0; bytes].into_boxed_slice()).as_mut_ptr();
-        let group = Self { id, size, memory, returned: vec![0; usize::from(blocks)] };
-        provides.push(ring::provide(memory, size, BLOCK * blocks, id, 0));
-        group
-    }
-
-    /// The group's number.
-    pub fn id(&self) -> u16 {
-        self.id
+    /// Allocates `count` buffers, at most 32,768, of `size` bytes and hands them to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn new(ring: &Ring, id: u16, size: u32, count: u16) -> io::Result<Self> {
+        let room = count.next_power_of_two();
+        let memory = vec![0; size as usize * usize::from(count)].leak().as_mut_ptr();
+        let pages = (usize::from(room) * size_of::<BufRingEntry>()).div_ceil(PAGE);
+        let pages = vec![Entries([0; PAGE]); pages].leak();
+        let entries = pages.as_mut_ptr().cast();
+        ring.register_buffers(pages, room, id)?;
+        let mut group = Self { size, count, memory, entries, mask: room - 1, tail: 0 };
+        (0..count).for_each(|buffer| group.give_back(buffer));
+        Ok(group)
     }
 
     /// The size of each buffer, in bytes.
@@ -42,7 +56,7 @@ impl BufferGroup {
     /// The first `bytes` bytes of a buffer that a completion has named.
     #[allow(unsafe_code)]
     pub fn received(&mut self, buffer: u16, bytes: usize) -> &mut [u8] {
-        if usize::from(buffer) >= self.returned.len() * usize::from(BLOCK) {
+        if buffer >= self.count {
             return &mut [];
         }
         let bytes = bytes.min(self.size as usize);
@@ -53,18 +67,26 @@ impl BufferGroup {
         unsafe { std::slice::from_raw_parts_mut(self.memory.wrapping_add(offset), bytes) }
     }
 
-    /// The worker is done with a buffer. True if with that a block went back to the kernel.
-    pub fn give_back(&mut self, buffer: u16, provides: &mut Vec<Operation<()>>) -> bool {
-        let block = buffer / BLOCK;
-        let Some(returned) = self.returned.get_mut(usize::from(block)) else { return false };
-        *returned += 1;
-        if *returned < BLOCK {
-            return false;
+    /// The worker is done with a buffer that a completion has named: the kernel may use it again.
+    #[allow(unsafe_code)]
+    pub fn give_back(&mut self, buffer: u16) {
+        if buffer >= self.count {
+            return;
         }
-        *returned = 0;
-        let first = block * BLOCK;
-        let address = self.memory.wrapping_add(usize::from(first) * self.size as usize);
-        provides.push(ring::provide(address, self.size, BLOCK, self.id, first));
-        true
+        let address = self.memory.wrapping_add(usize::from(buffer) * self.size as usize);
+        let entry = self.entries.wrapping_add(usize::from(self.tail & self.mask));
+        // SAFETY: the entry is inside the ring, which is never freed, and the kernel does not read
+        // beyond the tail. There are no more buffers than entries, so that none is overwritten.
+        let entry = unsafe { &mut *entry };
+        entry.set_addr(address as u64);
+        entry.set_len(self.size);
+        entry.set_bid(buffer);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: `entries` is the base of a ring of entries.
+        let tail = unsafe { BufRingEntry::tail(self.entries) };
+        // SAFETY: the tail is aligned, never freed, and only this thread writes it.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        // The kernel must see the entry before it sees that there is one.
+        tail.store(self.tail, Ordering::Release);
     }
 }

@@ -25,6 +25,8 @@ pub trait Core {
     fn connections(&self) -> usize;
     /// See [`Relay::wants_read`].
     fn wants_read(&self, key: Key) -> bool;
+    /// See [`Relay::is_open`].
+    fn is_open(&self, key: Key) -> bool;
     /// See [`Relay::on_bytes`].
     fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]);
     /// See [`Relay::on_end`].
@@ -86,6 +88,11 @@ impl Core for Relay {
     #[inline]
     fn wants_read(&self, key: Key) -> bool {
         self.wants_read(key)
+    }
+
+    #[inline]
+    fn is_open(&self, key: Key) -> bool {
+        self.is_open(key)
     }
 
     #[inline]

@@ -2,9 +2,9 @@
 //! header, and TLS.
 
 use super::core::Core;
-use super::ring::{self, Operation};
+use super::ring::Reading;
 use super::tls::{self, RECORD_BYTES, Received, Session};
-use super::{Mail, Worker};
+use super::{Mail, SMALL_BYTES, Worker};
 use crate::metrics::Series;
 use crate::protocol::proxy::{self, Proxy};
 use crate::relay::outbox::Write;
@@ -14,7 +14,6 @@ use crate::telemetry::Remote;
 use socket2::Socket;
 use std::fmt;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
 use tracing::info;
 
 /// Application data in one send, over TLS: what a peer that reads slowly keeps us from saying
@@ -23,17 +22,25 @@ const SEND_BYTES: usize = 4 * RECORD_BYTES;
 /// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
 const SPARE_BUFFERS: usize = 16;
 
+/// So many receives that would have fitted a small buffer, and a connection is no longer read into
+/// large ones: between large messages there may be a few small ones.
+const SMALL_IN_A_ROW: u8 = 8;
+
 /// A socket and what the kernel is doing with it.
 pub(super) struct Link {
     pub(super) socket: Socket,
-    pub(super) receive: Option<Operation<()>>,
-    pub(super) send: Option<Operation<Vec<u8>>>,
-    /// The next receive goes into a large buffer: the last one filled its own.
-    pub(super) large: bool,
+    /// The receive under way.
+    pub(super) receiving: Option<Reading>,
+    /// It was going on, and the kernel is asked to stop it.
+    pub(super) is_stopping: bool,
+    /// What the next receive is, if the connection may keep on being read.
+    pub(super) next: Reading,
+    /// Receives in a row that did not need their large buffer.
+    small_in_a_row: u8,
     /// There was more to receive when the last receive was done.
     pub(super) has_more: bool,
-    /// The receive under way goes into a large buffer.
-    pub(super) receiving_large: bool,
+    /// A send is under way.
+    pub(super) is_sending: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
     /// What has arrived of the PROXY header that must come first.
@@ -46,14 +53,35 @@ impl Link {
     pub(super) fn new(socket: Socket, tls: Option<Box<TlsLink>>) -> Self {
         Self {
             socket,
-            receive: None,
-            send: None,
-            large: false,
+            receiving: None,
+            is_stopping: false,
+            next: Reading::On,
+            small_in_a_row: 0,
             has_more: true,
-            receiving_large: false,
+            is_sending: false,
             cut: false,
             proxy_header: None,
             tls,
+        }
+    }
+
+    /// Whether the kernel has something to do with it.
+    pub(super) fn is_busy(&self) -> bool {
+        self.receiving.is_some() || self.is_sending
+    }
+
+    /// A receive brought so many bytes: decides what the next one is.
+    pub(super) fn note_received(&mut self, reading: Reading, bytes: usize) {
+        if bytes >= SMALL_BYTES as usize {
+            self.next = Reading::Large;
+            self.small_in_a_row = 0;
+        } else if reading == Reading::Large {
+            self.small_in_a_row += 1;
+            if self.small_in_a_row == SMALL_IN_A_ROW {
+                self.next = Reading::On;
+            }
+        } else if self.next == Reading::Small {
+            self.next = Reading::On;
         }
     }
 
@@ -66,8 +94,7 @@ impl Link {
     pub(super) fn say_goodbye(&mut self) {
         let Some(tls) = &mut self.tls else { return };
         let mut alert = Vec::new();
-        if self.send.is_none() && tls.out.is_empty() && !tls.closed && tls.session.close(&mut alert)
-        {
+        if !self.is_sending && tls.out.is_empty() && !tls.closed && tls.session.close(&mut alert) {
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             // It matters to no one any more if this fails.
             let _ = self.socket.send_with_flags(&alert, flags);
@@ -278,7 +305,7 @@ impl<C: Core> Worker<C> {
         let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
         self.core.release(key);
         if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
-            debug_assert!(link.receive.is_none() && link.send.is_none(), "moved while busy");
+            debug_assert!(!link.is_busy(), "moved while busy");
             // Fails only while the process ends, and then the connection ends too.
             let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, ticket });
         }
@@ -289,7 +316,7 @@ impl<C: Core> Worker<C> {
     fn flush_tls(&mut self, key: Key) {
         let Some(link) = self.link(key) else { return };
         let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.send.is_some() || link.cut {
+        if link.is_sending || link.cut {
             return;
         }
         if !tls.out.is_empty() {
@@ -299,7 +326,7 @@ impl<C: Core> Worker<C> {
                 write.in_flight = true;
             }
             let bytes = out.len();
-            link.send = Some(ring::send(link.socket.as_raw_fd(), out, 0, bytes, key.0));
+            self.send(key, out, 0, bytes);
         } else if let Some((worker, ticket)) = tls.moving.take() {
             self.hand_over(key, worker, ticket);
         } else if std::mem::take(&mut tls.finish) {
@@ -332,8 +359,8 @@ impl<C: Core> Worker<C> {
         tls.sent += taken;
         tls.slow = tls.sent < out.len();
         if tls.slow {
-            let (fd, from, to) = (link.socket.as_raw_fd(), tls.sent, out.len());
-            link.send = Some(ring::send(fd, out, from, to, key.0));
+            let (from, to) = (tls.sent, out.len());
+            self.send(key, out, from, to);
             if taken > 0 {
                 self.core.on_write_progress(now, key);
             }

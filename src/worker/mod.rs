@@ -3,10 +3,11 @@
 //!
 //! One task runs a worker: each turn of its loop takes every completion since the last turn,
 //! tells the core, and carries out what the core asks for. Writes come last, so that everything a
-//! turn produced for a socket leaves in one send. The next system call submits all of it.
+//! turn produced for a socket leaves in one send. One system call submits all of it and asks for
+//! the completions of the next turn; where there are none, the runtime waits for some.
 //!
 //! - [`core`]: what it asks of the core
-//! - [`ring`]: one-shot operations on the runtime's ring
+//! - [`ring`]: receives and sends, on a ring of the worker's own
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
@@ -31,8 +32,7 @@ use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry::{self, Remote};
 use buffers::BufferGroup;
-use io_uring::cqueue;
-use ring::{Operation, Token};
+use ring::{Acceptable, Done, Reading, Ring};
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
 use socket2::Socket;
@@ -52,15 +52,20 @@ use tracing::{error, warn};
 /// Most messages fit one of these; there are many.
 const SMALL: u16 = 0;
 const SMALL_BYTES: u32 = 2048;
-const SMALL_BLOCKS: u16 = 16;
+const SMALL_BUFFERS: u16 = 512;
 /// For connections that have just filled a small one; there are few. With fewer than become ready
 /// in one turn, those left over would try in vain again and again.
 const LARGE: u16 = 1;
 const LARGE_BYTES: u32 = 64 * 1024;
-const MAX_LARGE_BLOCKS: u64 = 4;
+const MIN_LARGE_BUFFERS: u64 = 32;
+const MAX_LARGE_BUFFERS: u64 = 128;
 
 /// Receives that found no buffer and are tried again in one turn: about as many as will find one.
-const STARVED_PER_TURN: usize = SMALL_BLOCKS as usize * buffers::BLOCK as usize / 2;
+const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
+
+/// Turns in a row, while there is something to do, before the runtime may look for what comes to
+/// it: connections to accept, above all. It costs a few system calls to ask it.
+const TURNS_IN_A_ROW: usize = 4;
 
 /// Connections accepted in one turn, so that a storm does not starve the connections there are.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -69,8 +74,8 @@ const ACCEPT_REST_MS: Millis = 100;
 /// How long it is not said again that it does.
 const ACCEPT_REST_SILENCE_MS: Millis = 60_000;
 
-const RING_ENTRIES: u32 = 1024;
-const COMPLETION_ENTRIES: u32 = 8192;
+/// The runtime's own ring has one operation at a time, to wait for the listener.
+const RUNTIME_RING_ENTRIES: u32 = 8;
 
 /// What workers and the control plane send to a worker. The queue needs no bound of its own: a
 /// hand-over holds a descriptor, and the others come once each or at the sender's own pace.
@@ -167,19 +172,16 @@ pub fn run_core<C: Core>(start: Start, make: impl FnOnce(Settings) -> C) -> io::
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
-    let mut ring = ring::builder();
-    ring.setup_cqsize(COMPLETION_ENTRIES);
     let mut builder = tokio_uring::builder();
-    builder.entries(RING_ENTRIES).uring_builder(&ring);
+    builder.entries(RUNTIME_RING_ENTRIES).uring_builder(&ring::runtime_builder());
     let runtime = tokio_uring::Runtime::new(&builder)?;
     runtime.block_on(async {
         let ready = start.ready.clone();
-        let mut worker = Worker::new(start, make);
+        let mut worker = Worker::new(start, make)?;
         // Nobody waits any more only where the process is ending.
         let _ = ready.send(());
-        std::future::poll_fn(|cx| worker.turn(cx)).await;
-    });
-    Ok(())
+        std::future::poll_fn(|cx| worker.turns(cx)).await
+    })
 }
 
 fn pin(cpu: usize) {
@@ -192,18 +194,18 @@ fn pin(cpu: usize) {
 
 struct Worker<C> {
     core: C,
+    ring: Ring,
     links: Vec<Option<Link>>,
     listener: Option<Socket>,
     proxy_headers: ProxyHeaders,
     tls: Option<Arc<ServerConfig>>,
-    accept: Option<Operation<()>>,
+    accept: Option<Acceptable>,
     /// Accepting rests until then.
     accept_rests_until: Option<Millis>,
     /// When it was last said that accepting rests.
     accept_rest_said: Option<Millis>,
     small: BufferGroup,
     large: BufferGroup,
-    provides: Vec<Operation<()>>,
     /// Connections whose receive found no free buffer, the longest waiting first.
     starved: VecDeque<Key>,
     mailbox: UnboundedReceiver<Mail>,
@@ -216,23 +218,23 @@ struct Worker<C> {
     alarm_at: Option<Millis>,
     shutting_down: bool,
     // Kept for their capacity.
-    ready: Vec<Token>,
+    done: Vec<Done>,
     actions: Vec<Action>,
     plain: Vec<u8>,
     spare: Vec<Vec<u8>>,
 }
 
 impl<C: Core> Worker<C> {
-    fn new(start: Start, make: impl FnOnce(Settings) -> C) -> Self {
+    fn new(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<Self> {
         let Start {
             settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
-        let large_blocks = large_blocks(settings.budget.limit_bytes(), mailboxes.len() as u64);
-        let mut provides = Vec::new();
+        let large_buffers = large_buffers(settings.budget.limit_bytes(), mailboxes.len() as u64);
+        let ring = Ring::new()?;
         let accept = ring::acceptable(&listener);
-        Self {
+        Ok(Self {
             core: make(settings),
             links: Vec::new(),
             listener: Some(listener),
@@ -241,9 +243,9 @@ impl<C: Core> Worker<C> {
             accept: Some(accept),
             accept_rests_until: None,
             accept_rest_said: None,
-            small: BufferGroup::new(SMALL, SMALL_BYTES, SMALL_BLOCKS, &mut provides),
-            large: BufferGroup::new(LARGE, LARGE_BYTES, large_blocks, &mut provides),
-            provides,
+            small: BufferGroup::new(&ring, SMALL, SMALL_BYTES, SMALL_BUFFERS)?,
+            large: BufferGroup::new(&ring, LARGE, LARGE_BYTES, large_buffers)?,
+            ring,
             starved: VecDeque::new(),
             mailbox,
             mailboxes,
@@ -254,52 +256,64 @@ impl<C: Core> Worker<C> {
             alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
             alarm_at: None,
             shutting_down: false,
-            ready: Vec::new(),
+            done: Vec::new(),
             actions: Vec::new(),
             plain: Vec::new(),
             spare: Vec::new(),
-        }
+        })
     }
 
-    /// One turn of the loop; ready when the worker has shut down.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let begun = Instant::now();
-        let now = begun.duration_since(self.epoch).as_millis() as Millis;
-        let forwarded = self.forwarded();
-        let mut ready = std::mem::take(&mut self.ready);
-        ring::take_ready(&mut ready, cx);
-        let completions = ready.len() as u64;
-        for token in ready.drain(..) {
-            match token {
-                Token::Receive(key) => self.on_received(now, Key(key)),
-                Token::Send(key) => self.on_sent(now, Key(key)),
-                Token::Accept => self.on_acceptable(now),
-                Token::Provide => self.on_provided(),
+    /// Turns of the loop, as long as there is something to do; ready when the worker has shut down.
+    fn turns(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ring.wake(cx)?;
+        for _ in 0..TURNS_IN_A_ROW {
+            let begun = Instant::now();
+            let now = begun.duration_since(self.epoch).as_millis() as Millis;
+            self.turn(begun, now, cx)?;
+            if self.shutting_down && self.core.connections() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.ring.has_work() && self.starved.is_empty() {
+                self.set_alarm(now, cx);
+                return Poll::Pending;
             }
         }
-        self.ready = ready;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// One turn of the loop. What it queues for the ring is submitted by the next one.
+    fn turn(&mut self, begun: Instant, now: Millis, cx: &mut Context<'_>) -> io::Result<()> {
+        let forwarded = self.forwarded();
+        let mut all_done = std::mem::take(&mut self.done);
+        self.ring.turn(&mut all_done)?;
+        let completions = all_done.len() as u64;
+        for done in all_done.drain(..) {
+            match done {
+                Done::Received { key, reading, result, buffer, goes_on, has_more } => {
+                    let key = Key(key);
+                    if let Some(buffer) = buffer {
+                        self.on_bytes(now, key, reading, buffer, result);
+                    }
+                    self.on_received(now, key, reading, result, (goes_on, has_more));
+                }
+                Done::Sent { key, buffer, result } => self.on_sent(now, Key(key), buffer, result),
+            }
+        }
+        self.done = all_done;
         while let Poll::Ready(Some(mail)) = self.mailbox.poll_recv(cx) {
             self.on_mail(now, mail);
         }
         self.core.on_timers(now);
-        if self.accept_rests_until.is_some_and(|until| until <= now) && self.accept.is_none() {
-            self.accept_all(now);
-        }
+        self.accept_if_due(now, cx);
         self.carry_out(now);
         for _ in 0..STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
                 self.receive(key);
             }
         }
-        if !self.starved.is_empty() {
-            cx.waker().wake_by_ref();
-        }
         self.count_turn(begun, completions, forwarded);
-        if self.shutting_down && self.core.connections() == 0 {
-            return Poll::Ready(());
-        }
-        self.set_alarm(now, cx);
-        Poll::Pending
+        Ok(())
     }
 
     /// Messages passed on so far.
@@ -343,51 +357,74 @@ impl<C: Core> Worker<C> {
         self.links.get_mut(key.0 as usize)?.as_mut()
     }
 
-    fn on_received(&mut self, now: Millis, key: Key) {
-        let Some(link) = self.link(key) else { return };
-        let Some(receive) = &mut link.receive else { return };
-        let Poll::Ready(((), result, flags)) = ring::poll(receive, Token::Receive(key.0)) else {
-            return;
-        };
-        link.receive = None;
-        let (cut, large, plain) = (link.cut, link.receiving_large, link.is_plain());
-        link.has_more = cqueue::sock_nonempty(flags);
-        if let Ok(bytes @ 1..) = usize::try_from(result) {
-            link.large = bytes >= SMALL_BYTES as usize;
-        }
-        let buffer = cqueue::buffer_select(flags);
-        if let Some(buffer) = buffer {
-            if !cut && let Ok(bytes @ 1..) = usize::try_from(result) {
-                if plain {
-                    let group = if large { &mut self.large } else { &mut self.small };
-                    self.core.on_bytes(now, key, group.received(buffer, bytes));
-                } else {
-                    self.on_layered_bytes(now, key, large, (buffer, bytes));
-                }
+    /// A receive has filled a buffer, or a part of it.
+    fn on_bytes(&mut self, now: Millis, key: Key, reading: Reading, buffer: u16, result: i32) {
+        let is_large = reading == Reading::Large;
+        if let Ok(bytes @ 1..) = usize::try_from(result)
+            && let Some(link) = self.link(key)
+            && !link.cut
+        {
+            link.note_received(reading, bytes);
+            if link.is_plain() {
+                let group = if is_large { &mut self.large } else { &mut self.small };
+                self.core.on_bytes(now, key, group.received(buffer, bytes));
+            } else {
+                self.on_layered_bytes(now, key, is_large, (buffer, bytes));
             }
-            let group = if large { &mut self.large } else { &mut self.small };
-            group.give_back(buffer, &mut self.provides);
         }
-        if cut {
+        let group = if is_large { &mut self.large } else { &mut self.small };
+        group.give_back(buffer);
+    }
+
+    /// A receive has completed, or goes on; the core has what it brought.
+    fn on_received(
+        &mut self,
+        now: Millis,
+        key: Key,
+        reading: Reading,
+        result: i32,
+        (goes_on, has_more): (bool, bool),
+    ) {
+        let Some(link) = self.link(key) else { return };
+        debug_assert_eq!(link.receiving, Some(reading), "a receive that nobody started");
+        link.has_more = has_more;
+        if goes_on {
+            return self.stop_if_unwanted(key);
+        }
+        link.receiving = None;
+        link.is_stopping = false;
+        if link.cut {
             return self.bury(key);
         }
         match result {
             1.. => self.receive(key),
             0 => self.core.on_end(now, key, true),
             _ => match -result {
-                libc::ENOBUFS => self.on_starved(key),
-                libc::EINTR | libc::EAGAIN => self.receive(key),
+                libc::ENOBUFS => self.on_starved(key, reading),
+                libc::EINTR | libc::EAGAIN | libc::ECANCELED => self.receive(key),
                 _ => self.core.on_end(now, key, false),
             },
         }
     }
 
-    /// No buffer was free for a receive.
-    fn on_starved(&mut self, key: Key) {
+    /// Stops a receive that goes on, where the core wants to read no more for now, or where large
+    /// buffers do better. What this turn has received already still comes to the core, which takes
+    /// it; of all connections together, that is no more than the small buffers hold.
+    fn stop_if_unwanted(&mut self, key: Key) {
+        let wants_read = self.core.wants_read(key);
         let Some(link) = self.link(key) else { return };
-        if link.receiving_large {
+        if (!wants_read || link.next != Reading::On) && !link.is_stopping {
+            link.is_stopping = true;
+            self.ring.stop_receiving(key.0);
+        }
+    }
+
+    /// No buffer was free for a receive.
+    fn on_starved(&mut self, key: Key, reading: Reading) {
+        let Some(link) = self.link(key) else { return };
+        if reading == Reading::Large {
             // There are few large ones: better a small one now than to try again and again.
-            link.large = false;
+            link.next = Reading::Small;
             return self.receive(key);
         }
         self.counters.count(Series::StarvedReceives);
@@ -399,22 +436,34 @@ impl<C: Core> Worker<C> {
         if !self.core.wants_read(key) {
             return;
         }
-        let (small, large) = (self.small.size(), self.large.size());
-        let Some(link) = self.link(key) else { return };
-        if link.receive.is_some() || link.cut {
+        let is_open = self.core.is_open(key);
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        if link.receiving.is_some() || link.cut {
             return;
         }
-        let (group, bytes) = if link.large { (LARGE, large) } else { (SMALL, small) };
-        link.receiving_large = link.large;
-        link.receive =
-            Some(ring::receive(link.socket.as_raw_fd(), group, bytes, key.0, link.has_more));
+        let reading = match link.next {
+            // It may go to another worker, which a receive that goes on would not follow.
+            Reading::On if !is_open => Reading::Small,
+            reading => reading,
+        };
+        let group = match reading {
+            Reading::Large => (LARGE, self.large.size()),
+            _ => (SMALL, self.small.size()),
+        };
+        link.receiving = Some(reading);
+        self.ring.receive(link.socket.as_raw_fd(), reading, group, key.0, link.has_more);
     }
 
-    fn on_sent(&mut self, now: Millis, key: Key) {
+    /// Sends `buffer[from..to]`, or a first part of it.
+    fn send(&mut self, key: Key, buffer: Vec<u8>, from: usize, to: usize) {
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        link.is_sending = true;
+        self.ring.send(link.socket.as_raw_fd(), buffer, from, to, key.0);
+    }
+
+    fn on_sent(&mut self, now: Millis, key: Key, buffer: Vec<u8>, result: i32) {
         let Some(link) = self.link(key) else { return };
-        let Some(send) = &mut link.send else { return };
-        let Poll::Ready((buffer, result, _)) = ring::poll(send, Token::Send(key.0)) else { return };
-        link.send = None;
+        link.is_sending = false;
         if link.cut {
             return self.bury(key);
         }
@@ -429,25 +478,21 @@ impl<C: Core> Worker<C> {
         self.core.on_written(now, key, buffer, taken);
     }
 
-    fn on_provided(&mut self) {
-        self.provides.retain_mut(|provide| match ring::poll(provide, Token::Provide) {
-            Poll::Ready(((), result, _)) => {
-                if result < 0 {
-                    // The buffers are lost to the worker: it would starve, and nobody would know.
-                    error!(err = %io::Error::from_raw_os_error(-result), "buffers_not_provided");
-                    std::process::abort();
-                }
-                false
-            }
-            Poll::Pending => true,
-        });
-    }
-
-    fn on_acceptable(&mut self, now: Millis) {
-        let Some(accept) = &mut self.accept else { return };
-        if ring::poll(accept, Token::Accept).is_ready() {
-            self.accept = None;
-            self.accept_all(now);
+    /// Accepts where there is something to accept, or where accepting has rested long enough.
+    fn accept_if_due(&mut self, now: Millis, cx: &mut Context<'_>) {
+        let is_due = match &mut self.accept {
+            Some(accept) => Pin::new(accept).poll(cx).is_ready(),
+            None => self.accept_rests_until.is_some_and(|until| until <= now),
+        };
+        if !is_due {
+            return;
+        }
+        self.accept = None;
+        self.accept_all(now);
+        if let Some(accept) = &mut self.accept {
+            // Leaves the waker; nothing can have completed before the next system call.
+            let is_ready = Pin::new(accept).poll(cx).is_ready();
+            debug_assert!(!is_ready, "completed before it was submitted");
         }
     }
 
@@ -555,9 +600,7 @@ impl<C: Core> Worker<C> {
                 if link.tls.is_some() {
                     return self.write_tls(now, key, write);
                 }
-                debug_assert!(link.send.is_none(), "two sends at once");
-                let fd = link.socket.as_raw_fd();
-                link.send = Some(ring::send(fd, write.buffer, write.from, write.to, key.0));
+                self.send(key, write.buffer, write.from, write.to);
             }
             Action::Read(key) => self.receive(key),
             Action::FinishWriting(key) => {
@@ -603,7 +646,7 @@ impl<C: Core> Worker<C> {
     fn end(&mut self, key: Key) {
         if let Some(link) = self.link(key) {
             link.cut = true;
-            if link.receive.is_some() || link.send.is_some() {
+            if link.is_busy() {
                 let _ = link.socket.shutdown(Shutdown::Both);
             }
         }
@@ -613,21 +656,17 @@ impl<C: Core> Worker<C> {
     /// Closes the socket of a connection that is cut, once the kernel is through with it.
     fn bury(&mut self, key: Key) {
         let Some(slot) = self.links.get_mut(key.0 as usize) else { return };
-        let over = slot
-            .as_ref()
-            .is_some_and(|link| link.cut && link.receive.is_none() && link.send.is_none());
-        if over {
+        if slot.as_ref().is_some_and(|link| link.cut && !link.is_busy()) {
             *slot = None;
             self.core.release(key);
         }
     }
 }
 
-/// Large buffers take a thirty-second of the memory budget, beside it; or one block, if that is
-/// more.
-fn large_blocks(budget_bytes: u64, workers: u64) -> u16 {
-    let block_bytes = u64::from(LARGE_BYTES) * u64::from(buffers::BLOCK);
-    (budget_bytes / 32 / workers.max(1) / block_bytes).clamp(1, MAX_LARGE_BLOCKS) as u16
+/// Large buffers take a thirty-second of the memory budget, beside it; or 2 MiB, if that is more.
+fn large_buffers(budget_bytes: u64, workers: u64) -> u16 {
+    let buffers = budget_bytes / 32 / workers.max(1) / u64::from(LARGE_BYTES);
+    buffers.clamp(MIN_LARGE_BUFFERS, MAX_LARGE_BUFFERS) as u16
 }
 
 /// Whether accepting failed because something has run out that others may give back.

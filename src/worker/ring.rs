@@ -1,145 +1,288 @@
-//! One-shot operations on the runtime's own ring, and wakers that cost no memory.
+//! A worker's own ring, which does all its receives and sends. (The runtime has another one, for
+//! what happens rarely.)
 //!
-//! Every operation of a worker is polled by one task, the worker's loop. A completed operation
-//! puts its [`Token`] on the worker's ready list and wakes that task, so that one turn of the loop
-//! sees everything that completed since the last one.
+//! Completions wait in the kernel until the worker asks for them ([`Ring::turn`]), so that nothing
+//! interrupts it and one turn of its loop sees everything that completed since the last one.
+//! Nothing is allocated per operation: a completion carries the number of its connection. No
+//! completion can be mistaken for one of an earlier connection with that number, because the
+//! worker reuses a number only when every operation under it has completed.
 
-use io_uring::{cqueue, opcode, squeue, types};
-use std::cell::RefCell;
-use std::future::Future;
-use std::os::fd::{AsRawFd, RawFd};
-use std::pin::Pin;
-use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::task::{Context, Poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-/// What completed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Token {
-    /// The receive of a connection.
-    Receive(u32),
-    /// The send of a connection.
-    Send(u32),
-    /// The listener is ready to accept.
-    Accept,
-    /// Receive buffers were handed to the kernel.
-    Provide,
-}
+/// Operations that are queued before the kernel must take them.
+const ENTRIES: u32 = 1024;
+/// Room for completions, in multiples of that.
+const COMPLETIONS_PER_ENTRY: u32 = 8;
+/// Completions of one turn, about: what is ready beyond them, a kernel that hands out small
+/// portions keeps for the next. Fewer than there are small receive buffers.
+const COMPLETIONS_PER_TURN: usize = 256;
 
-impl Token {
-    fn encode(self) -> usize {
-        let (kind, key) = match self {
-            Self::Receive(key) => (0, key),
-            Self::Send(key) => (1, key),
-            Self::Accept => (2, 0),
-            Self::Provide => (3, 0),
-        };
-        (key as usize) << 2 | kind
-    }
-
-    fn decode(code: usize) -> Self {
-        let key = (code >> 2) as u32;
-        match code & 3 {
-            0 => Self::Receive(key),
-            1 => Self::Send(key),
-            2 => Self::Accept,
-            _ => Self::Provide,
-        }
-    }
-
-    /// A waker that puts this token on the ready list of the thread that it is woken on.
-    #[allow(unsafe_code)]
-    fn waker(self) -> Waker {
-        // SAFETY: the data pointer is a number and never dereferenced; the functions of the table
-        // touch nothing but a thread-local list, so they may be called from any thread, any number
-        // of times, in any order.
-        unsafe { Waker::from_raw(raw_waker(self.encode() as *const ())) }
-    }
-}
-
-const VTABLE: RawWakerVTable = RawWakerVTable::new(raw_waker, wake, wake, |_| {});
-
-const fn raw_waker(data: *const ()) -> RawWaker {
-    RawWaker::new(data, &VTABLE)
-}
-
-fn wake(data: *const ()) {
-    READY.with(|ready| {
-        let mut ready = ready.borrow_mut();
-        ready.tokens.push(Token::decode(data as usize));
-        if ready.tokens.len() == 1
-            && let Some(worker) = &ready.worker
-        {
-            worker.wake_by_ref();
-        }
-    });
-}
-
-#[derive(Default)]
-struct Ready {
-    tokens: Vec<Token>,
-    worker: Option<Waker>,
-}
-
-thread_local! {
-    static READY: RefCell<Ready> = RefCell::default();
-}
-
-/// Moves everything that has completed to `into`; the worker's task is woken for what completes
-/// from now on.
-pub fn take_ready(into: &mut Vec<Token>, cx: &Context<'_>) {
-    READY.with(|ready| {
-        let mut ready = ready.borrow_mut();
-        into.append(&mut ready.tokens);
-        if !ready.worker.as_ref().is_some_and(|worker| worker.will_wake(cx.waker())) {
-            ready.worker = Some(cx.waker().clone());
-        }
-    });
-}
-
-/// An operation that owns `D` until the kernel is done with it, even if it is dropped.
-pub type Operation<D> = InFlightOneshot<D, Owning<D>>;
-
-/// Hands back what the operation owned, with the result (negative: an errno) and the flags.
-pub struct Owning<D>(std::marker::PhantomData<D>);
-
-impl<D> OneshotOutputTransform for Owning<D> {
-    type StoredData = D;
-    type Output = (D, i32, u32);
-
-    fn transform_oneshot_output(self, data: D, completion: cqueue::Entry) -> Self::Output {
-        (data, completion.result(), completion.flags())
-    }
-}
-
-/// Queues an operation for the next system call of the loop.
-fn submit<D: Unpin + 'static>(data: D, entry: squeue::Entry, token: Token) -> Operation<D> {
-    let mut operation =
-        UnsubmittedOneshot::new(data, Owning(std::marker::PhantomData), entry).submit();
-    // The first poll leaves the waker; nothing can have completed before the next system call.
-    let pending = poll(&mut operation, token).is_pending();
-    debug_assert!(pending, "completed before it was submitted");
-    operation
-}
-
-/// Looks whether an operation has completed.
-pub fn poll<D: Unpin + 'static>(operation: &mut Operation<D>, token: Token) -> Poll<(D, i32, u32)> {
-    Pin::new(operation).poll(&mut Context::from_waker(&token.waker()))
-}
-
-/// Receives into a buffer of `group` that the kernel chooses when there is something to receive.
-/// Unless the connection `has_more` already, the kernel need not look before it waits.
-pub fn receive(fd: RawFd, group: u16, max_bytes: u32, key: u32, has_more: bool) -> Operation<()> {
-    let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), max_bytes)
-        .buf_group(group)
-        .build()
-        .flags(squeue::Flags::BUFFER_SELECT);
-    let entry = if has_more { entry } else { poll_first(entry) };
-    submit((), entry, Token::Receive(key))
-}
-
+/// `IORING_ENTER_GETEVENTS`: completions are to be posted now.
+const GET_EVENTS: u32 = 1;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
 /// before it waits.
 const POLL_FIRST: u16 = 1;
+
+/// How a connection is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// On and on, into small buffers, until it is stopped or fails: the cheapest for small messages
+    /// of a connection that will not leave this worker.
+    On,
+    /// Once, into a small buffer.
+    Small,
+    /// Once, into a large buffer: the cheapest for large messages.
+    Large,
+}
+
+/// What completed, for the connection `key`.
+#[derive(Debug)]
+pub enum Done {
+    /// A receive, or one round of one that goes on.
+    Received {
+        /// The connection.
+        key: u32,
+        /// How it is read.
+        reading: Reading,
+        /// How many bytes, 0 at the end of the stream; negative: an errno.
+        result: i32,
+        /// The buffer that the kernel chose. It is the worker's until it is given back.
+        buffer: Option<u16>,
+        /// More completions of the same receive will come.
+        goes_on: bool,
+        /// There is more to receive.
+        has_more: bool,
+    },
+    /// A send.
+    Sent {
+        /// The connection.
+        key: u32,
+        /// What it was to send from.
+        buffer: Vec<u8>,
+        /// How many bytes of that the kernel took; negative: an errno.
+        result: i32,
+    },
+}
+
+const READ_ON: u64 = 0;
+const READ_SMALL: u64 = 1;
+const READ_LARGE: u64 = 2;
+const SEND: u64 = 3;
+const STOP: u64 = 4;
+
+/// What a completion says of its operation.
+fn user_data(kind: u64, key: u32) -> u64 {
+    kind << 32 | u64::from(key)
+}
+
+/// The ring, and what it sends.
+pub struct Ring {
+    uring: IoUring,
+    /// Signalled by the kernel when there is something to ask for.
+    signal: AsyncFd<OwnedFd>,
+    /// By connection: what it is sending from. The kernel may read that as long as the ring exists
+    /// and a little longer, so what is in flight when the ring is dropped is never freed.
+    sending: ManuallyDrop<Vec<Option<Vec<u8>>>>,
+}
+
+impl Ring {
+    /// A ring for the current thread, which no other may use, in a runtime of tokio.
+    ///
+    /// # Errors
+    ///
+    /// As [`probe`], and where descriptors have run out.
+    #[allow(unsafe_code)]
+    pub fn new() -> io::Result<Self> {
+        let (uring, signal) = make(ENTRIES)?;
+        // Its edge is all that counts, so it is never read.
+        // SAFETY: the descriptor is owned, and stays open and the same until it is dropped with its
+        // registration.
+        let signal = unsafe { AsyncFd::register_with_interest(signal, Interest::READABLE)? };
+        Ok(Self { uring, signal, sending: ManuallyDrop::default() })
+    }
+
+    /// Has the task woken when something completes from now on.
+    ///
+    /// # Errors
+    ///
+    /// The runtime is ending.
+    pub fn wake(&self, cx: &mut Context<'_>) -> io::Result<()> {
+        while let Poll::Ready(guard) = self.signal.poll_read_ready(cx) {
+            guard?.clear_ready();
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything to do for [`Ring::turn`]. What comes later wakes the task.
+    pub fn has_work(&mut self) -> bool {
+        let queue = self.uring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || {
+            drop(queue);
+            !self.uring.completion().is_empty()
+        }
+    }
+
+    /// Submits what was queued, and appends to `into` what has completed.
+    ///
+    /// # Errors
+    ///
+    /// None that the ring could recover from.
+    pub fn turn(&mut self, into: &mut Vec<Done>) -> io::Result<()> {
+        if !self.has_work() {
+            return Ok(());
+        }
+        loop {
+            self.enter()?;
+            for entry in self.uring.completion() {
+                into.extend(read(&entry, &mut self.sending));
+            }
+            // Kernels from 6.13 on post a few at a time.
+            if into.len() >= COMPLETIONS_PER_TURN || !self.uring.submission().taskrun() {
+                return Ok(());
+            }
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn enter(&mut self) -> io::Result<()> {
+        let queued = self.uring.submission().len() as u32;
+        // SAFETY: what was queued points to nothing but buffers that stay where they are until it
+        // has completed (see `send` and `BufferGroup`); there is no argument.
+        let entered = unsafe { self.uring.submitter().enter::<()>(queued, 0, GET_EVENTS, None) };
+        match entered {
+            // Whatever it left queued is submitted in the next turn.
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: as for `enter`.
+        while unsafe { self.uring.submission().push(entry) }.is_err() {
+            if let Err(error) = self.uring.submit()
+                && !is_passing(&error)
+            {
+                // Nothing more can be sent, and the next turn will say so.
+                return;
+            }
+        }
+    }
+
+    /// Receives from a socket into buffers that the kernel chooses from `group`, of `max_bytes`
+    /// each, when there is something to receive. Unless the connection `has_more` already, the
+    /// kernel need not look before it waits. The connection must not be receiving yet.
+    pub fn receive(
+        &mut self,
+        fd: RawFd,
+        reading: Reading,
+        (group, max_bytes): (u16, u32),
+        key: u32,
+        has_more: bool,
+    ) {
+        let fd = types::Fd(fd);
+        let once = || {
+            let entry = opcode::Recv::new(fd, std::ptr::null_mut(), max_bytes).buf_group(group);
+            let entry = entry.build().flags(squeue::Flags::BUFFER_SELECT);
+            if has_more { entry } else { poll_first(entry) }
+        };
+        let entry = match reading {
+            Reading::On => {
+                opcode::RecvMulti::new(fd, group).build().user_data(user_data(READ_ON, key))
+            }
+            Reading::Small => once().user_data(user_data(READ_SMALL, key)),
+            Reading::Large => once().user_data(user_data(READ_LARGE, key)),
+        };
+        self.push(&entry);
+    }
+
+    /// Ends a receive that goes on: its last completion will come soon, perhaps behind others.
+    pub fn stop_receiving(&mut self, key: u32) {
+        let entry = opcode::AsyncCancel::new(user_data(READ_ON, key)).build();
+        // It fails only where that receive has just ended by itself.
+        let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(&entry.user_data(user_data(STOP, key)));
+    }
+
+    /// Sends `buffer[from..to]`, or a first part of it.
+    ///
+    /// # Panics
+    ///
+    /// If the connection is sending already.
+    pub fn send(&mut self, fd: RawFd, buffer: Vec<u8>, from: usize, to: usize, key: u32) {
+        let bytes = buffer.get(from..to).unwrap_or_default();
+        let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
+            .flags(libc::MSG_NOSIGNAL)
+            .build()
+            .user_data(user_data(SEND, key));
+        let index = key as usize;
+        if self.sending.len() <= index {
+            self.sending.resize_with(index + 1, || None);
+        }
+        if let Some(slot) = self.sending.get_mut(index) {
+            // Or the kernel would read memory that is not ours any more.
+            assert!(slot.is_none(), "two sends at once");
+            *slot = Some(buffer);
+        }
+        self.push(&entry);
+    }
+
+    /// Lets the kernel choose from `count` receive buffers, a power of two.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    #[allow(unsafe_code)]
+    pub fn register_buffers(
+        &self,
+        entries: &'static [super::buffers::Entries],
+        count: u16,
+        group: u16,
+    ) -> io::Result<()> {
+        let address = entries.as_ptr() as u64;
+        assert!(size_of_val(entries) >= usize::from(count) * size_of::<types::BufRingEntry>());
+        // SAFETY: the memory lives as long as the process and has room for so many entries.
+        unsafe { self.uring.submitter().register_buf_ring(address, count, group) }
+    }
+}
+
+/// What a completion says; a send gives back its buffer.
+fn read(entry: &cqueue::Entry, sending: &mut [Option<Vec<u8>>]) -> Option<Done> {
+    let (kind, key) = (entry.user_data() >> 32, entry.user_data() as u32);
+    let (result, flags) = (entry.result(), entry.flags());
+    let reading = match kind {
+        READ_ON => Reading::On,
+        READ_SMALL => Reading::Small,
+        READ_LARGE => Reading::Large,
+        SEND => {
+            let buffer = sending.get_mut(key as usize)?.take()?;
+            return Some(Done::Sent { key, buffer, result });
+        }
+        _ => return None,
+    };
+    Some(Done::Received {
+        key,
+        reading,
+        result,
+        buffer: cqueue::buffer_select(flags),
+        goes_on: cqueue::more(flags),
+        has_more: cqueue::sock_nonempty(flags),
+    })
+}
+
+/// Whether the kernel only asks for patience: a signal came, or it must get rid of completions or
+/// find memory first.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
 
 /// Sets [`POLL_FIRST`], for which the builder of `Recv` has no method.
 #[allow(unsafe_code)]
@@ -150,32 +293,44 @@ fn poll_first(mut entry: squeue::Entry) -> squeue::Entry {
     entry
 }
 
-/// Sends `buffer[from..to]`, or a first part of it.
-pub fn send(fd: RawFd, buffer: Vec<u8>, from: usize, to: usize, key: u32) -> Operation<Vec<u8>> {
-    let bytes = buffer.get(from..to).unwrap_or_default();
-    let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
-        .flags(libc::MSG_NOSIGNAL)
-        .build();
-    submit(buffer, entry, Token::Send(key))
+/// A wait for a listener, on the runtime's ring.
+pub type Acceptable = InFlightOneshot<(), Nothing>;
+
+/// What such a wait comes to.
+pub struct Nothing;
+
+impl OneshotOutputTransform for Nothing {
+    type StoredData = ();
+    type Output = ();
+
+    fn transform_oneshot_output(self, _: (), _: cqueue::Entry) {}
 }
 
 /// Waits until a listener has something to accept.
-pub fn acceptable(listener: &impl AsRawFd) -> Operation<()> {
+pub fn acceptable(listener: &impl AsRawFd) -> Acceptable {
     let fd = types::Fd(listener.as_raw_fd());
-    submit((), opcode::PollAdd::new(fd, libc::POLLIN as u32).build(), Token::Accept)
+    let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+    UnsubmittedOneshot::new((), Nothing, entry).submit()
 }
 
-/// Hands `count` buffers of `size` bytes, from `address` on, to the kernel.
-pub fn provide(address: *mut u8, size: u32, count: u16, group: u16, first: u16) -> Operation<()> {
-    let entry = opcode::ProvideBuffers::new(address, size as i32, count, group, first).build();
-    submit((), entry, Token::Provide)
-}
-
-/// What every ring of the relay is made with.
-pub fn builder() -> io_uring::Builder {
+/// What the runtime's ring is made with.
+pub fn runtime_builder() -> io_uring::Builder {
     let mut builder = tokio_uring::uring_builder();
     builder.setup_coop_taskrun().setup_single_issuer();
     builder
+}
+
+/// A ring as a worker needs it, and what the kernel signals its completions with.
+fn make(entries: u32) -> io::Result<(IoUring, OwnedFd)> {
+    let ring = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_cqsize(entries * COMPLETIONS_PER_ENTRY)
+        .build(entries)?;
+    let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    ring.submitter().register_eventfd(signal.as_raw_fd())?;
+    Ok((ring, signal))
 }
 
 /// Tries out whether this process may make rings and use them.
@@ -186,7 +341,8 @@ pub fn builder() -> io_uring::Builder {
 /// `EPERM` where the `kernel.io_uring_disabled` switch or a seccomp filter forbids it, `EINVAL`
 /// where it is too old for what the relay asks of it, `ENOMEM` where the limit on locked memory is
 /// too low.
-pub fn probe() -> std::io::Result<()> {
+pub fn probe() -> io::Result<()> {
+    let (ring, _signal) = make(8)?;
     // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
-    builder().build(8)?.submit().map(drop)
+    ring.submit().map(drop)
 }

@@ -245,6 +245,10 @@ impl Core for Echo {
         peer.is_some_and(|peer| !peer.ended && !matches!(peer.stage, Stage::Dead))
     }
 
+    fn is_open(&self, key: Key) -> bool {
+        self.peers.get(key.0 as usize).is_some_and(|peer| matches!(peer.stage, Stage::Open))
+    }
+
     fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8]) {
         let Some(peer) = self.peers.get_mut(key.0 as usize) else { return };
         match peer.stage {
