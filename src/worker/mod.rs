@@ -297,6 +297,7 @@ impl<C: Core> Worker<C> {
                     }
                     self.on_received(now, key, reading, result, (goes_on, has_more));
                 }
+                Done::NotStopped { key } => self.on_not_stopped(Key(key)),
                 Done::Sent { key, buffer, result } => self.on_sent(now, Key(key), buffer, result),
             }
         }
@@ -416,6 +417,14 @@ impl<C: Core> Worker<C> {
         if (!wants_read || link.next != Reading::On) && !link.is_stopping {
             link.is_stopping = true;
             self.ring.stop_receiving(key.0);
+        }
+    }
+
+    /// A receive could not be stopped. If it still goes on, it is tried again when that brings
+    /// something.
+    fn on_not_stopped(&mut self, key: Key) {
+        if let Some(link) = self.link(key) {
+            link.is_stopping = false;
         }
     }
 

@@ -8,10 +8,10 @@
 //! worker reuses a number only when every operation under it has completed.
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -60,6 +60,11 @@ pub enum Done {
         goes_on: bool,
         /// There is more to receive.
         has_more: bool,
+    },
+    /// A receive that goes on could not be stopped: the kernel was busy with it, or it had ended.
+    NotStopped {
+        /// The connection.
+        key: u32,
     },
     /// A send.
     Sent {
@@ -123,10 +128,25 @@ impl Ring {
 
     /// Whether there is anything to do for [`Ring::turn`]. What comes later wakes the task.
     pub fn has_work(&mut self) -> bool {
+        !self.uring.completion().is_empty() || self.has_queued() || self.is_pending()
+    }
+
+    fn has_queued(&mut self) -> bool {
         let queue = self.uring.submission();
-        !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || {
-            drop(queue);
-            !self.uring.completion().is_empty()
+        !queue.is_empty() || queue.cq_overflow()
+    }
+
+    /// Whether completions wait in the kernel to be asked for. The flag that says so may be stale:
+    /// who raises it does so after what it is about can be seen, and may be overtaken by us. The
+    /// kernel itself knows.
+    #[allow(unsafe_code)]
+    fn is_pending(&mut self) -> bool {
+        self.uring.submission().taskrun() && {
+            // SAFETY: the ring outlives the call.
+            let ring = unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) };
+            let mut ring = [PollFd::new(&ring, PollFlags::IN)];
+            // If it could not be asked, better once too often than never.
+            !matches!(poll(&mut ring, Some(&Timespec::default())), Ok(0))
         }
     }
 
@@ -136,16 +156,16 @@ impl Ring {
     ///
     /// None that the ring could recover from.
     pub fn turn(&mut self, into: &mut Vec<Done>) -> io::Result<()> {
-        if !self.has_work() {
-            return Ok(());
-        }
         loop {
+            let before = into.len();
             self.enter()?;
             for entry in self.uring.completion() {
                 into.extend(read(&entry, &mut self.sending));
             }
             // Kernels from 6.13 on post a few at a time.
-            if into.len() >= COMPLETIONS_PER_TURN || !self.uring.submission().taskrun() {
+            let is_flagged = self.uring.submission().taskrun();
+            let goes_on = is_flagged && (into.len() > before || self.is_pending());
+            if !goes_on || into.len() >= COMPLETIONS_PER_TURN {
                 return Ok(());
             }
         }
@@ -204,10 +224,10 @@ impl Ring {
         self.push(&entry);
     }
 
-    /// Ends a receive that goes on: its last completion will come soon, perhaps behind others.
+    /// Ends a receive that goes on: its last completion will come soon, perhaps behind others, or
+    /// [`Done::NotStopped`].
     pub fn stop_receiving(&mut self, key: u32) {
         let entry = opcode::AsyncCancel::new(user_data(READ_ON, key)).build();
-        // It fails only where that receive has just ended by itself.
         let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
         self.push(&entry.user_data(user_data(STOP, key)));
     }
@@ -266,7 +286,7 @@ fn read(entry: &cqueue::Entry, sending: &mut [Option<Vec<u8>>]) -> Option<Done> 
             let buffer = sending.get_mut(key as usize)?.take()?;
             return Some(Done::Sent { key, buffer, result });
         }
-        _ => return None,
+        _ => return Some(Done::NotStopped { key }),
     };
     Some(Done::Received {
         key,
