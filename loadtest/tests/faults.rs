@@ -200,13 +200,35 @@ fn peers_that_misbehave_tell_the_relay_from_one_that_knows_less() {
     let baseline = soak(&["--relay", "baseline"]);
     let said = String::from_utf8_lossy(&baseline.stderr);
     assert!(!baseline.status.success() && said.contains("seed 1"), "{said}");
-    if !Path::new(TOOL).with_file_name("pyrycode-relay").exists() {
-        return eprintln!("SKIPPED in part: the relay is not built (cargo test --workspace)");
+    if !relay_is_built() {
+        return;
     }
     let relay = soak(&[]);
     let told = String::from_utf8_lossy(&relay.stdout);
     assert!(relay.status.success(), "{}", String::from_utf8_lossy(&relay.stderr));
     assert!(told.contains("faults from seed 1, each answered as it must be"), "{told}");
+}
+
+/// Whether the relay is beside this tool; says so if not.
+fn relay_is_built() -> bool {
+    let is_built = Path::new(TOOL).with_file_name("pyrycode-relay").exists();
+    if !is_built {
+        eprintln!("SKIPPED in part: the relay is not built (cargo test --workspace)");
+    }
+    is_built
+}
+
+#[test]
+fn the_relay_itself_brings_everything_while_it_is_saturated() {
+    if !relay_is_built() {
+        return;
+    }
+    for (shape, size) in [("64x16", "200"), ("8x16", "16384")] {
+        let mut command = Command::new(TOOL);
+        command.args(["echo", "--shape", shape, "--size", size, "--seconds", "4"]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{shape}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]

@@ -2,9 +2,10 @@
 //! header, and TLS.
 
 use super::core::Core;
+use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls::{self, RECORD_BYTES, Received, Session};
-use super::{Mail, SMALL_BYTES, Worker};
+use super::{Mail, Worker};
 use crate::metrics::Series;
 use crate::protocol::proxy::{self, Proxy};
 use crate::relay::outbox::Write;

@@ -11,9 +11,12 @@
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
+//! - `accept`, `receive`: taking connections in, and reading them
 //! - `link`: a socket, what the kernel is doing with it, and its TLS
 
+mod accept;
 mod link;
+mod receive;
 
 pub mod buffers;
 pub mod core;
@@ -30,9 +33,9 @@ use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
-use crate::telemetry::{self, Remote};
+use crate::telemetry;
 use buffers::BufferGroup;
-use ring::{Acceptable, Done, Reading, Ring};
+use ring::{Acceptable, Done, Ring};
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
 use socket2::Socket;
@@ -47,32 +50,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
 use tokio::time::Sleep;
-use tracing::{error, warn};
-
-/// Most messages fit one of these; there are many.
-const SMALL: u16 = 0;
-const SMALL_BYTES: u32 = 2048;
-const SMALL_BUFFERS: u16 = 512;
-/// For connections that have just filled a small one; there are few. With fewer than become ready
-/// in one turn, those left over would try in vain again and again.
-const LARGE: u16 = 1;
-const LARGE_BYTES: u32 = 64 * 1024;
-const MIN_LARGE_BUFFERS: u64 = 32;
-const MAX_LARGE_BUFFERS: u64 = 128;
-
-/// Receives that found no buffer and are tried again in one turn: about as many as will find one.
-const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
+use tracing::warn;
 
 /// Turns in a row, while there is something to do, before the runtime may look for what comes to
 /// it: connections to accept, above all. It costs a few system calls to ask it.
 const TURNS_IN_A_ROW: usize = 4;
-
-/// Connections accepted in one turn, so that a storm does not starve the connections there are.
-const ACCEPTS_PER_TURN: usize = 64;
-/// How long accepting rests when descriptors or memory have run out.
-const ACCEPT_REST_MS: Millis = 100;
-/// How long it is not said again that it does.
-const ACCEPT_REST_SILENCE_MS: Millis = 60_000;
 
 /// The runtime's own ring has one operation at a time, to wait for the listener.
 const RUNTIME_RING_ENTRIES: u32 = 8;
@@ -231,8 +213,9 @@ impl<C: Core> Worker<C> {
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
-        let large_buffers = large_buffers(settings.budget.limit_bytes(), mailboxes.len() as u64);
         let ring = Ring::new()?;
+        let (budget_bytes, workers) = (settings.budget.limit_bytes(), mailboxes.len() as u64);
+        let (small, large) = receive::buffers(&ring, budget_bytes, workers)?;
         let accept = ring::acceptable(&listener);
         Ok(Self {
             core: make(settings),
@@ -243,8 +226,8 @@ impl<C: Core> Worker<C> {
             accept: Some(accept),
             accept_rests_until: None,
             accept_rest_said: None,
-            small: BufferGroup::new(&ring, SMALL, SMALL_BYTES, SMALL_BUFFERS)?,
-            large: BufferGroup::new(&ring, LARGE, LARGE_BYTES, large_buffers)?,
+            small,
+            large,
             ring,
             starved: VecDeque::new(),
             mailbox,
@@ -308,7 +291,7 @@ impl<C: Core> Worker<C> {
         self.core.on_timers(now);
         self.accept_if_due(now, cx);
         self.carry_out(now);
-        for _ in 0..STARVED_PER_TURN.min(self.starved.len()) {
+        for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
                 self.receive(key);
             }
@@ -358,111 +341,6 @@ impl<C: Core> Worker<C> {
         self.links.get_mut(key.0 as usize)?.as_mut()
     }
 
-    /// A receive has filled a buffer, or a part of it.
-    fn on_bytes(&mut self, now: Millis, key: Key, reading: Reading, buffer: u16, result: i32) {
-        let is_large = reading == Reading::Large;
-        if let Ok(bytes @ 1..) = usize::try_from(result)
-            && let Some(link) = self.link(key)
-            && !link.cut
-        {
-            link.note_received(reading, bytes);
-            if link.is_plain() {
-                let group = if is_large { &mut self.large } else { &mut self.small };
-                self.core.on_bytes(now, key, group.received(buffer, bytes));
-            } else {
-                self.on_layered_bytes(now, key, is_large, (buffer, bytes));
-            }
-        }
-        let group = if is_large { &mut self.large } else { &mut self.small };
-        group.give_back(buffer);
-    }
-
-    /// A receive has completed, or goes on; the core has what it brought.
-    fn on_received(
-        &mut self,
-        now: Millis,
-        key: Key,
-        reading: Reading,
-        result: i32,
-        (goes_on, has_more): (bool, bool),
-    ) {
-        let Some(link) = self.link(key) else { return };
-        debug_assert_eq!(link.receiving, Some(reading), "a receive that nobody started");
-        link.has_more = has_more;
-        if goes_on {
-            return self.stop_if_unwanted(key);
-        }
-        link.receiving = None;
-        link.is_stopping = false;
-        if link.cut {
-            return self.bury(key);
-        }
-        match result {
-            1.. => self.receive(key),
-            0 => self.core.on_end(now, key, true),
-            _ => match -result {
-                libc::ENOBUFS => self.on_starved(key, reading),
-                libc::EINTR | libc::EAGAIN | libc::ECANCELED => self.receive(key),
-                _ => self.core.on_end(now, key, false),
-            },
-        }
-    }
-
-    /// Stops a receive that goes on, where the core wants to read no more for now, or where large
-    /// buffers do better. What this turn has received already still comes to the core, which takes
-    /// it; of all connections together, that is no more than the small buffers hold.
-    fn stop_if_unwanted(&mut self, key: Key) {
-        let wants_read = self.core.wants_read(key);
-        let Some(link) = self.link(key) else { return };
-        if (!wants_read || link.next != Reading::On) && !link.is_stopping {
-            link.is_stopping = true;
-            self.ring.stop_receiving(key.0);
-        }
-    }
-
-    /// A receive could not be stopped. If it still goes on, it is tried again when that brings
-    /// something.
-    fn on_not_stopped(&mut self, key: Key) {
-        if let Some(link) = self.link(key) {
-            link.is_stopping = false;
-        }
-    }
-
-    /// No buffer was free for a receive.
-    fn on_starved(&mut self, key: Key, reading: Reading) {
-        let Some(link) = self.link(key) else { return };
-        if reading == Reading::Large {
-            // There are few large ones: better a small one now than to try again and again.
-            link.next = Reading::Small;
-            return self.receive(key);
-        }
-        self.counters.count(Series::StarvedReceives);
-        self.starved.push_back(key);
-    }
-
-    /// Starts a receive, if the core wants one and none is under way.
-    fn receive(&mut self, key: Key) {
-        if !self.core.wants_read(key) {
-            return;
-        }
-        let is_open = self.core.is_open(key);
-        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        if link.receiving.is_some() || link.cut {
-            return;
-        }
-        let reading = match link.next {
-            // It may go to another worker, which a receive that goes on would not follow.
-            Reading::On if !is_open => Reading::Small,
-            reading => reading,
-        };
-        let group = match reading {
-            Reading::Large => (LARGE, self.large.size()),
-            _ => (SMALL, self.small.size()),
-        };
-        link.receiving = Some(reading);
-        self.ring.receive(link.socket.as_raw_fd(), reading, group, key.0, link.has_more);
-    }
-
     /// Sends `buffer[from..to]`, or a first part of it.
     fn send(&mut self, key: Key, buffer: Vec<u8>, from: usize, to: usize) {
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
@@ -485,63 +363,6 @@ impl<C: Core> Worker<C> {
             return self.on_tls_sent(now, key, buffer, taken);
         }
         self.core.on_written(now, key, buffer, taken);
-    }
-
-    /// Accepts where there is something to accept, or where accepting has rested long enough.
-    fn accept_if_due(&mut self, now: Millis, cx: &mut Context<'_>) {
-        let is_due = match &mut self.accept {
-            Some(accept) => Pin::new(accept).poll(cx).is_ready(),
-            None => self.accept_rests_until.is_some_and(|until| until <= now),
-        };
-        if !is_due {
-            return;
-        }
-        self.accept = None;
-        self.accept_all(now);
-        if let Some(accept) = &mut self.accept {
-            // Leaves the waker; nothing can have completed before the next system call.
-            let is_ready = Pin::new(accept).poll(cx).is_ready();
-            debug_assert!(!is_ready, "completed before it was submitted");
-        }
-    }
-
-    fn accept_all(&mut self, now: Millis) {
-        let Some(listener) = self.listener.take() else { return };
-        for _ in 0..ACCEPTS_PER_TURN {
-            match listener.accept() {
-                Ok((socket, address)) => {
-                    self.accept_rests_until = None;
-                    self.counters.count(Series::Accepted);
-                    let Some(address) = address.as_socket() else { continue };
-                    // Without TLS for a peer of TLS, there is nothing that can be said to it.
-                    let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else {
-                        continue;
-                    };
-                    let key = self.core.accept(now, Remote(address));
-                    let mut link = Link::new(socket, tls.map(TlsLink::new));
-                    if self.proxy_headers.expected_from(address.ip()) {
-                        link.proxy_header = Some(Vec::new());
-                    }
-                    self.adopt(key, link);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if is_exhaustion(&error) => {
-                    let silent = ACCEPT_REST_SILENCE_MS;
-                    if self.accept_rest_said.is_none_or(|said| now - said >= silent) {
-                        self.accept_rest_said = Some(now);
-                        error!(err = %error, "accept_paused");
-                    }
-                    self.counters.count(Series::AcceptPauses);
-                    self.accept_rests_until = Some(now + ACCEPT_REST_MS);
-                    self.listener = Some(listener);
-                    return;
-                }
-                // That connection is gone already, or its network is; the next one may not be.
-                Err(_) => {}
-            }
-        }
-        self.accept = Some(ring::acceptable(&listener));
-        self.listener = Some(listener);
     }
 
     /// A connection that the core knows gets its socket.
@@ -670,15 +491,4 @@ impl<C: Core> Worker<C> {
             self.core.release(key);
         }
     }
-}
-
-/// Large buffers take a thirty-second of the memory budget, beside it; or 2 MiB, if that is more.
-fn large_buffers(budget_bytes: u64, workers: u64) -> u16 {
-    let buffers = budget_bytes / 32 / workers.max(1) / u64::from(LARGE_BYTES);
-    buffers.clamp(MIN_LARGE_BUFFERS, MAX_LARGE_BUFFERS) as u16
-}
-
-/// Whether accepting failed because something has run out that others may give back.
-fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
