@@ -25,6 +25,9 @@ const COMPLETIONS_PER_ENTRY: u32 = 8;
 /// portions keeps for the next. Fewer than there are small receive buffers.
 const COMPLETIONS_PER_TURN: usize = 256;
 
+/// How often the kernel may ask for patience before it takes an operation: for memory, above all.
+const TRIES: usize = 10_000;
+
 /// `IORING_ENTER_GETEVENTS`: completions are to be posted now.
 const GET_EVENTS: u32 = 1;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
@@ -96,6 +99,8 @@ pub struct Ring {
     /// By connection: what it is sending from. The kernel may read that as long as the ring exists
     /// and a little longer, so what is in flight when the ring is dropped is never freed.
     sending: ManuallyDrop<Vec<Option<Vec<u8>>>>,
+    /// An operation could not be queued: the worker cannot go on without it.
+    broken: Option<io::Error>,
 }
 
 impl Ring {
@@ -111,7 +116,7 @@ impl Ring {
         // SAFETY: the descriptor is owned, and stays open and the same until it is dropped with its
         // registration.
         let signal = unsafe { AsyncFd::register_with_interest(signal, Interest::READABLE)? };
-        Ok(Self { uring, signal, sending: ManuallyDrop::default() })
+        Ok(Self { uring, signal, sending: ManuallyDrop::default(), broken: None })
     }
 
     /// Has the task woken when something completes from now on.
@@ -128,7 +133,10 @@ impl Ring {
 
     /// Whether there is anything to do for [`Ring::turn`]. What comes later wakes the task.
     pub fn has_work(&mut self) -> bool {
-        !self.uring.completion().is_empty() || self.has_queued() || self.is_pending()
+        !self.uring.completion().is_empty()
+            || self.has_queued()
+            || self.broken.is_some()
+            || self.is_pending()
     }
 
     fn has_queued(&mut self) -> bool {
@@ -156,6 +164,9 @@ impl Ring {
     ///
     /// None that the ring could recover from.
     pub fn turn(&mut self, into: &mut Vec<Done>) -> io::Result<()> {
+        if let Some(error) = self.broken.take() {
+            return Err(error);
+        }
         loop {
             let before = into.len();
             self.enter()?;
@@ -184,17 +195,23 @@ impl Ring {
         }
     }
 
+    /// Queues an operation. Where the kernel takes none for good, the next turn says so.
     #[allow(unsafe_code)]
     fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: as for `enter`.
-        while unsafe { self.uring.submission().push(entry) }.is_err() {
-            if let Err(error) = self.uring.submit()
-                && !is_passing(&error)
-            {
-                // Nothing more can be sent, and the next turn will say so.
+        for _ in 0..TRIES {
+            // SAFETY: as for `enter`.
+            if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return;
             }
+            match self.uring.submit() {
+                Err(error) if !is_passing(&error) => {
+                    self.broken = Some(error);
+                    return;
+                }
+                _ => {}
+            }
         }
+        self.broken = Some(io::ErrorKind::OutOfMemory.into());
     }
 
     /// Receives from a socket into buffers that the kernel chooses from `group`, of `max_bytes`
