@@ -169,6 +169,9 @@ pub fn unwrap(message: &[u8]) -> Result<Envelope<'_>, EnvelopeError> {
 /// # Errors
 /// As [`unwrap`].
 pub fn unwrap_str(message: &str) -> Result<Envelope<'_>, EnvelopeError> {
+    if let Some(envelope) = unwrap_usual(message) {
+        return Ok(envelope);
+    }
     let fields = Fields::read(message)?;
     if let (None, Some(push_wake)) = (fields.conn_id, fields.push_wake) {
         return read_push_wake(push_wake);
@@ -184,6 +187,20 @@ pub fn unwrap_str(message: &str) -> Result<Envelope<'_>, EnvelopeError> {
             Ok(Envelope::Close { to: to.ok_or(EnvelopeError::Unaddressed)?, close_code })
         }
     }
+}
+
+/// The way of nearly all envelopes: a frame for a phone, in the very form that [`push_wrapped`]
+/// writes. `None` for anything else, whether or not it is an envelope.
+fn unwrap_usual(message: &str) -> Option<Envelope<'_>> {
+    let (conn_id, rest) = message.strip_prefix(CONN_ID)?.split_at_checked(ConnId::LEN)?;
+    let to = ConnId::parse(conn_id.as_bytes())?;
+    // Where this is one value, the braces around it are those of an object with two members.
+    let frame = json::validate_str(rest.strip_prefix(FRAME)?.strip_suffix(END)?).ok()?;
+    (frame != "null").then(|| Envelope::Frame {
+        to: Some(to),
+        frame: frame.as_bytes(),
+        close_code: None,
+    })
 }
 
 /// The members that matter; `None` is absent or null.

@@ -61,7 +61,11 @@ impl ConnId {
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let digits: [u8; Self::LEN] = text.try_into().ok()?;
-        digits.iter().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f')).then_some(Self(digits))
+        // Not `all`, which would look at one after the other.
+        let are_hex = digits.iter().fold(true, |so_far, digit| {
+            so_far & (digit.is_ascii_digit() | matches!(digit, b'a'..=b'f'))
+        });
+        are_hex.then_some(Self(digits))
     }
 
     /// The slot that [`ConnId::new`] was given.

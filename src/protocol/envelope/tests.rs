@@ -403,3 +403,39 @@ fn errors_are_one_line() {
         assert!(error.starts_with("the binary sent a bad envelope: ") && !error.contains('\n'));
     }
 }
+
+#[test]
+fn the_usual_form_is_read_like_any_other() {
+    let deep = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let known = "0".repeat(ConnId::LEN);
+    let upper = "A".repeat(ConnId::LEN);
+    let frames = [
+        "{}".into(),
+        " [1, 2]\n".into(),
+        "\"é\"".into(),
+        "null".into(),
+        " null ".into(),
+        String::new(),
+        "1,\"close_code\":4001".into(),
+        "1,\"frame\":2".into(),
+        "1}".into(),
+        "{".into(),
+        "1 2".into(),
+        deep(json::MAX_DEPTH),
+        deep(json::MAX_DEPTH + 1),
+    ];
+    for id in [&known, &upper, "", "\\u0030"] {
+        for frame in &frames {
+            for end in ["}", "", "} ", "}}"] {
+                let usual = format!("{CONN_ID}{id}{FRAME}{frame}{end}");
+                let spaced = usual.replacen('{', "{ ", 1);
+                let (usual, spaced) = (unwrap_str(&usual), unwrap_str(&spaced));
+                match (&usual, &spaced) {
+                    // One byte further on, and otherwise the same.
+                    (Err(EnvelopeError::Json(_)), Err(EnvelopeError::Json(_))) => {}
+                    _ => assert_eq!(usual, spaced, "{id:?} {frame:.40} {end:?}"),
+                }
+            }
+        }
+    }
+}

@@ -83,11 +83,11 @@ impl<const LIMIT: usize> Decoder<LIMIT> {
             if self.partial.is_some() {
                 self.let_go();
             }
-            if let Some(incoming) = take_whole::<LIMIT>(input)? {
-                return Ok(Some(incoming));
-            }
             if input.is_empty() {
                 return Ok(None);
+            }
+            if let Some(incoming) = take_whole::<LIMIT>(input)? {
+                return Ok(Some(incoming));
             }
         }
         self.partial.get_or_insert_default().next(input)
