@@ -9,15 +9,44 @@ const SMALL_BYTES: usize = 1024;
 /// The least that is allocated for more.
 const LARGE_BYTES: usize = 4096;
 /// Larger buffers are given back to the allocator.
-const MAX_KEPT_BYTES: usize = 128 * 1024;
-/// How many buffers of each kind are kept.
-const MAX_KEPT: usize = 32;
+const MAX_BYTES: usize = 128 * 1024;
+/// How much capacity small buffers may keep: that of all the messages of a busy worker's turn.
+const MAX_KEPT_SMALL_BYTES: usize = 1024 * 1024;
+/// How much large ones may keep.
+const MAX_KEPT_LARGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// The spare buffers of one worker: at most 4 MiB.
+/// The spare buffers of one worker: at most 5 MiB.
 #[derive(Default)]
 pub struct SpareBuffers {
-    small: Vec<Vec<u8>>,
-    large: Vec<Vec<u8>>,
+    small: Kept,
+    large: Kept,
+}
+
+/// Buffers of one kind.
+#[derive(Default)]
+struct Kept {
+    buffers: Vec<Vec<u8>>,
+    /// The capacity of all of them.
+    bytes: usize,
+}
+
+impl Kept {
+    /// One that was kept, or a new one with room for `bytes`.
+    fn take_or_make(&mut self, bytes: usize) -> Vec<u8> {
+        let Some(mut buffer) = self.buffers.pop() else { return Vec::with_capacity(bytes) };
+        self.bytes -= buffer.capacity();
+        buffer.reserve(bytes);
+        buffer
+    }
+
+    fn keep(&mut self, mut buffer: Vec<u8>, most_bytes: usize) {
+        let bytes = self.bytes + buffer.capacity();
+        if bytes <= most_bytes {
+            self.bytes = bytes;
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
 }
 
 impl SpareBuffers {
@@ -35,26 +64,21 @@ impl SpareBuffers {
             return buffer.reserve(bytes);
         }
         let mut larger = if needed <= SMALL_BYTES {
-            self.small.pop().unwrap_or_else(|| Vec::with_capacity(SMALL_BYTES))
+            self.small.take_or_make(SMALL_BYTES)
         } else {
-            self.large.pop().unwrap_or_else(|| Vec::with_capacity(needed.max(LARGE_BYTES)))
+            self.large.take_or_make(needed.max(LARGE_BYTES))
         };
-        larger.reserve(needed);
         larger.extend_from_slice(buffer);
         self.keep(std::mem::replace(buffer, larger));
     }
 
     /// Takes back a buffer that is done with.
     #[inline]
-    pub fn keep(&mut self, mut buffer: Vec<u8>) {
-        let kept = match buffer.capacity() {
-            SMALL_BYTES..LARGE_BYTES => &mut self.small,
-            LARGE_BYTES..=MAX_KEPT_BYTES => &mut self.large,
-            _ => return,
-        };
-        if kept.len() < MAX_KEPT {
-            buffer.clear();
-            kept.push(buffer);
+    pub fn keep(&mut self, buffer: Vec<u8>) {
+        match buffer.capacity() {
+            SMALL_BYTES..LARGE_BYTES => self.small.keep(buffer, MAX_KEPT_SMALL_BYTES),
+            LARGE_BYTES..=MAX_BYTES => self.large.keep(buffer, MAX_KEPT_LARGE_BYTES),
+            _ => {}
         }
     }
 }
@@ -87,11 +111,17 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded() {
         let mut spare = SpareBuffers::default();
-        for capacity in (0..1000).map(|n| n * 1000) {
+        for capacity in (0..1000).map(|n| n * 1000).chain([1024; 2000]) {
             spare.keep(Vec::with_capacity(capacity));
         }
-        let kept: usize = spare.small.iter().chain(&spare.large).map(Vec::capacity).sum();
-        assert!(kept <= MAX_KEPT * (LARGE_BYTES + MAX_KEPT_BYTES), "{kept}");
-        assert!(spare.small.iter().all(|buffer| buffer.capacity() < LARGE_BYTES));
+        let limits = [MAX_KEPT_SMALL_BYTES, MAX_KEPT_LARGE_BYTES];
+        for (kept, most) in [&mut spare.small, &mut spare.large].into_iter().zip(limits) {
+            assert_eq!(kept.bytes, kept.buffers.iter().map(Vec::capacity).sum::<usize>());
+            assert!((1..=most).contains(&kept.bytes), "{}", kept.bytes);
+            while !kept.buffers.is_empty() {
+                kept.take_or_make(1);
+            }
+            assert_eq!(kept.bytes, 0);
+        }
     }
 }
