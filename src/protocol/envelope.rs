@@ -196,7 +196,7 @@ fn unwrap_usual(message: &str) -> Option<Envelope<'_>> {
     let to = ConnId::parse(conn_id.as_bytes())?;
     // Where this is one value, the braces around it are those of an object with two members.
     let frame = json::validate_str(rest.strip_prefix(FRAME)?.strip_suffix(END)?).ok()?;
-    (frame != "null").then(|| Envelope::Frame {
+    (frame != "null").then_some(Envelope::Frame {
         to: Some(to),
         frame: frame.as_bytes(),
         close_code: None,
