@@ -48,6 +48,8 @@ impl Live {
             }
         };
         let changes = self.config.changes(&newer);
+        // Whoever reads that something has changed may count on it.
+        self.take_over(&newer);
         for (name, from, to) in &changes {
             if LIVE.contains(name) {
                 info!(path = name, from, to, "reloaded");
@@ -59,19 +61,19 @@ impl Live {
         if changes.is_empty() {
             info!(err = "nothing but certificates may have changed", "reloaded");
         }
-        self.take_over(newer);
+        // By the old level it is still told that the level has changed.
+        self.config.log_level = newer.log_level;
+        self.level.set(newer.log_level);
     }
 
-    fn take_over(&mut self, newer: Config) {
+    fn take_over(&mut self, newer: &Config) {
         let config = &mut self.config;
         config.rate_limit = newer.rate_limit;
         config.max_connections = newer.max_connections;
         config.max_connections_per_address = newer.max_connections_per_address;
         config.limits = newer.limits;
         config.drain_timeout = newer.drain_timeout;
-        config.log_level = newer.log_level;
         self.fleet.admission.set((&*config).into());
         self.fleet.set_limits(config.limits);
-        self.level.set(config.log_level);
     }
 }
