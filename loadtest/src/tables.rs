@@ -27,7 +27,8 @@ impl Tables {
         let ask = || {
             let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let host = format!("Host: {address}\r\nConnection: close\r\n\r\n");
+            stream.write_all(format!("GET /metrics HTTP/1.1\r\n{host}").as_bytes())?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
@@ -35,24 +36,30 @@ impl Tables {
         let text = ask().map_err(|error: std::io::Error| {
             format!("the relay's fault: its metrics cannot be read: {error}")
         })?;
-        Ok(Self::of(&text))
+        Self::of(&text).ok_or_else(|| {
+            let answer = text.lines().next().unwrap_or_default();
+            format!("the relay's fault: its metrics do not tell what its tables hold: {answer}")
+                .into()
+        })
     }
 
-    fn of(text: &str) -> Self {
+    /// `None` where anything is missing.
+    fn of(text: &str) -> Option<Self> {
         let sum = |name: &str| {
             let of_name = |line: &str| {
                 let rest = line.strip_prefix("pyrycode_relay_")?.strip_prefix(name)?;
                 let (labels, value) = rest.rsplit_once(' ')?;
                 (labels.is_empty() || labels.starts_with('{')).then(|| value.parse::<f64>().ok())?
             };
-            text.lines().filter_map(of_name).sum::<f64>() as u64
+            let sum = text.lines().filter_map(of_name).reduce(|sum, value| sum + value);
+            sum.map(|sum| sum as u64)
         };
-        Self {
-            connections: sum("connections"),
-            server_ids: sum("server_ids"),
-            timers: sum("timers"),
-            charged_bytes: sum("memory_charged_bytes"),
-        }
+        Some(Self {
+            connections: sum("connections")?,
+            server_ids: sum("server_ids")?,
+            timers: sum("timers")?,
+            charged_bytes: sum("memory_charged_bytes")?,
+        })
     }
 }
 
@@ -70,6 +77,7 @@ mod tests {
                     pyrycode_relay_memory_charged_bytes{core=\"0\"} 5\n\
                     pyrycode_relay_memory_charged_bytes{core=\"1\"} 6\n";
         let tables = Tables { connections: 32, server_ids: 2, timers: 34, charged_bytes: 11 };
-        assert_eq!(Tables::of(text), tables);
+        assert_eq!(Tables::of(text), Some(tables));
+        assert_eq!(Tables::of("HTTP/1.1 421 Misdirected Request\r\n\r\nno\n"), None);
     }
 }

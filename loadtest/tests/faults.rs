@@ -223,11 +223,14 @@ fn the_relay_itself_brings_everything_while_it_is_saturated() {
     if !relay_is_built() {
         return;
     }
-    for (shape, size) in [("64x16", "200"), ("8x16", "16384")] {
+    // Long enough to look at the relay's tables once.
+    for (shape, size, connections) in [("64x16", "200", 64 * 17), ("8x16", "16384", 8 * 17)] {
         let mut command = Command::new(TOOL);
-        command.args(["echo", "--shape", shape, "--size", size, "--seconds", "4"]);
+        command.args(["echo", "--shape", shape, "--size", size, "--seconds", "6", "--json"]);
         let output = command.stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{shape}: {}", String::from_utf8_lossy(&output.stderr));
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(told.contains(&format!("\"connections\":{connections}")), "{told}");
     }
 }
 
