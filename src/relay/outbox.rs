@@ -58,6 +58,8 @@ pub struct Outbox {
     in_flight: u32,
     /// Drop everything behind the half-sent frame when the head comes back.
     drop_rest: bool,
+    /// The last write was of pings and pongs, and frames that had waited before them wait still.
+    overtook: bool,
 }
 
 impl Outbox {
@@ -126,7 +128,7 @@ impl Outbox {
     }
 
     /// Takes what should be written next, if nothing is in flight: the oldest chunk whole, so
-    /// that a turn's frames leave in one write.
+    /// that a turn's frames leave in one write. Pings and pongs go first, but not twice in a row.
     pub fn take_write(&mut self) -> Option<Write> {
         if self.in_flight() {
             return None;
@@ -135,7 +137,9 @@ impl Outbox {
             self.head = self.tail.pop_front().unwrap_or_default();
         }
         let mut to = self.head.len();
-        if !self.control.is_empty() {
+        // Who was overtaken goes next, or a peer that pings at every pong would keep all else back.
+        let yields = std::mem::take(&mut self.overtook) && !self.head.is_empty();
+        if !self.control.is_empty() && !yields {
             let begun = self.begun_bytes();
             if begun == 0 {
                 self.head.drain(..self.head_sent);
@@ -153,6 +157,7 @@ impl Outbox {
                 if !overtaken.is_empty() {
                     self.tail.push_front(overtaken);
                 }
+                self.overtook = !self.tail.is_empty();
                 to = self.head.len();
             } else {
                 to = to.min(self.head_sent + begun);

@@ -74,6 +74,8 @@ struct Model {
     sent: usize,
     control: Vec<Item>,
     in_flight: bool,
+    /// The last write was of pings and pongs, ahead of something else.
+    overtook: bool,
 }
 
 impl Model {
@@ -108,15 +110,19 @@ impl Model {
 
     /// What may leave now, in this order; a write takes a part of it from the front.
     fn take(&mut self) -> Vec<u8> {
+        if std::mem::take(&mut self.overtook) && !self.queue.is_empty() {
+            return self.bytes_of(self.queue.len());
+        }
         let begun = self.sent > 0 || self.queue.front().is_some_and(|i| i.kind == Kind::Http);
         if begun && !self.control.is_empty() {
             // Up to the place where pings and pongs go in.
             let http = self.queue.iter().take_while(|item| item.kind == Kind::Http).count();
             return self.bytes_of(http.max(1));
         }
-        if !begun {
+        if !begun && !self.control.is_empty() {
             let leading = self.queue.iter().take_while(|i| i.kind == Kind::Control).count();
             let rest = self.queue.split_off(leading);
+            self.overtook = !rest.is_empty();
             self.queue.extend(self.control.drain(..).chain(rest));
         }
         self.bytes_of(self.queue.len())
@@ -320,6 +326,24 @@ fn a_ping_goes_ahead_of_what_waits_but_not_into_a_frame() {
         let expected = [frames[..whole].concat(), ping(9, 3), frames[whole..].concat()];
         assert_eq!(wire, expected.concat(), "{taken}");
     }
+}
+
+#[test]
+fn a_peer_that_pings_at_every_pong_keeps_nothing_back() {
+    let (mut outbox, mut spare) = (Outbox::default(), SpareBuffers::default());
+    let (first, second) = (text(1, 100), text(2, 70_000));
+    for (frame, bytes) in [(&first, 100), (&second, 70_000)] {
+        outbox.push_frame(&mut spare, frame.len(), bytes, |buffer| buffer.extend(frame));
+    }
+    let mut wire: Vec<u8> = Vec::new();
+    for _ in 0..4 {
+        outbox.push_control(&pong(9, 3));
+        let write = outbox.take_write().unwrap();
+        wire.extend(&write.buffer[write.from..write.to]);
+        outbox.on_written(&mut spare, write.buffer, write.to - write.from);
+    }
+    let pongs = [pong(9, 3), pong(9, 3)].concat();
+    assert_eq!(wire, [pong(9, 3), first, pongs, second].concat());
 }
 
 #[test]
