@@ -2,9 +2,10 @@
 
 use super::Worker;
 use super::core::Core;
-use super::link::{Link, TlsLink};
+use super::link::Link;
 use super::ring;
 use super::tls;
+use super::tls_link::TlsLink;
 use crate::metrics::Series;
 use crate::relay::timers::Millis;
 use crate::telemetry::Remote;

@@ -12,11 +12,14 @@
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
 //! - `accept`, `receive`: taking connections in, and reading them
-//! - `link`: a socket, what the kernel is doing with it, and its TLS
+//! - `link`: a socket, and what the kernel is doing with it
+//! - `proxy_header`, `tls_link`: what may lie between a socket and the core
 
 mod accept;
 mod link;
+mod proxy_header;
 mod receive;
+mod tls_link;
 
 pub mod buffers;
 pub mod core;
@@ -24,7 +27,7 @@ pub mod listener;
 pub mod ring;
 pub mod tls;
 
-pub use self::link::TlsLink;
+pub use self::tls_link::TlsLink;
 
 use self::core::Core;
 use self::link::Link;
@@ -376,6 +379,17 @@ impl<C: Core> Worker<C> {
             *slot = Some(link);
         }
         self.receive(key);
+    }
+
+    /// Moves a socket to the worker that owns its server-id.
+    fn hand_over(&mut self, key: Key, worker: usize, ticket: Box<HandOver>) {
+        let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
+        self.core.release(key);
+        if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
+            debug_assert!(!link.is_busy(), "moved while busy");
+            // Fails only while the process ends, and then the connection ends too.
+            let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, ticket });
+        }
     }
 
     fn on_mail(&mut self, now: Millis, mail: Mail) {

@@ -1,0 +1,265 @@
+//! The TLS between a socket and the core: what is on its way through it.
+
+use super::Worker;
+use super::core::Core;
+use super::link::Link;
+use super::tls::{self, RECORD_BYTES, Received, Session};
+use crate::relay::outbox::Write;
+use crate::relay::timers::Millis;
+use crate::relay::{HandOver, Key};
+use std::fmt;
+use std::net::Shutdown;
+
+/// Application data in one send, over TLS: what a peer that reads slowly keeps us from saying
+/// anything else.
+const SEND_BYTES: usize = 4 * RECORD_BYTES;
+/// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
+const SPARE_BUFFERS: usize = 16;
+
+/// The TLS of a socket, and what is on its way through it.
+pub struct TlsLink {
+    session: Session,
+    /// Encrypted, and not with the kernel yet.
+    out: Vec<u8>,
+    /// Bytes that the kernel has taken of the send under way.
+    sent: usize,
+    /// The core's write, whose bytes are in `out` or in the send under way.
+    write: Option<EncryptedWrite>,
+    /// The last send was not taken whole.
+    slow: bool,
+    /// Neither side can say anything more.
+    failed: bool,
+    /// The session's last alert is among the output, or there will be none.
+    closed: bool,
+    /// The peer has said that it will send nothing more.
+    peer_closed: bool,
+    /// Ends the sending direction when everything is with the kernel.
+    finish: bool,
+    /// Goes to that worker when everything is with the kernel.
+    moving: Option<(usize, Box<HandOver>)>,
+}
+
+impl TlsLink {
+    pub(super) fn new(session: Session) -> Box<Self> {
+        Box::new(Self {
+            session,
+            out: Vec::new(),
+            sent: 0,
+            write: None,
+            slow: false,
+            failed: false,
+            closed: false,
+            peer_closed: false,
+            finish: false,
+            moving: None,
+        })
+    }
+
+    /// The alert that ends the session in good order, if nothing is in its way.
+    pub(super) fn goodbye(&mut self) -> Option<Vec<u8>> {
+        let mut alert = Vec::new();
+        let is_free = self.out.is_empty() && !self.closed;
+        (is_free && self.session.close(&mut alert)).then_some(alert)
+    }
+
+    /// What is to be charged for it beside what the core knows.
+    fn held_bytes(&self) -> usize {
+        self.session.partial_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
+    }
+}
+
+impl fmt::Debug for TlsLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keys are nothing to print.
+        f.debug_struct("TlsLink").finish_non_exhaustive()
+    }
+}
+
+/// A part of a write of the core that has been encrypted.
+struct EncryptedWrite {
+    /// The core's own buffer, which goes back to it.
+    buffer: Vec<u8>,
+    /// Bytes of it that were encrypted.
+    bytes: usize,
+    /// They are in the send under way.
+    in_flight: bool,
+}
+
+impl<C: Core> Worker<C> {
+    /// TLS has taken what arrived, and this is what it comes to.
+    pub(super) fn on_decrypted(
+        &mut self,
+        now: Millis,
+        key: Key,
+        mut plain: Vec<u8>,
+        received: Received,
+    ) {
+        self.charge_tls(now, key);
+        self.flush_tls(key);
+        if !plain.is_empty() {
+            self.core.on_bytes(now, key, &mut plain);
+        }
+        self.plain = plain;
+        match received {
+            Received::Open => {}
+            Received::Closed => self.core.on_end(now, key, true),
+            Received::Failed(error) => {
+                self.core.on_transport_failed(now, key, &tls::explain(&error));
+            }
+        }
+    }
+
+    fn tls(&mut self, key: Key) -> Option<&mut TlsLink> {
+        self.link(key)?.tls.as_deref_mut()
+    }
+
+    /// Has the core charge the connection for what its TLS holds.
+    pub(super) fn charge_tls(&mut self, now: Millis, key: Key) {
+        if let Some(bytes) = self.tls(key).map(|tls| tls.held_bytes()) {
+            self.core.charge_transport(now, key, bytes);
+        }
+    }
+
+    /// Encrypts a first part of the core's write and sends it.
+    pub(super) fn write_tls(&mut self, now: Millis, key: Key, write: Write) {
+        let spare = self.spare.pop();
+        let Some(tls) = self.tls(key) else { return };
+        debug_assert!(tls.write.is_none(), "two writes at once");
+        if tls.out.capacity() == 0 {
+            tls.out = spare.unwrap_or_default();
+        }
+        let most = if tls.slow { RECORD_BYTES } else { SEND_BYTES };
+        let bytes = (write.to - write.from).min(most);
+        let data = write.buffer.get(write.from..write.from + bytes).unwrap_or_default();
+        if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
+            return self.core.on_written(now, key, write.buffer, None);
+        }
+        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, in_flight: false });
+        self.flush_tls(key);
+        self.charge_tls(now, key);
+    }
+
+    /// Ends the session, and the sending direction after it.
+    pub(super) fn finish_tls(&mut self, key: Key) {
+        let Some(tls) = self.tls(key) else { return };
+        if !tls.closed {
+            tls.closed = true;
+            tls.session.close(&mut tls.out);
+        }
+        tls.finish = true;
+        self.flush_tls(key);
+    }
+
+    /// Moves the connection to another worker once everything is with the kernel.
+    pub(super) fn hand_over_when_flushed(
+        &mut self,
+        key: Key,
+        worker: usize,
+        ticket: Box<HandOver>,
+    ) {
+        match self.tls(key) {
+            Some(tls) => {
+                tls.moving = Some((worker, ticket));
+                self.flush_tls(key);
+            }
+            None => self.hand_over(key, worker, ticket),
+        }
+    }
+
+    /// A connection has come from another worker, whose core knows no more than what it was asked.
+    pub(super) fn adopt_tls(&mut self, now: Millis, key: Key) {
+        self.charge_tls(now, key);
+        if self.tls(key).is_some_and(|tls| tls.peer_closed) {
+            self.core.on_end(now, key, true);
+        }
+    }
+
+    /// Sends what is encrypted, unless a send is under way; without any, takes the step that
+    /// waits for that.
+    fn flush_tls(&mut self, key: Key) {
+        let Some(link) = self.link(key) else { return };
+        let Some(tls) = link.tls.as_deref_mut() else { return };
+        if link.is_sending || link.cut {
+            return;
+        }
+        if !tls.out.is_empty() {
+            let out = std::mem::take(&mut tls.out);
+            tls.sent = 0;
+            if let Some(write) = &mut tls.write {
+                write.in_flight = true;
+            }
+            let bytes = out.len();
+            self.send(key, out, 0, bytes);
+        } else if let Some((worker, ticket)) = tls.moving.take() {
+            self.hand_over(key, worker, ticket);
+        } else if std::mem::take(&mut tls.finish) {
+            // Fails only where the peer is gone, which its receive will tell.
+            let _ = link.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// The kernel took `taken` bytes of `out`, which is encrypted, or failed.
+    pub(super) fn on_tls_sent(
+        &mut self,
+        now: Millis,
+        key: Key,
+        out: Vec<u8>,
+        taken: Option<usize>,
+    ) {
+        let Some(link) = self.link(key) else { return };
+        let Some(tls) = link.tls.as_deref_mut() else { return };
+        let Some(taken) = taken else {
+            tls.out.clear();
+            tls.failed = true;
+            tls.closed = true;
+            return match (tls.write.take(), &tls.moving) {
+                (Some(write), _) => self.core.on_written(now, key, write.buffer, None),
+                // Whoever receives next finds out.
+                (None, Some(_)) => self.flush_tls(key),
+                (None, None) => self.core.on_end(now, key, false),
+            };
+        };
+        tls.sent += taken;
+        tls.slow = tls.sent < out.len();
+        if tls.slow {
+            let (from, to) = (tls.sent, out.len());
+            self.send(key, out, from, to);
+            if taken > 0 {
+                self.core.on_write_progress(now, key);
+            }
+            return;
+        }
+        let write = tls.write.take_if(|write| write.in_flight);
+        if self.spare.len() < SPARE_BUFFERS {
+            let mut out = out;
+            out.clear();
+            self.spare.push(out);
+        }
+        self.charge_tls(now, key);
+        if let Some(write) = write {
+            self.core.on_written(now, key, write.buffer, Some(write.bytes));
+        }
+        self.flush_tls(key);
+    }
+}
+
+/// Puts what `input` holds of application data into `plain`, in place of what was there.
+pub(super) fn decrypt(link: &mut Link, input: &mut [u8], plain: &mut Vec<u8>) -> Received {
+    plain.clear();
+    match &mut link.tls {
+        // Once it has failed, all that is left is to let its alert arrive.
+        Some(tls) if !tls.failed => {
+            let received = tls.session.receive(input, plain, &mut tls.out);
+            match received {
+                Received::Open => {}
+                Received::Closed => tls.peer_closed = true,
+                Received::Failed(_) => {
+                    tls.failed = true;
+                    tls.closed = true;
+                }
+            }
+            received
+        }
+        _ => Received::Open,
+    }
+}
