@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::relay::admission::Admission;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Described, Owners, Settings};
+use crate::worker::features::Features;
 use crate::worker::{self, Mail, ProxyHeaders, Start};
 use rustls::ServerConfig;
 use std::io;
@@ -117,6 +118,7 @@ impl Fleet {
                 listener,
                 proxy_headers: proxy_headers.clone(),
                 tls: tls.clone(),
+                features: Features::ALL,
                 cpu: config.cpus.get(number % config.cpus.len().max(1)).copied(),
                 mailbox,
                 mailboxes: mailboxes.clone(),

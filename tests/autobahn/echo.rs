@@ -19,6 +19,7 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
+use pyrycode_relay::worker::features::Features;
 use pyrycode_relay::worker::{self, ProxyHeaders, Start, listener};
 use slab::Slab;
 use std::error::Error;
@@ -56,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         listener,
         proxy_headers: ProxyHeaders::From(Arc::default()),
         tls: None,
+        features: Features::ALL,
         cpu: None,
         mailbox: mail,
         mailboxes: vec![mailbox],
