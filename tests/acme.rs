@@ -298,7 +298,9 @@ async fn refused(args: &[&str], parts: &[&str]) {
 async fn checking_changes_nothing() {
     let folder = Folder::new();
     let check = async |cache: &Path| {
-        run(&["check", "--domain", DOMAIN, "--cert-cache", cache.to_str().unwrap()]).await
+        let places = ["--https-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+        let args = ["check", "--domain", DOMAIN, "--cert-cache", cache.to_str().unwrap()];
+        run(&[&args[..], &places].concat()).await
     };
     let missing = folder.path("not/there");
     let exit = check(&missing).await;

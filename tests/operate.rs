@@ -11,6 +11,8 @@
 )]
 
 mod common;
+#[path = "operate/rings.rs"]
+mod rings;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -138,13 +140,14 @@ async fn check_shows_every_flag_with_its_value_and_where_it_comes_from() {
     let folder = Folder::new();
     let file = folder.write("relay.conf", "# a comment\ngrace = 7s\nmax-phones = 3\n");
     let variables = [("PYRYCODE_RELAY_MAX_PHONES", "4"), ("PYRYCODE_RELAY_WRITE_TIMEOUT", "1m30s")];
-    let exit = run_with(&["check", "--config", &file, "-close-timeout", "2s"], &variables).await;
+    let args = ["check", "--config", &file, "-close-timeout", "2s", "-insecure-listen=127.0.0.1:0"];
+    let exit = run_with(&args, &variables).await;
     assert_eq!(checked(&exit, "close-timeout"), ("2s", "flag"));
     assert_eq!(checked(&exit, "max-phones"), ("4", "PYRYCODE_RELAY_MAX_PHONES"));
     assert_eq!(checked(&exit, "write-timeout"), ("1m30s", "PYRYCODE_RELAY_WRITE_TIMEOUT"));
     assert_eq!(checked(&exit, "grace"), ("7s", "line 2 of --config"));
     assert_eq!(checked(&exit, "rate-limit"), ("20/6s", "default"));
-    assert_eq!(checked(&exit, "insecure-listen"), ("127.0.0.1:8080", "default"));
+    assert_eq!(checked(&exit, "insecure-listen"), ("127.0.0.1:0", "flag"));
     assert!(checked(&exit, "workers").1.starts_with("worked out: the CPUs"));
     assert!(checked(&exit, "max-connections").1.contains("descriptors allow"));
     // Every flag of the help is there.
@@ -183,7 +186,10 @@ async fn every_flag_has_a_variable() {
         ("log-level", "warn", "warn"),
     ] {
         let variable = format!("PYRYCODE_RELAY_{}", name.to_ascii_uppercase().replace('-', "_"));
-        let exit = run_with(&["check"], &[(&variable, value)]).await;
+        let mut variables = vec![("PYRYCODE_RELAY_INSECURE_LISTEN", "127.0.0.1:0")];
+        variables.retain(|(other, _)| *other != variable);
+        variables.push((&variable, value));
+        let exit = run_with(&["check"], &variables).await;
         assert_eq!(checked(&exit, name), (shown, variable.as_str()));
     }
 }
@@ -254,7 +260,9 @@ impl Stage {
             std::fs::set_permissions(folder.join(path), mode).unwrap();
         }
         let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-        let tls = vec!["--tls-cert".into(), path("cert.pem"), "--tls-key".into(), path("key.pem")];
+        let mut tls =
+            vec!["--tls-cert".into(), path("cert.pem"), "--tls-key".into(), path("key.pem")];
+        tls.extend(["--https-listen".into(), "127.0.0.1:0".into()]);
         Self { folder, tls }
     }
 

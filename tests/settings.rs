@@ -40,8 +40,22 @@ fn with(args: &[&str], variables: &[(&str, &str)]) -> Command {
     command
 }
 
-/// What `check` prints of each setting: its value and where that comes from.
+/// What `check` prints of each setting: its value and where that comes from. Unless told where to
+/// listen, it is asked of no particular port, because others of this machine may have the default.
 fn checked(args: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, (String, String)> {
+    let has = |flag| args.iter().any(|arg| arg.starts_with(flag));
+    let anywhere: &[&str] = match (has("--insecure-listen"), has("--domain")) {
+        (true, _) => &[],
+        (_, true) => &["--https-listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"],
+        _ => &["--insecure-listen=127.0.0.1:0"],
+    };
+    checked_as_it_is(&[args, anywhere].concat(), variables)
+}
+
+fn checked_as_it_is(
+    args: &[&str],
+    variables: &[(&str, &str)],
+) -> BTreeMap<String, (String, String)> {
     let args = [&["check"], args].concat();
     let output = output(with(&args, variables));
     assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
@@ -153,24 +167,45 @@ fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
     for &(name, needs, one, other, default) in MATRIX {
         let (one, other, default) = (place(one), place(other), place(default));
         // The others come from the environment, which shows that these do not mix.
+        let anywhere = "127.0.0.1:0".to_owned();
         let mut variables: Vec<(&str, String)> = match needs {
-            Needs::Nothing => vec![],
-            Needs::Acme => {
-                vec![("DOMAIN", "relay.test".to_owned()), ("CERT_CACHE", place("FOLDER/c"))]
-            }
-            Needs::Files => {
-                vec![("TLS_CERT", place("FOLDER/c.pem")), ("TLS_KEY", place("FOLDER/c.key"))]
-            }
+            Needs::Nothing => vec![("INSECURE_LISTEN", anywhere)],
+            Needs::Acme => vec![
+                ("DOMAIN", "relay.test".to_owned()),
+                ("CERT_CACHE", place("FOLDER/c")),
+                ("HTTPS_LISTEN", anywhere.clone()),
+                ("HTTP_LISTEN", anywhere),
+            ],
+            Needs::Files => vec![
+                ("TLS_CERT", place("FOLDER/c.pem")),
+                ("TLS_KEY", place("FOLDER/c.key")),
+                ("HTTPS_LISTEN", anywhere),
+            ],
         };
+        // Where the default is a port that others of this machine may have, it is not asked for.
+        let is_taken = |address: &str| {
+            let bound = std::net::TcpListener::bind(address);
+            bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+        };
+        let is_port = name.ends_with("-listen");
+        let is_taken = is_port && is_taken(&default);
         let check = |args: &[&str], variables: &[(&str, String)]| {
             let variables: Vec<_> =
                 variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            checked(args, &variables).remove(name).unwrap_or_else(|| panic!("{name} is not shown"))
+            checked_as_it_is(args, &variables)
+                .remove(name)
+                .unwrap_or_else(|| panic!("{name} is not shown"))
         };
         let variable = name.replace('-', "_").to_uppercase();
         let from_variable = format!("PYRYCODE_RELAY_{variable}");
 
-        let (value, origin) = check(&[], &variables);
+        if is_port {
+            variables.retain(|(name, _)| *name != variable);
+        }
+        let (value, origin) = match is_taken {
+            true => (default.clone(), "default".to_owned()),
+            false => check(&[], &variables),
+        };
         if default == "worked out" {
             assert!(origin.starts_with("worked out: "), "{name}: {origin}");
         } else if variables.iter().any(|(name, _)| *name == variable) {
@@ -340,13 +375,23 @@ fn a_value_cannot_pass_for_another_line() {
 }
 
 #[test]
-fn check_listens_nowhere_and_shows_no_secret() {
+fn check_refuses_an_address_that_is_taken_and_shows_no_secret() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let secret = "{\"s3cret\":";
-    let args = ["--insecure-listen", &address, "--metrics-listen", &address];
-    assert_eq!(checked(&args, &[])["insecure-listen"].0, address);
-    let refused = output(with(&["check"], &[("FCM_CREDENTIALS", secret)]));
+    let free = "127.0.0.1:0";
+    for (data, metrics, flag) in
+        [(address.as_str(), free, "--insecure-listen"), (free, &address, "--metrics-listen")]
+    {
+        let args = ["check", "--insecure-listen", data, "--metrics-listen", metrics];
+        let refused = output(command(&args));
+        let stderr = text(&refused.stderr);
+        assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(1), ""), "{stderr}");
+        let says = format!("cannot listen on {address}");
+        assert!(stderr.contains(&says) && stderr.contains(flag), "{stderr}");
+    }
+    drop(taken);
+    assert_eq!(checked(&["--insecure-listen", &address], &[])["insecure-listen"].0, address);
+    let refused = output(with(&["check"], &[("FCM_CREDENTIALS", "{\"s3cret\":")]));
     assert_refused(&refused, &["PYRYCODE_RELAY_FCM_CREDENTIALS"]);
     assert!(!text(&refused.stderr).contains("s3cret"));
 }
@@ -420,9 +465,10 @@ impl Installed {
         command
     }
 
-    fn https(&self) -> [String; 2] {
+    fn https(&self) -> [String; 3] {
         let flag = |flag: &str, file| format!("--{flag}={}", self.path(file).display());
-        [flag("tls-cert", "c.pem"), flag("tls-key", "c.key")]
+        let listen = "--https-listen=127.0.0.1:0".to_owned();
+        [flag("tls-cert", "c.pem"), flag("tls-key", "c.key"), listen]
     }
 }
 
@@ -460,8 +506,8 @@ fn production_refuses_each_capability_but_that_for_ports() {
         return;
     }
     let installed = Installed::new("capabilities");
-    let [cert, key] = &installed.https();
-    let args = [cert.as_str(), key];
+    let [cert, key, listen] = &installed.https();
+    let args = [cert.as_str(), key, listen];
     let port = "-all,+net_bind_service";
     for (inheritable, ambient) in [("-all", "-all"), (port, "-all"), (port, port)] {
         let accepted = output(installed.check(&holding(inheritable, ambient), &args, PRODUCTION));

@@ -3,9 +3,9 @@
 use super::acme::{Acme, Source};
 use super::certificates::{Certificates, Files, server_config};
 use super::challenges::{self, Challenges};
+use super::listening;
 use crate::config::{CertificateSource, Exit, Https};
 use rustls::ServerConfig;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tracing::info;
@@ -67,14 +67,14 @@ impl Keeper {
     /// # Errors
     ///
     /// The address of `--http-listen`, which cannot be bound.
-    pub fn start(self) -> Result<(), (SocketAddr, io::Error)> {
+    pub fn start(self) -> Result<(), Exit> {
         match self.source {
             Kept::Files(files) => {
                 tokio::spawn(files.watch());
             }
             Kept::Acme { acme, challenges, http_listen } => {
                 if let Some(address) = http_listen {
-                    let listener = challenges::bind(address).map_err(|error| (address, error))?;
+                    let listener = listening::listen_by_tokio("--http-listen", address)?;
                     let bound = listener.local_addr().unwrap_or(address);
                     info!(remote = %bound, "listening_for_challenges");
                     tokio::spawn(challenges::serve(listener, challenges));

@@ -38,14 +38,21 @@ impl BufferGroup {
     /// What the kernel says.
     pub fn new(ring: &Ring, id: u16, size: u32, count: u16) -> io::Result<Self> {
         let room = count.next_power_of_two();
-        let memory = vec![0; size as usize * usize::from(count)].leak().as_mut_ptr();
-        let pages = (usize::from(room) * size_of::<BufRingEntry>()).div_ceil(PAGE);
+        let pages = Self::entries_bytes(count) as usize / PAGE;
         let pages = vec![Entries([0; PAGE]); pages].leak();
         let entries = pages.as_mut_ptr().cast();
         ring.register_buffers(pages, room, id)?;
+        // Only now, so that an attempt that the kernel refuses costs no more than the entries.
+        let memory = vec![0; size as usize * usize::from(count)].leak().as_mut_ptr();
         let mut group = Self { size, count, memory, entries, mask: room - 1, tail: 0 };
         (0..count).for_each(|buffer| group.give_back(buffer));
         Ok(group)
+    }
+
+    /// The size of the entries of so many buffers, in bytes: whole pages, which the kernel locks.
+    pub(super) const fn entries_bytes(count: u16) -> u64 {
+        let bytes = count.next_power_of_two() as usize * size_of::<BufRingEntry>();
+        (bytes.div_ceil(PAGE) * PAGE) as u64
     }
 
     /// The size of each buffer, in bytes.

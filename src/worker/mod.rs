@@ -132,19 +132,53 @@ pub struct Start {
     pub mailboxes: Vec<UnboundedSender<Mail>>,
     /// When the process's clock started.
     pub epoch: Instant,
-    /// Told once, when the worker has its ring and accepts.
-    pub ready: UnboundedSender<()>,
     /// Takes wake requests, which are dropped where there is no room.
     pub wakes: Sender<Box<Wake>>,
 }
 
-/// Runs a worker on the current thread until it has shut down.
+/// What a worker has of the kernel. It belongs to the thread that made it, because the ring does
+/// (`IORING_SETUP_SINGLE_ISSUER`); and it is made before anything listens, because the kernel may
+/// refuse it.
+pub struct Rings {
+    runtime: tokio_uring::Runtime,
+    ring: Ring,
+    small: BufferGroup,
+    large: BufferGroup,
+}
+
+impl Rings {
+    /// For the current thread, one of `workers` that share a memory budget. `entries`, a power of
+    /// two, is how many operations the ring queues before the kernel must take them; at most
+    /// [`ring::MAX_ENTRIES`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ring::probe`], and where descriptors have run out.
+    pub fn make(entries: u32, budget_bytes: u64, workers: usize) -> io::Result<Self> {
+        let mut builder = tokio_uring::builder();
+        builder.entries(RUNTIME_RING_ENTRIES).uring_builder(&ring::runtime_builder());
+        let runtime = tokio_uring::Runtime::new(&builder)?;
+        let ring = runtime.block_on(async { Ring::new(entries) })?;
+        let (small, large) = receive::buffers(&ring, budget_bytes, workers as u64)?;
+        Ok(Self { runtime, ring, small, large })
+    }
+
+    /// The memory that [`Rings::make`] has the kernel lock, in bytes. Kernels before 6.13 do not
+    /// count it.
+    #[must_use]
+    pub fn locked_bytes(entries: u32) -> u64 {
+        let runtime = ring::locked_bytes(RUNTIME_RING_ENTRIES, 2 * RUNTIME_RING_ENTRIES);
+        runtime + Ring::locked_bytes(entries) + receive::LOCKED_BYTES
+    }
+}
+
+/// Runs a worker on the current thread, which made `rings`, until it has shut down.
 ///
 /// # Errors
 ///
-/// The ring or the runtime cannot be made.
-pub fn run(start: Start) -> io::Result<()> {
-    run_core(start, Relay::new)
+/// The ring is broken.
+pub fn run(start: Start, rings: Rings) -> io::Result<()> {
+    run_core(start, rings, Relay::new)
 }
 
 /// As [`run`], with the core that `make` makes.
@@ -152,19 +186,18 @@ pub fn run(start: Start) -> io::Result<()> {
 /// # Errors
 ///
 /// As [`run`].
-pub fn run_core<C: Core>(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<()> {
+pub fn run_core<C: Core>(
+    start: Start,
+    rings: Rings,
+    make: impl FnOnce(Settings) -> C,
+) -> io::Result<()> {
     telemetry::set_core(start.settings.worker);
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
-    let mut builder = tokio_uring::builder();
-    builder.entries(RUNTIME_RING_ENTRIES).uring_builder(&ring::runtime_builder());
-    let runtime = tokio_uring::Runtime::new(&builder)?;
+    let Rings { runtime, ring, small, large } = rings;
     runtime.block_on(async {
-        let ready = start.ready.clone();
-        let mut worker = Worker::new(start, make)?;
-        // Nobody waits any more only where the process is ending.
-        let _ = ready.send(());
+        let mut worker = Worker::new(start, (ring, small, large), make);
         std::future::poll_fn(|cx| worker.turns(cx)).await
     })
 }
@@ -210,17 +243,18 @@ struct Worker<C> {
 }
 
 impl<C: Core> Worker<C> {
-    fn new(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<Self> {
+    fn new(
+        start: Start,
+        (ring, small, large): (Ring, BufferGroup, BufferGroup),
+        make: impl FnOnce(Settings) -> C,
+    ) -> Self {
         let Start {
             settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
-        let ring = Ring::new()?;
-        let (budget_bytes, workers) = (settings.budget.limit_bytes(), mailboxes.len() as u64);
-        let (small, large) = receive::buffers(&ring, budget_bytes, workers)?;
         let accept = ring::acceptable(&listener);
-        Ok(Self {
+        Self {
             core: make(settings),
             links: Vec::new(),
             listener: Some(listener),
@@ -246,7 +280,7 @@ impl<C: Core> Worker<C> {
             actions: Vec::new(),
             plain: Vec::new(),
             spare: Vec::new(),
-        })
+        }
     }
 
     /// Turns of the loop, as long as there is something to do; ready when the worker has shut down.

@@ -22,6 +22,10 @@ const LARGE_BYTES: u32 = 64 * 1024;
 const MIN_LARGE_BUFFERS: u64 = 32;
 const MAX_LARGE_BUFFERS: u64 = 128;
 
+/// The memory that the kernel locks for both groups' entries, in bytes.
+pub(super) const LOCKED_BYTES: u64 = BufferGroup::entries_bytes(SMALL_BUFFERS)
+    + BufferGroup::entries_bytes(MAX_LARGE_BUFFERS as u16);
+
 /// Receives that found no buffer and are tried again in one turn: about as many as will find one.
 pub(super) const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
 

@@ -17,13 +17,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
 
-/// Operations that are queued before the kernel must take them.
-const ENTRIES: u32 = 1024;
+/// Operations that are queued before the kernel must take them, where locked memory is no matter.
+pub const MAX_ENTRIES: u32 = 1024;
+/// The fewest that are worth a worker.
+pub const MIN_ENTRIES: u32 = 64;
 /// Room for completions, in multiples of that.
 const COMPLETIONS_PER_ENTRY: u32 = 8;
 /// Completions of one turn, about: what is ready beyond them, a kernel that hands out small
 /// portions keeps for the next. Fewer than there are small receive buffers.
 const COMPLETIONS_PER_TURN: usize = 256;
+
+const PAGE_BYTES: u64 = 4096;
 
 /// How often the kernel may ask for patience before it takes an operation: for memory, above all.
 const TRIES: usize = 10_000;
@@ -104,19 +108,25 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring for the current thread, which no other may use, in a runtime of tokio.
+    /// A ring for the current thread, which no other may use, in a runtime of tokio. It queues so
+    /// many operations before the kernel must take them, a power of two.
     ///
     /// # Errors
     ///
     /// As [`probe`], and where descriptors have run out.
     #[allow(unsafe_code)]
-    pub fn new() -> io::Result<Self> {
-        let (uring, signal) = make(ENTRIES)?;
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let (uring, signal) = make(entries)?;
         // Its edge is all that counts, so it is never read.
         // SAFETY: the descriptor is owned, and stays open and the same until it is dropped with its
         // registration.
         let signal = unsafe { AsyncFd::register_with_interest(signal, Interest::READABLE)? };
         Ok(Self { uring, signal, sending: ManuallyDrop::default(), broken: None })
+    }
+
+    /// The memory that the kernel locks for one, in bytes.
+    pub(super) fn locked_bytes(entries: u32) -> u64 {
+        locked_bytes(entries, entries * COMPLETIONS_PER_ENTRY)
     }
 
     /// Has the task woken when something completes from now on.
@@ -367,7 +377,19 @@ fn make(entries: u32) -> io::Result<(IoUring, OwnedFd)> {
         .build(entries)?;
     let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     ring.submitter().register_eventfd(signal.as_raw_fd())?;
+    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
+    ring.submit()?;
     Ok((ring, signal))
+}
+
+/// The memory that the kernel locks for a ring with so many entries and so much room for
+/// completions, in bytes: a region with a header, completions of 16 bytes and an index of 4 for
+/// each entry, and a region of entries of 64 bytes, in whole pages (io_uring/io_uring.c).
+pub(super) fn locked_bytes(entries: u32, completions: u32) -> u64 {
+    const HEADER_BYTES: u64 = 256;
+    let (entries, completions) = (u64::from(entries), u64::from(completions));
+    let in_pages = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
+    in_pages(HEADER_BYTES + completions * 16 + entries * 4) + in_pages(entries * 64)
 }
 
 /// Tries out whether this process may make rings and use them.
@@ -379,7 +401,5 @@ fn make(entries: u32) -> io::Result<(IoUring, OwnedFd)> {
 /// where it is too old for what the relay asks of it, `ENOMEM` where the limit on locked memory is
 /// too low.
 pub fn probe() -> io::Result<()> {
-    let (ring, _signal) = make(8)?;
-    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
-    ring.submit().map(drop)
+    make(8).map(drop)
 }
