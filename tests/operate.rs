@@ -14,8 +14,10 @@ mod common;
 #[path = "operate/rings.rs"]
 mod rings;
 
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -444,9 +446,22 @@ async fn systemd_is_told_when_it_is_ready_alive_reloading_and_stopping() {
     let folder = Folder::new();
     let path = folder.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
+    hears_of_its_life(&socket, path.as_os_str()).await;
+}
+
+#[tokio::test]
+async fn a_supervisor_with_an_abstract_socket_is_told_the_same() {
+    let name = format!("pyrycode-relay-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    hears_of_its_life(&socket, OsStr::new(&format!("@{name}"))).await;
+}
+
+/// What a supervisor hears at `socket`, which it names `address`.
+async fn hears_of_its_life(socket: &UnixDatagram, address: &OsStr) {
     socket.set_read_timeout(Some(SOON)).unwrap();
     let mut relay = Relay::start_with(&[], |command| {
-        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+        command.env("NOTIFY_SOCKET", address).env("WATCHDOG_USEC", "400000");
         command.env_remove("WATCHDOG_PID");
     })
     .await;
