@@ -328,6 +328,19 @@ fn a_variable_that_is_overridden_is_not_even_read() {
 }
 
 #[test]
+fn a_file_may_begin_with_a_byte_order_mark_and_must_be_utf_8() {
+    let folder = Folder::new();
+    let file = folder.write("marked.conf", "\u{feff}grace = 7s\r\nmax-phones = 3\r\n");
+    let rows = checked(&["--config", &file], &[]);
+    assert_eq!(rows["grace"], ("7s".to_owned(), "line 1 of --config".to_owned()));
+    assert_eq!(rows["max-phones"].0, "3");
+    let wide = "\u{feff}grace = 7s\n".encode_utf16().flat_map(u16::to_le_bytes);
+    let file = folder.write("wide.conf", wide.collect::<Vec<u8>>());
+    let refused = output(command(&["check", "--config", &file]));
+    assert_refused(&refused, &["wide.conf", "not text in UTF-8; save it as such"]);
+}
+
+#[test]
 fn values_that_are_not_text_are_refused() {
     use std::os::unix::ffi::OsStrExt as _;
     let mut command = command(&["check"]);

@@ -5,6 +5,7 @@ use super::certificates::{Certificates, Files, server_config};
 use super::challenges::{self, Challenges};
 use super::listening;
 use crate::config::{CertificateSource, Exit, Https};
+use crate::words;
 use rustls::ServerConfig;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,8 +32,9 @@ impl Keeper {
     /// A refusal: what cannot be served, and how to mend it.
     pub fn open(https: &Https, only_look: bool) -> Result<Self, Exit> {
         let certificates = Certificates::new(https.domain.clone());
-        let config = server_config(&certificates)
-            .map_err(|error| Exit::refusal(&format!("TLS cannot be served: {error}")))?;
+        let config = server_config(&certificates).map_err(|error| {
+            Exit::refusal(&format!("TLS cannot be served: {}", words::of_tls(&error)))
+        })?;
         let source = match &https.certificate {
             CertificateSource::Files { cert, key } => {
                 Kept::Files(Files::open(certificates.clone(), cert, key)?)

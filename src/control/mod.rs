@@ -4,7 +4,7 @@
 //!
 //! - `crew`, `locked_memory`: the workers' threads and rings, before they have anything to do
 //! - `fleet`: the workers, as they are seen from here
-//! - [`keeper`], [`certificates`], [`acme`], [`challenges`]: certificates that look after themselves
+//! - [`keeper`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates that look after themselves
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: what it brings along for the tools around it
 //! - `monitoring`, [`process`]: metrics, health, status
@@ -22,6 +22,7 @@ mod listening;
 mod locked_memory;
 mod monitoring;
 mod notify;
+mod pem;
 mod production;
 mod reload;
 
