@@ -26,8 +26,10 @@ use std::time::Duration;
 use common::certs::{Authority, Folder};
 use common::{
     Exit, Process, Raw, Relay, Request, SOON, Signal, TEXT, command, envelope, masked,
-    open_envelope, run, wait_until,
+    open_envelope, run, soon, wait_until,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// Runs the relay with these arguments and variables to its end.
 async fn run_with(args: &[&str], variables: &[(&str, &str)]) -> Exit {
@@ -133,6 +135,30 @@ async fn status_tells_how_the_relay_is_doing_or_that_there_is_none() {
     assert_eq!(exit.status.code(), Some(1));
     assert!(exit.stderr.contains("--metrics-listen"), "{}", exit.stderr);
     assert_eq!(exit.stderr.lines().count(), 1);
+}
+
+#[tokio::test]
+async fn a_health_checker_that_names_no_host_is_answered_and_a_foreign_name_is_not() {
+    let relay = Relay::start(&["--metrics-listen", "127.0.0.1:0"]).await;
+    let line = relay.wait_for_log("listening_for_metrics").await;
+    let addr: std::net::SocketAddr = line.get("remote").unwrap().parse().unwrap();
+    for (head, status) in [
+        ("GET /readyz HTTP/1.0\r\n\r\n", "HTTP/1.0 200"),
+        ("HEAD /healthz HTTP/1.0\r\nUser-Agent: checker\r\n\r\n", "HTTP/1.0 200"),
+        ("GET /metrics HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n", "HTTP/1.1 200"),
+        ("GET /readyz HTTP/1.0\r\nHost: evil.example\r\n\r\n", "HTTP/1.0 421"),
+        ("GET http://evil.example/ HTTP/1.0\r\n\r\n", "HTTP/1.0 421"),
+    ] {
+        let ask = async {
+            let mut tcp = TcpStream::connect(addr).await.unwrap();
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            tcp.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = soon("an answer", ask).await;
+        assert!(answer.starts_with(status), "{head}: {answer}");
+    }
 }
 
 // ---- where configuration comes from

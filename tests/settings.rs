@@ -263,6 +263,13 @@ async fn the_relay_that_runs_heeds_its_environment() {
 type Refusal =
     (&'static [&'static str], &'static [(&'static str, &'static str)], &'static [&'static str]);
 
+/// What whoever comes from the Go relay is told, where the flag was a switch.
+const SWITCH: &[&str] = &[
+    "--trust-x-forwarded-for: it names the proxies",
+    "as in --trust-x-forwarded-for 10.0.0.0/8",
+    "the Go relay believed whoever connects",
+];
+
 #[test]
 fn what_is_refused_is_blamed_on_where_it_comes_from() {
     let table: &[Refusal] = &[
@@ -309,6 +316,10 @@ fn what_is_refused_is_blamed_on_where_it_comes_from() {
         (&["--tls-cert=/no/c", "--tls-key=/no/k"], &[], &["--tls-cert", "/no/c"]),
         (&["--tls-key=/no/k"], &[("TLS_CERT", "/no/c")], &["/no/c", "PYRYCODE_RELAY_TLS_CERT"]),
         (&["-grace"], &[], &["--grace: it needs a value"]),
+        (&["--trust-x-forwarded-for"], &[], SWITCH),
+        (&["-trust-x-forwarded-for=true"], &[], SWITCH),
+        (&["--trust-x-forwarded-for", "--insecure-listen", ":1"], &[], SWITCH),
+        (&[], &[("TRUST_X_FORWARDED_FOR", "1")], SWITCH),
         (&["-grce", "1s"], &[], &["did you mean --grace?"]),
     ];
     for (args, variables, says) in table {
@@ -423,7 +434,33 @@ fn check_works_out_what_is_left_open() {
     assert!(few["max-connections-per-address"].1.contains("more than a quarter"), "{few:?}");
 }
 
+#[test]
+fn to_answer_challenges_nowhere_goes_with_everything() {
+    let folder = certificates();
+    let file = |name: &str| folder.path(name).to_str().unwrap().to_owned();
+    let (cert, key) = (file("a.pem"), file("a.key"));
+    let files = ["--tls-cert", &cert, "--tls-key", &key, "--https-listen=127.0.0.1:0"];
+    for args in [&files[..], &["--insecure-listen=127.0.0.1:0"]] {
+        let rows = checked_as_it_is(&[args, &["--http-listen", ""]].concat(), &[]);
+        assert_eq!(rows["http-listen"].0, "");
+        let refused = output(command(&[&["check"], args, &["--http-listen", ":1"]].concat()));
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    }
+}
+
 // ---- production
+
+#[test]
+fn where_there_may_be_other_instances_a_word_is_wanted() {
+    let check = |variables: &[(&str, &str)]| {
+        let mut command = with(&["check", "--insecure-listen=127.0.0.1:0"], variables);
+        command.env("FLY_APP_NAME", "relay");
+        output(command)
+    };
+    assert_refused(&check(&[]), &["FLY_APP_NAME is set", "PYRYCODE_RELAY_SINGLE_INSTANCE=1"]);
+    let checked = check(&[("SINGLE_INSTANCE", "1")]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+}
 
 /// Nobody, by its number.
 const UNPRIVILEGED: u32 = 65_534;
