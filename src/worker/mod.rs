@@ -124,8 +124,6 @@ pub struct Start {
     pub proxy_headers: ProxyHeaders,
     /// What is spoken on them: TLS, or WebSocket in the clear.
     pub tls: Option<Arc<ServerConfig>>,
-    /// What its ring may ask of the kernel.
-    pub features: Features,
     /// The CPU to run on.
     pub cpu: Option<usize>,
     /// The worker's mail.
@@ -134,19 +132,57 @@ pub struct Start {
     pub mailboxes: Vec<UnboundedSender<Mail>>,
     /// When the process's clock started.
     pub epoch: Instant,
-    /// Told once, when the worker has its ring and accepts.
-    pub ready: UnboundedSender<()>,
     /// Takes wake requests, which are dropped where there is no room.
     pub wakes: Sender<Box<Wake>>,
 }
 
-/// Runs a worker on the current thread until it has shut down.
+/// What a worker has of the kernel. It belongs to the thread that made it, because the ring does
+/// (`IORING_SETUP_SINGLE_ISSUER`); and it is made before anything listens, because the kernel may
+/// refuse it.
+pub struct Rings {
+    runtime: tokio_uring::Runtime,
+    ring: Ring,
+    small: BufferGroup,
+    large: BufferGroup,
+}
+
+impl Rings {
+    /// For the current thread, one of `workers` that share a memory budget. `entries`, a power of
+    /// two, is how many operations the ring queues before the kernel must take them; at most
+    /// [`ring::MAX_ENTRIES`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ring::probe`], and where descriptors have run out.
+    pub fn make(
+        entries: u32,
+        features: Features,
+        budget_bytes: u64,
+        workers: usize,
+    ) -> io::Result<Self> {
+        let runtime = runtime::new()?;
+        let uring = ring::make(entries)?;
+        let (small, large) = receive::buffers(&uring, budget_bytes, workers as u64)?;
+        // Last, since it stays: until here, all is given back where the kernel refuses something.
+        Ok(Self { runtime, ring: Ring::new(uring, features), small, large })
+    }
+
+    /// The memory that [`Rings::make`] has the kernel lock, in bytes. Kernels before 6.13 do not
+    /// count it.
+    #[must_use]
+    pub fn locked_bytes(entries: u32) -> u64 {
+        let runtime = ring::locked_bytes(runtime::RING_ENTRIES, 2 * runtime::RING_ENTRIES);
+        runtime + Ring::locked_bytes(entries) + receive::LOCKED_BYTES
+    }
+}
+
+/// Runs a worker on the current thread, which made `rings`, until it has shut down.
 ///
 /// # Errors
 ///
-/// The ring or the runtime cannot be made.
-pub fn run(start: Start) -> io::Result<()> {
-    run_core(start, Relay::new)
+/// The ring is broken.
+pub fn run(start: Start, rings: Rings) -> io::Result<()> {
+    run_core(start, rings, Relay::new)
 }
 
 /// As [`run`], with the core that `make` makes.
@@ -154,16 +190,18 @@ pub fn run(start: Start) -> io::Result<()> {
 /// # Errors
 ///
 /// As [`run`].
-pub fn run_core<C: Core>(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<()> {
+pub fn run_core<C: Core>(
+    start: Start,
+    rings: Rings,
+    make: impl FnOnce(Settings) -> C,
+) -> io::Result<()> {
     telemetry::set_core(start.settings.worker);
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
-    runtime::new()?.block_on(async {
-        let ready = start.ready.clone();
-        let mut worker = Worker::new(start, make)?;
-        // Nobody waits any more only where the process is ending.
-        let _ = ready.send(());
+    let Rings { runtime, ring, small, large } = rings;
+    runtime.block_on(async {
+        let mut worker = Worker::new(start, (ring, small, large), make)?;
         while worker.serve()? == Served::UntilRuntimeReady {
             runtime::turn().await;
         }
@@ -218,24 +256,16 @@ struct Worker<C> {
 }
 
 impl<C: Core> Worker<C> {
-    fn new(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<Self> {
+    fn new(
+        start: Start,
+        (mut ring, small, large): (Ring, BufferGroup, BufferGroup),
+        make: impl FnOnce(Settings) -> C,
+    ) -> io::Result<Self> {
         let Start {
-            settings,
-            listener,
-            proxy_headers,
-            tls,
-            features,
-            mailbox,
-            mailboxes,
-            epoch,
-            wakes,
-            ..
+            settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
-        let mut ring = Ring::new(features)?;
-        let (budget_bytes, workers) = (settings.budget.limit_bytes(), mailboxes.len() as u64);
-        let (small, large) = receive::buffers(&ring, budget_bytes, workers)?;
         let inbox = runtime::receive(mailbox);
         let runtime = runtime::descriptor()?;
         ring.watch_runtime(runtime);

@@ -24,13 +24,17 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// Operations that are queued before the kernel must take them.
-const ENTRIES: u32 = 1024;
+/// Operations that are queued before the kernel must take them, where locked memory is no matter.
+pub const MAX_ENTRIES: u32 = 1024;
+/// The fewest that are worth a worker.
+pub const MIN_ENTRIES: u32 = 64;
 /// Room for completions, in multiples of that.
 const COMPLETIONS_PER_ENTRY: u32 = 8;
 /// Completions of one turn: what is ready beyond them waits for the next. Fewer than there are
 /// small receive buffers.
 const COMPLETIONS_PER_TURN: usize = 256;
+
+const PAGE_BYTES: u64 = 4096;
 
 /// How often the kernel may ask for patience before it takes an operation: for memory, above all.
 const TRIES: usize = 10_000;
@@ -161,13 +165,10 @@ pub struct Counts {
 }
 
 impl Ring {
-    /// A ring for the current thread, which no other may use. It exists as long as the process.
-    ///
-    /// # Errors
-    ///
-    /// As [`probe`].
-    pub fn new(features: Features) -> io::Result<Self> {
-        let uring = Box::leak(Box::new(make(ENTRIES)?));
+    /// A ring for the current thread, which no other may use, of what [`make`] has made. It exists
+    /// as long as the process.
+    pub fn new(uring: IoUring, features: Features) -> Self {
+        let uring = Box::leak(Box::new(uring));
         let no_iowait = features.no_iowait && uring.params().is_feature_no_iowait();
         let (mut submitter, queue, completions) = uring.split();
         if features.registered_ring {
@@ -176,7 +177,7 @@ impl Ring {
         }
         let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
         flags.set(EnterFlags::NO_IOWAIT, no_iowait);
-        Ok(Self {
+        Self {
             submitter,
             queue,
             completions,
@@ -185,7 +186,12 @@ impl Ring {
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
-        })
+        }
+    }
+
+    /// The memory that the kernel locks for one, in bytes.
+    pub(super) fn locked_bytes(entries: u32) -> u64 {
+        locked_bytes(entries, entries * COMPLETIONS_PER_ENTRY)
     }
 
     /// System calls so far.
@@ -366,24 +372,24 @@ impl Ring {
         let entry = opcode::PollAdd::new(types::Fd(descriptor), libc::POLLIN as u32).build();
         self.push(&entry.user_data(user_data(RUNTIME, 0)));
     }
+}
 
-    /// Lets the kernel choose from `count` receive buffers, a power of two.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    #[allow(unsafe_code)]
-    pub fn register_buffers(
-        &self,
-        entries: &'static [super::buffers::Entries],
-        count: u16,
-        group: u16,
-    ) -> io::Result<()> {
-        let address = entries.as_ptr() as u64;
-        assert!(size_of_val(entries) >= usize::from(count) * size_of::<types::BufRingEntry>());
-        // SAFETY: the memory lives as long as the process and has room for so many entries.
-        unsafe { self.submitter.register_buf_ring_with_flags(address, count, group, 0) }
-    }
+/// Lets the kernel choose from `count` receive buffers, a power of two.
+///
+/// # Errors
+///
+/// What the kernel says.
+#[allow(unsafe_code)]
+pub(super) fn register_buffers(
+    uring: &IoUring,
+    entries: &'static [super::buffers::Entries],
+    count: u16,
+    group: u16,
+) -> io::Result<()> {
+    let address = entries.as_ptr() as u64;
+    assert!(size_of_val(entries) >= usize::from(count) * size_of::<types::BufRingEntry>());
+    // SAFETY: the memory lives as long as the process and has room for so many entries.
+    unsafe { uring.submitter().register_buf_ring_with_flags(address, count, group, 0) }
 }
 
 /// What a completion says; a send gives back its buffer.
@@ -431,14 +437,32 @@ fn accepted(result: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// A ring as a worker needs it.
-fn make(entries: u32) -> io::Result<IoUring> {
-    IoUring::builder()
+/// A ring as a worker needs it, for the current thread alone. It queues so many operations before
+/// the kernel must take them, a power of two.
+///
+/// # Errors
+///
+/// As [`probe`], and where descriptors have run out.
+pub fn make(entries: u32) -> io::Result<IoUring> {
+    let ring = IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
         .setup_cqsize(entries * COMPLETIONS_PER_ENTRY)
-        .build(entries)
+        .build(entries)?;
+    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
+    ring.submit()?;
+    Ok(ring)
+}
+
+/// The memory that the kernel locks for a ring with so many entries and so much room for
+/// completions, in bytes: a region with a header, completions of 16 bytes and an index of 4 for
+/// each entry, and a region of entries of 64 bytes, in whole pages (io_uring/io_uring.c).
+pub(super) fn locked_bytes(entries: u32, completions: u32) -> u64 {
+    const HEADER_BYTES: u64 = 256;
+    let (entries, completions) = (u64::from(entries), u64::from(completions));
+    let in_pages = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
+    in_pages(HEADER_BYTES + completions * 16 + entries * 4) + in_pages(entries * 64)
 }
 
 /// Tries out whether this process may make rings and use them.
@@ -450,7 +474,5 @@ fn make(entries: u32) -> io::Result<IoUring> {
 /// where it is too old for what the relay asks of it, `ENOMEM` where the limit on locked memory is
 /// too low.
 pub fn probe() -> io::Result<()> {
-    let ring = make(8)?;
-    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
-    ring.submit().map(drop)
+    make(8).map(drop)
 }

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// The runtime's own ring: nothing uses it while mail comes by other means.
-const RING_ENTRIES: u32 = 8;
+pub(super) const RING_ENTRIES: u32 = 8;
 
 /// Mail that has come, for the worker to take.
 pub(super) type Inbox = Rc<RefCell<VecDeque<Mail>>>;
