@@ -1,6 +1,7 @@
 //! One connection's state, as plain data, and its deadlines.
 
 use super::admission::Pass;
+use super::ahead::Ahead;
 use super::backlogs::Place;
 use super::outbox::Outbox;
 use super::registry::EntryKey;
@@ -10,7 +11,6 @@ use crate::protocol::frames::Decoder;
 use crate::protocol::ids::ConnId;
 use crate::protocol::upgrade::{HeadScanner, Upgrade};
 use crate::telemetry::Remote;
-use std::collections::VecDeque;
 
 /// Everything the relay knows of one connection.
 pub struct Connection {
@@ -102,7 +102,7 @@ pub struct Newcomer {
     /// Its name in logs.
     pub conn_id: ConnId,
     /// Messages that it sent meanwhile, to be handled if it wins.
-    pub held: VecDeque<Vec<u8>>,
+    pub ahead: Ahead,
 }
 
 /// How a connection ends.

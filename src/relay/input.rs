@@ -8,9 +8,6 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::frames::{self, Incoming};
 use crate::protocol::json;
 
-/// A newcomer's messages are read ahead to this many bytes while it waits for a probe.
-const NEWCOMER_HELD_BYTES: usize = 64 * 1024;
-
 impl Relay {
     /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
     pub fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
@@ -84,15 +81,19 @@ impl Relay {
         }
     }
 
-    /// Charges what the decoder holds, beside what a newcomer has sent ahead.
+    /// Charges what the decoder holds, beside what a newcomer has sent ahead. Once for all that
+    /// arrived together: the cost of a message is that of its bytes.
     fn charge_half_read(&mut self, now: Millis, key: Key, buffered: usize) {
-        let Some(connection) = self.connection(key) else { return };
-        let held = match &connection.stage {
-            Stage::Newcomer(newcomer) => newcomer.held.iter().map(Vec::len).sum(),
-            _ => 0,
-        };
-        if connection.input_charge as usize != buffered + held {
-            self.charge_input(now, key, buffered + held);
+        // Making room may cost the holder its connection, and what was sent ahead is handled then.
+        while let Some(connection) = self.connection(key) {
+            let held = match &connection.stage {
+                Stage::Newcomer(newcomer) => newcomer.ahead.held_bytes(),
+                _ => 0,
+            };
+            let charged = connection.input_charge as usize;
+            if charged == buffered + held || !self.charge_input(now, key, buffered + held) {
+                return;
+            }
         }
     }
 
@@ -164,10 +165,8 @@ impl Relay {
                 None => self.on_binary_message(now, key, bytes),
             },
             Stage::Newcomer(newcomer) => {
-                newcomer.held.push_back(bytes.to_vec());
-                let held: usize = newcomer.held.iter().map(Vec::len).sum();
-                connection.paused = held > NEWCOMER_HELD_BYTES;
-                self.charge_input(now, key, held);
+                newcomer.ahead.push(bytes);
+                connection.paused = newcomer.ahead.is_full();
             }
             _ => {}
         }

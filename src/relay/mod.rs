@@ -19,6 +19,7 @@
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
+//! - [`ahead`]: what a newcomer says before it has won
 //! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
 //!   stand on
 //!
@@ -39,6 +40,7 @@ mod output;
 mod sessions;
 
 pub mod admission;
+pub mod ahead;
 pub mod backlogs;
 pub mod budget;
 pub mod connection;

@@ -1,6 +1,7 @@
 //! Claims, registrations, probes and grace: the effects of what the registry decides
 //! (PROTOCOL.md, chapter 3).
 
+use super::ahead::Ahead;
 use super::connection::{Connection, Newcomer, Stage};
 use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure};
 use super::timers::{Millis, NEVER};
@@ -10,7 +11,6 @@ use crate::protocol::close::Close;
 use crate::protocol::ids::{ConnId, ServerId};
 use crate::protocol::upgrade::{self, Role, Upgrade};
 use rand::Rng;
-use std::collections::VecDeque;
 use tracing::{info, warn};
 
 impl Relay {
@@ -61,7 +61,7 @@ impl Relay {
         let remote = self.connection(key).map(|connection| connection.remote);
         match claim {
             Claim::Waiting { holder, first } => {
-                let newcomer = Newcomer { entry, conn_id, held: VecDeque::new() };
+                let newcomer = Newcomer { entry, conn_id, ahead: Ahead::default() };
                 self.set_stage(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
                     self.wheel.arm_at(timer, now + self.limits.probe_timeout_ms);
@@ -248,7 +248,7 @@ impl Relay {
             connection.stage = stage;
             return;
         };
-        let Newcomer { entry, conn_id, held } = *newcomer;
+        let Newcomer { entry, conn_id, ahead } = *newcomer;
         connection.stage = Stage::Binary { entry, conn_id };
         if std::mem::take(&mut connection.paused) {
             self.actions.push(Action::Read(winner));
@@ -256,8 +256,10 @@ impl Relay {
         self.resume_deadlines(now, winner);
         let half_read = self.connection(winner).map_or(0, |c| c.decoder.buffered_bytes());
         self.charge_input(now, winner, half_read);
-        for message in held {
-            self.on_binary_message(now, winner, &message);
+        // Linear in what was sent ahead, which was read before the pause took hold: no more than
+        // one newcomer's share of what a turn receives.
+        for message in ahead.messages() {
+            self.on_binary_message(now, winner, message);
         }
     }
 

@@ -338,6 +338,24 @@ fn a_silent_holder_is_taken_over_when_the_probe_is_over() {
 }
 
 #[test]
+fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
+    let mut world = World::new();
+    let holder = world.binary("a");
+    let newcomer = world.binary("a");
+    world.frames(holder);
+    assert!(world.relay.wants_read(newcomer));
+    let (before, empty) = (world.relay.charged_bytes(), masked(1, b"").repeat(10_000));
+    world.bytes(newcomer, &empty);
+    assert!(!world.relay.wants_read(newcomer), "empty messages fill it too");
+    let charged = world.relay.charged_bytes() - before;
+    assert!((40_000..=80_000).contains(&charged), "{charged} bytes, each length 4");
+    world.pass(10_100);
+    assert_eq!(world.closed(holder), pair(1011, "heartbeat timeout"));
+    assert!(world.relay.wants_read(newcomer));
+    assert_eq!(world.relay.charged_bytes(), 0);
+}
+
+#[test]
 fn a_phone_that_does_not_read_is_closed_at_four_mebibytes_and_its_sibling_is_not_delayed() {
     let mut world = World::new();
     let (binary, slow, quick) = (world.binary("a"), world.phone("a"), world.phone("a"));

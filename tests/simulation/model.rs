@@ -28,6 +28,10 @@ pub const TOO_MANY: Reason = (4429, "too many phones for server-id");
 const TICK_MS: Ms = 8;
 const PHONE_OUTBOX_BYTES: usize = 4 << 20;
 pub const FRAME_OVERHEAD: usize = 64;
+/// A newcomer that has sent this much ahead is no longer read.
+pub const AHEAD_FULL: usize = 16 << 10;
+/// What each message sent ahead takes beside its payload.
+const AHEAD_OVERHEAD: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -83,6 +87,7 @@ pub struct Conn {
     /// Payload of the fragments so far of a message that is not complete.
     pub fragments: Option<usize>,
     pub held: Vec<Msg>,
+    /// What the held messages take, each with its length.
     pub held_bytes: usize,
     pub ended: bool,
     /// Not read for the sake of somebody's backlog; as the world has seen it.
@@ -414,7 +419,7 @@ impl Model {
                     State::Binary => self.binary_says(link, msg, now),
                     _ => {
                         conn.held.push(msg);
-                        conn.held_bytes += bytes;
+                        conn.held_bytes += bytes + AHEAD_OVERHEAD;
                     }
                 }
                 return;

@@ -2,7 +2,7 @@
 //! the relay as `src/worker/mod.rs` does, and after every call compares it with the model.
 
 use crate::check;
-use crate::model::{BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State, Who};
+use crate::model::{AHEAD_FULL, BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State, Who};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::wire::{Item, Payload};
@@ -794,6 +794,8 @@ impl World {
                 if !reads {
                     self.check_pause(link);
                 }
+                let ahead = conn.state == State::Newcomer && conn.held_bytes >= AHEAD_FULL;
+                check!(!(reads && ahead), "pause", "link {link} is read on and on");
                 if conn.paused == reads {
                     resumed.push((link, reads));
                 }
@@ -840,7 +842,7 @@ impl World {
                 }
                 let begun = half_read > 0 || conn.fragments.is_some();
                 let most = if begun { 4096 + 2 * half_read } else { 0 };
-                (conn.held_bytes + half_read.saturating_sub(14), conn.held_bytes + most)
+                (conn.held_bytes + half_read.saturating_sub(14), 2 * conn.held_bytes + most)
             }
             State::Closing if conn.closing.discard => (0, 0),
             State::Cut => (0, 0),
@@ -867,7 +869,7 @@ impl World {
     fn check_pause(&self, link: Link) {
         let conn = &self.model.conns[link];
         let reason = match conn.state {
-            State::Newcomer => conn.held_bytes,
+            State::Newcomer => conn.held_bytes.saturating_sub(AHEAD_FULL - 1),
             State::Phone => self.model.ids[conn.id]
                 .holder()
                 .and_then(|holder| self.glimpse(holder))
