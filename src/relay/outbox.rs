@@ -17,7 +17,8 @@ pub const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// A chunk takes no further frame once it would pass this size. A larger frame has its own chunk.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3).
+/// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3). With at most
+/// one ping among them, the queue is walked once in as many bytes of pongs: O(1) for each.
 const CONTROL_BYTES: usize = 1024;
 
 /// What a frame with this many payload bytes is charged.
@@ -53,6 +54,10 @@ pub struct Outbox {
     frame_left: u32,
     /// What the half-sent frame is charged.
     frame_charge: u32,
+    /// The half-sent frame is a ping.
+    frame_is_ping: bool,
+    /// A ping is queued or in flight.
+    has_ping: bool,
     charged: u32,
     /// Unsent bytes of the head while it is with the kernel, else 0.
     in_flight: u32,
@@ -81,6 +86,12 @@ impl Outbox {
         self.in_flight > 0
     }
 
+    /// Whether a ping waits for the kernel to take it: then it serves whoever asks for another.
+    #[must_use]
+    pub fn has_ping(&self) -> bool {
+        self.has_ping
+    }
+
     /// Queues one frame: `write` appends exactly its `frame_bytes` bytes (header and payload).
     /// It is charged [`charge_of`] its payload.
     pub fn push_frame(
@@ -105,20 +116,24 @@ impl Outbox {
         self.charge(bytes.len());
     }
 
-    /// Queues a ping or pong (a whole frame), to go at the next frame boundary. Where too many
-    /// wait already, the newest pong replaces the older ones, whose charge is returned.
+    /// Queues a ping or pong (a whole frame), to go at the next frame boundary; a ping only where
+    /// none waits. Where too many pongs wait already, the newest replaces the older ones, whose
+    /// charge is returned.
     pub fn push_control(&mut self, frame: &[u8]) -> usize {
+        debug_assert!(!(self.has_ping && is_ping(frame)), "two pings wait");
+        self.has_ping |= is_ping(frame);
         let mut released = 0;
         if self.control.len() + frame.len() > CONTROL_BYTES {
-            let mut kept = Vec::new();
+            let mut ping = None;
             for_each_frame(&self.control, |frame, charge| {
                 if is_ping(frame) {
-                    kept.extend_from_slice(frame);
+                    ping = Some(frame.to_vec());
                 } else {
                     released += charge;
                 }
             });
-            self.control = kept;
+            self.control.clear();
+            self.control.extend(ping.into_iter().flatten());
             self.discharge(released);
         }
         self.control.extend_from_slice(frame);
@@ -245,6 +260,9 @@ impl Outbox {
 
     fn drop_behind_begun(&mut self) -> usize {
         let keep = (self.head_sent + self.begun_bytes()).min(self.head.len());
+        if self.control.is_empty() {
+            self.has_ping = self.frame_left > 0 && self.frame_is_ping;
+        }
         let mut released = 0;
         for_each_frame(self.head.get(keep..).unwrap_or_default(), |_, charge| released += charge);
         self.head.truncate(keep);
@@ -269,12 +287,14 @@ impl Outbox {
                 let Some((header, payload)) = frames::frame_extent(rest) else { break };
                 self.frame_left = (header + payload) as u32;
                 self.frame_charge = charge_of(payload) as u32;
+                self.frame_is_ping = is_ping(rest);
             }
             let step = (self.frame_left as usize).min(end - position);
             self.frame_left -= step as u32;
             position += step;
             if self.frame_left == 0 {
                 released += self.frame_charge as usize;
+                self.has_ping &= !self.frame_is_ping;
             }
         }
         debug_assert_eq!(position, end, "the outbox holds whole frames");

@@ -356,6 +356,28 @@ fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
 }
 
 #[test]
+fn at_most_one_ping_of_ours_waits_for_a_holder_that_does_not_read() {
+    let mut world = World::new();
+    let holder = world.binary("a");
+    world.appetite.insert(holder, 0);
+    for _ in 0..1000 {
+        let newcomer = world.binary("a");
+        world.end(newcomer);
+    }
+    let charged = world.relay.charged_bytes();
+    assert!(charged < 100, "{charged} bytes for one ping");
+    world.send(holder, PING, b"mine");
+    world.feed(holder);
+    let frames = world.frames(holder);
+    assert_eq!(frames, [(PING, vec![0, 0, 0, 1]), (PONG, b"mine".to_vec())]);
+    world.pass(1000);
+    let newcomer = world.binary("a");
+    assert_eq!(world.frames(holder), [(PING, vec![0, 0, 0, 2])], "each probe is asked anew");
+    world.send(holder, PONG, &[0, 0, 0, 2]);
+    assert_eq!(world.closed(newcomer).0, 4409);
+}
+
+#[test]
 fn a_phone_that_does_not_read_is_closed_at_four_mebibytes_and_its_sibling_is_not_delayed() {
     let mut world = World::new();
     let (binary, slow, quick) = (world.binary("a"), world.phone("a"), world.phone("a"));

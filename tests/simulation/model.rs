@@ -770,8 +770,10 @@ impl Model {
     fn ping(&mut self, link: Link, now: Ms) {
         let due = now + self.limits.heartbeat_timeout_ms;
         let conn = self.conn(link);
-        conn.sent += 1;
-        conn.out.pings += 1;
+        if conn.out.pings == 0 {
+            conn.sent += 1;
+            conn.out.pings += 1;
+        }
         conn.pong_due = Some(conn.pong_due.map_or(due, |before| before.min(due)));
     }
 
