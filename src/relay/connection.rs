@@ -116,6 +116,19 @@ pub struct Closing {
     pub discard: bool,
     /// The sending direction has ended.
     pub finished: bool,
+    /// What the kernel still holds for the peer, as far as that is known.
+    pub drain: Drain,
+}
+
+/// How the last bytes of a connection leave the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drain {
+    /// Bytes that it held when it was last asked.
+    pub unsent: usize,
+    /// When they last became fewer, or were first counted.
+    pub progress_at: Millis,
+    /// The peer's time is over, unless the bytes have become fewer: the kernel is being asked.
+    pub overdue: bool,
 }
 
 /// Heartbeat pings carry their number, so that a pong names the ping that it answers.

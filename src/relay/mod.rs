@@ -87,6 +87,8 @@ pub enum Action {
     Read(Key),
     /// Nothing more will be written: end the sending direction (a FIN), go on reading.
     FinishWriting(Key),
+    /// Tell [`Relay::on_unsent`] how many bytes the kernel still holds for the peer.
+    CheckUnsent(Key),
     /// Dead: end the socket both ways, at once and with what the kernel still holds for it
     /// (a reset), then [`Relay::release`].
     Cut(Key),

@@ -40,6 +40,9 @@ impl Relay {
         let released = connection.outbox.on_written(&mut self.spare, buffer, taken);
         self.budget.release(released);
         self.note_charge(key);
+        if taken > 0 {
+            self.note_progress(now, key);
+        }
         self.resume_phones_if_drained(now, key);
         if self.connection(key).is_some_and(|connection| connection.outbox.is_empty()) {
             self.after_flush(now, key);
@@ -55,6 +58,17 @@ impl Relay {
             && connection.due.write != NEVER
         {
             connection.due.write = due;
+        }
+        self.note_progress(now, key);
+    }
+
+    /// The kernel takes bytes of a closing connection: its peer reads, and has its time anew.
+    fn note_progress(&mut self, now: Millis, key: Key) {
+        let due = now + self.limits.close_timeout_ms;
+        if let Some(connection) = self.connection_mut(key)
+            && matches!(connection.stage, Stage::Closing(_))
+        {
+            connection.due.stage = connection.due.stage.max(due);
         }
     }
 

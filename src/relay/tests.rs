@@ -27,6 +27,8 @@ struct World {
     received: HashMap<Key, Vec<u8>>,
     /// How many bytes a peer still takes; unlimited if it is not here.
     appetite: HashMap<Key, usize>,
+    /// Bytes that the kernel holds for a peer; none if it is not here.
+    unsent: HashMap<Key, usize>,
     cut: Vec<Key>,
     finished: Vec<Key>,
     moved: Vec<(Key, usize, Vec<u8>)>,
@@ -51,10 +53,10 @@ impl World {
             seed: [7; 32],
             push: true,
         });
-        let nothing = (HashMap::new(), HashMap::new());
-        let (received, appetite) = nothing;
+        let nothing = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (received, appetite, unsent) = nothing;
         let (cut, finished, moved) = (Vec::new(), Vec::new(), Vec::new());
-        Self { relay, budget, metrics, now: 0, received, appetite, cut, finished, moved }
+        Self { relay, budget, metrics, now: 0, received, appetite, unsent, cut, finished, moved }
     }
 
     fn connect(&mut self) -> Key {
@@ -128,6 +130,10 @@ impl World {
                         self.relay.release(key);
                     }
                     Action::FinishWriting(key) => self.finished.push(key),
+                    Action::CheckUnsent(key) => {
+                        let bytes = self.unsent.get(&key).copied().unwrap_or(0);
+                        self.relay.on_unsent(self.now, key, bytes);
+                    }
                     Action::HandOver { key, worker, ticket } => {
                         self.relay.release(key);
                         self.moved.push((key, worker, ticket.unread));
@@ -375,6 +381,26 @@ fn at_most_one_ping_of_ours_waits_for_a_holder_that_does_not_read() {
     assert_eq!(world.frames(holder), [(PING, vec![0, 0, 0, 2])], "each probe is asked anew");
     world.send(holder, PONG, &[0, 0, 0, 2]);
     assert_eq!(world.closed(newcomer).0, 4409);
+}
+
+#[test]
+fn a_closing_connection_stays_as_long_as_bytes_leave_the_kernel() {
+    let mut world = World::new();
+    let (_, slow, stuck) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    for phone in [slow, stuck] {
+        world.unsent.insert(phone, 10_000);
+        world.send(phone, CLOSE, &[3, 0xe8]);
+    }
+    assert_eq!(world.finished, [slow, stuck]);
+    for unsent in [8000, 6000, 6000, 6000, 4000, 2000, 1] {
+        world.pass(1100);
+        world.unsent.insert(slow, unsent);
+        assert!(!world.cut.contains(&slow), "{unsent}");
+    }
+    assert_eq!(world.cut, [stuck], "it had the close timeout");
+    world.unsent.insert(slow, 0);
+    world.pass(2500);
+    assert_eq!(world.cut, [stuck, slow]);
 }
 
 #[test]

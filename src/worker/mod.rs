@@ -13,6 +13,7 @@
 //! - [`tls`]: TLS over owned buffers
 //! - `accept`, `receive`: taking connections in, and reading them
 //! - `link`: a socket, and what the kernel is doing with it
+//! - `unsent`: what the kernel still holds for a peer
 //! - `proxy_header`, `tls_link`: what may lie between a socket and the core
 
 mod accept;
@@ -20,6 +21,7 @@ mod link;
 mod proxy_header;
 mod receive;
 mod tls_link;
+mod unsent;
 
 pub mod buffers;
 pub mod core;
@@ -455,6 +457,10 @@ impl<C: Core> Worker<C> {
                     // Fails only where the peer is gone, which its receive will tell.
                     let _ = link.socket.shutdown(Shutdown::Write);
                 }
+            }
+            Action::CheckUnsent(key) => {
+                let bytes = self.link(key).map_or(0, |link| link.unsent_bytes());
+                self.core.on_unsent(now, key, bytes);
             }
             Action::Cut(key) => {
                 if let Some(link) = self.link(key) {

@@ -475,6 +475,15 @@ impl World {
                 let due = self.model.finish(link, self.now);
                 check!(due, "fin", "{link}: before its time");
             }
+            Action::CheckUnsent(key) => {
+                let Some(link) = self.link_of(worker, key) else { return };
+                let bytes = self.unsent(link);
+                note!(self, "{link} has {bytes} B in the kernel");
+                let before = self.before(0, false);
+                self.workers[worker].relay.on_unsent(self.now, key, bytes);
+                self.commit(worker, &Event::Unsent(link, bytes), before);
+                self.workers[worker].in_turn = false;
+            }
             Action::Cut(key) | Action::Part(key) => {
                 let Some(link) = self.link_of(worker, key) else {
                     return check!(false, "keys", "nobody is cut");
@@ -505,6 +514,17 @@ impl World {
                 check!(self.scenario.tight, "shed", "memory is ample");
                 self.workers[to].mailboxes[worker].push_back(Mail::Shed);
             }
+        }
+    }
+
+    /// What the kernel holds for a peer: mostly nothing, else now and then less than before.
+    fn unsent(&mut self, link: Link) -> usize {
+        let closing = &self.model.conns[link].closing;
+        match closing.overdue {
+            true if closing.unsent > 0 && self.rng.percent(50) => self.rng.below(closing.unsent),
+            true => closing.unsent,
+            false if self.rng.percent(20) => self.rng.range(1, 100_000) as usize,
+            false => 0,
         }
     }
 
