@@ -40,15 +40,13 @@ impl Ahead {
         self.bytes.capacity()
     }
 
-    /// The messages, in the order in which they came.
-    pub fn messages(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = &self.bytes[..];
-        std::iter::from_fn(move || {
-            let (length, after) = rest.split_first_chunk::<LENGTH_BYTES>()?;
-            let (message, after) = after.split_at_checked(u32::from_ne_bytes(*length) as usize)?;
-            rest = after;
-            Some(message)
-        })
+    /// The message at `position`, which is 0 for the first and moves on to the next.
+    #[must_use]
+    pub fn message_at(&self, position: &mut usize) -> Option<&[u8]> {
+        let (length, after) = self.bytes.get(*position..)?.split_first_chunk::<LENGTH_BYTES>()?;
+        let message = after.get(..u32::from_ne_bytes(*length) as usize)?;
+        *position += LENGTH_BYTES + message.len();
+        Some(message)
     }
 }
 
@@ -56,15 +54,20 @@ impl Ahead {
 mod tests {
     use super::*;
 
+    fn messages(ahead: &Ahead) -> Vec<&[u8]> {
+        let mut position = 0;
+        std::iter::from_fn(|| ahead.message_at(&mut position)).collect()
+    }
+
     #[test]
     fn messages_come_back_in_order_and_empty_ones_fill_it_too() {
         let mut ahead = Ahead::default();
-        assert_eq!((ahead.held_bytes(), ahead.messages().count()), (0, 0));
-        let messages: [&[u8]; 4] = [b"", b"one", b"", &[7; 5000]];
-        for message in messages {
+        assert_eq!((ahead.held_bytes(), messages(&ahead).len()), (0, 0));
+        let sent: [&[u8]; 4] = [b"", b"one", b"", &[7; 5000]];
+        for message in sent {
             ahead.push(message);
         }
-        assert!(ahead.messages().eq(messages));
+        assert_eq!(messages(&ahead), sent);
         assert!(!ahead.is_full());
         let mut ahead = Ahead::default();
         let empty = (0..)

@@ -226,14 +226,10 @@ impl Relay {
         }
         connection.decoder = Decoder::default();
         connection.due = Due::NOTHING;
-        let released = connection.charged();
         connection.outbox.clear();
-        connection.input_charge = 0;
-        connection.transport_charge = 0;
         let timer = connection.timer;
         self.wheel.arm_at(timer, NEVER);
-        self.budget.release(released);
-        self.note_charge(key);
+        self.ledger.clear(key);
         self.actions.push(last);
         stage
     }
@@ -260,9 +256,8 @@ impl Relay {
 
     fn drop_pending(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let released = connection.outbox.drop_pending();
-        self.budget.release(released);
-        self.note_charge(key);
+        connection.outbox.drop_pending();
+        self.charge_outbox(key);
     }
 
     /// The kernel has everything that was queued: takes the next step of an ending, or of a move.
@@ -350,6 +345,7 @@ impl Relay {
             Stage::Moving(_) if clean => {}
             _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
+        self.settle(now);
     }
 
     /// The layer below can carry nothing more (PROTOCOL.md, chapter 7: TLS). A peer that has not
@@ -363,6 +359,7 @@ impl Relay {
         } else {
             self.lose(now, key, Loss::Tls);
         }
+        self.settle(now);
     }
 
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
@@ -392,5 +389,6 @@ impl Relay {
                 Stage::Cut => {}
             }
         }
+        self.settle(now);
     }
 }

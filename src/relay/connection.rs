@@ -2,7 +2,6 @@
 
 use super::admission::Pass;
 use super::ahead::Ahead;
-use super::backlogs::Place;
 use super::outbox::Outbox;
 use super::registry::EntryKey;
 use super::timers::{Millis, NEVER, TimerId};
@@ -32,12 +31,6 @@ pub struct Connection {
     pub due: Due,
     /// Pings sent and the last of them that was answered.
     pub heartbeat: Heartbeat,
-    /// Bytes charged for input that is half read or held back.
-    pub input_charge: u32,
-    /// Bytes charged for what the shell holds of it: records that did not arrive or leave whole.
-    pub transport_charge: u32,
-    /// Where it stands among the backlogs.
-    pub place: Place,
     /// An [`Action::Write`](super::Action::Write) is out and not yet answered.
     pub write_queued: bool,
     /// The peer has ended its direction.
@@ -74,6 +67,15 @@ pub enum Stage {
     Closing(Closing),
     /// Dead; waits for its release.
     Cut,
+}
+
+impl Stage {
+    /// Whether WebSocket messages are exchanged: after the 101, before any close frame.
+    #[must_use]
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Newcomer(_) | Self::Binary { .. } | Self::Phone { .. })
+    }
 }
 
 /// A connection whose request head is expected.
@@ -181,25 +183,10 @@ impl Connection {
             timer: TimerId::NONE,
             due: Due::NOTHING,
             heartbeat: Heartbeat::default(),
-            input_charge: 0,
-            transport_charge: 0,
-            place: Place::default(),
             write_queued: false,
             ended: false,
             paused: false,
         }
-    }
-
-    /// Bytes charged for everything that is queued or half read.
-    #[must_use]
-    pub fn charged(&self) -> usize {
-        self.outbox.charged() + self.input_charge as usize + self.transport_charge as usize
-    }
-
-    /// Whether most of what is charged waits for the peer to read it.
-    #[must_use]
-    pub fn is_unread(&self) -> bool {
-        self.outbox.charged() >= self.charged() / 2
     }
 
     /// Whether a read should be under way.
@@ -211,6 +198,6 @@ impl Connection {
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(self.stage, Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. })
+        self.stage.is_open()
     }
 }

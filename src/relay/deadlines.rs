@@ -22,7 +22,10 @@ impl Relay {
                 }
                 TimerOwner::Entry(entry) => self.entry_timed_out(now, entry),
             }
+            self.settle(now);
         }
+        // Room that others have made meanwhile is taken, or they are asked again.
+        self.settle(now);
     }
 
     fn connection_timed_out(&mut self, now: Millis, key: Key) {
@@ -89,7 +92,7 @@ impl Relay {
             let number = connection.heartbeat.sent.wrapping_add(1);
             let mut ping = Vec::with_capacity(frames::MAX_HEADER_BYTES + size_of_val(&number));
             frames::push_ping(&mut ping, &number.to_be_bytes());
-            if !self.push_control(now, key, &ping) {
+            if !self.push_control(key, &ping) {
                 return;
             }
             if let Some(connection) = self.connection_mut(key) {

@@ -23,6 +23,7 @@ impl Relay {
             Stage::Moving(_) => debug_assert!(false, "read while moving"),
             _ => self.on_frame_bytes(now, key, input),
         }
+        self.settle(now);
     }
 
     /// Whether frames of this connection still have a meaning.
@@ -42,6 +43,7 @@ impl Relay {
             match decoder.next(&mut rest) {
                 Ok(Some(message)) => {
                     self.on_message(now, key, message);
+                    self.settle(now);
                     if !self.reads_frames(key) {
                         // What was half read goes with the decoder.
                         self.charge_input(now, key, 0);
@@ -84,17 +86,12 @@ impl Relay {
     /// Charges what the decoder holds, beside what a newcomer has sent ahead. Once for all that
     /// arrived together: the cost of a message is that of its bytes.
     fn charge_half_read(&mut self, now: Millis, key: Key, buffered: usize) {
-        // Making room may cost the holder its connection, and what was sent ahead is handled then.
-        while let Some(connection) = self.connection(key) {
-            let held = match &connection.stage {
-                Stage::Newcomer(newcomer) => newcomer.ahead.held_bytes(),
-                _ => 0,
-            };
-            let charged = connection.input_charge as usize;
-            if charged == buffered + held || !self.charge_input(now, key, buffered + held) {
-                return;
-            }
-        }
+        let Some(connection) = self.connection(key) else { return };
+        let held = match &connection.stage {
+            Stage::Newcomer(newcomer) => newcomer.ahead.held_bytes(),
+            _ => 0,
+        };
+        self.charge_input(now, key, buffered + held);
     }
 
     fn on_frame_error(&mut self, now: Millis, key: Key, error: frames::FrameError) {
@@ -134,7 +131,7 @@ impl Relay {
             Incoming::Ping(payload) => {
                 let mut pong = Vec::with_capacity(frames::MAX_HEADER_BYTES + payload.len());
                 frames::push_pong(&mut pong, payload);
-                self.push_control(now, key, &pong);
+                self.push_control(key, &pong);
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),

@@ -8,7 +8,7 @@
 //! is half sent, to let pings and pongs overtake at the next boundary, and to release each frame's
 //! charge when its last byte is gone.
 
-use super::spare::SpareBuffers;
+use super::spare::{self, SpareBuffers};
 use crate::protocol::frames;
 use std::collections::VecDeque;
 
@@ -17,6 +17,12 @@ pub const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// A chunk takes no further frame once it would pass this size. A larger frame has its own chunk.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// What a chunk takes beside its capacity: its place in the queue, and the allocator's own.
+const CHUNK_OVERHEAD_BYTES: usize = 64;
+/// What remains of a chunk this large is moved to a buffer that fits, once that is a quarter of it.
+const COMPACT_BYTES: usize = 4 * 1024;
+/// The most that waiting pings and pongs take.
+pub const MAX_CONTROL_GROWTH_BYTES: usize = 2 * CONTROL_BYTES + CHUNK_OVERHEAD_BYTES;
 /// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3). With at most
 /// one ping among them, the queue is walked once in as many bytes of pongs: O(1) for each.
 const CONTROL_BYTES: usize = 1024;
@@ -45,6 +51,10 @@ pub struct Outbox {
     /// The oldest chunk; `head_sent` bytes of it are gone.
     head: Vec<u8>,
     tail: VecDeque<Vec<u8>>,
+    /// The capacity of the tail's chunks.
+    tail_capacity: u32,
+    /// The capacity of the head while it is with the kernel, else 0.
+    in_flight_capacity: u32,
     /// Whole pings and pongs that go at the next frame boundary.
     control: Vec<u8>,
     head_sent: usize,
@@ -72,6 +82,38 @@ impl Outbox {
     #[must_use]
     pub fn charged(&self) -> usize {
         self.charged as usize
+    }
+
+    /// Bytes on the heap, by capacity: what the memory budget is charged. What is in flight counts
+    /// until it comes back.
+    #[must_use]
+    #[inline]
+    pub fn held_bytes(&self) -> usize {
+        let chunks = |capacity: usize| match capacity {
+            0 => 0,
+            _ => capacity + CHUNK_OVERHEAD_BYTES,
+        };
+        chunks(self.head.capacity() + self.in_flight_capacity as usize)
+            + chunks(self.control.capacity())
+            + self.tail_capacity as usize
+            + self.tail.len() * CHUNK_OVERHEAD_BYTES
+    }
+
+    /// The most that [`Outbox::held_bytes`] may grow by with one more frame, or HTTP bytes, of this
+    /// length.
+    #[must_use]
+    #[inline]
+    pub fn most_growth(&self, bytes: usize) -> usize {
+        let last = self.tail.back().unwrap_or(&self.head);
+        let needed = last.len() + bytes;
+        let chunk = if last.is_empty() || needed > CHUNK_BYTES {
+            spare::fit(bytes)
+        } else if needed <= last.capacity() {
+            0
+        } else {
+            spare::fit(needed.max((2 * last.len()).min(CHUNK_BYTES))) - last.capacity()
+        };
+        chunk + CHUNK_OVERHEAD_BYTES
     }
 
     /// Whether nothing is queued and nothing is in flight.
@@ -149,7 +191,7 @@ impl Outbox {
             return None;
         }
         if self.head.is_empty() {
-            self.head = self.tail.pop_front().unwrap_or_default();
+            self.next_head();
         }
         let mut to = self.head.len();
         // Who was overtaken goes next, or a peer that pings at every pong would keep all else back.
@@ -170,6 +212,7 @@ impl Outbox {
                     false => self.head.append(&mut control),
                 }
                 if !overtaken.is_empty() {
+                    self.tail_capacity += overtaken.capacity() as u32;
                     self.tail.push_front(overtaken);
                 }
                 self.overtook = !self.tail.is_empty();
@@ -182,6 +225,7 @@ impl Outbox {
             return None;
         }
         self.in_flight = self.head_unsent() as u32;
+        self.in_flight_capacity = self.head.capacity() as u32;
         Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to })
     }
 
@@ -190,6 +234,7 @@ impl Outbox {
     pub fn on_written(&mut self, spare: &mut SpareBuffers, buffer: Vec<u8>, taken: usize) -> usize {
         debug_assert!(self.in_flight(), "no write was out");
         self.in_flight = 0;
+        self.in_flight_capacity = 0;
         self.head = buffer;
         let mut released = self.advance(taken);
         if self.drop_rest {
@@ -197,14 +242,29 @@ impl Outbox {
             released += self.drop_behind_begun();
         }
         if self.head_sent >= self.head.len() {
-            let next = self.tail.pop_front().unwrap_or_default();
-            spare.keep(std::mem::replace(&mut self.head, next));
+            spare.keep(std::mem::take(&mut self.head));
+            self.next_head();
+        } else if self.head.capacity() > COMPACT_BYTES
+            && self.head_unsent() <= self.head.capacity() / 4
+        {
+            // Each byte is moved O(1) times: the next move is three quarters less.
+            let rest = self.head.get(self.head_sent..).unwrap_or_default();
+            let mut fitting = spare.take(rest.len());
+            fitting.extend_from_slice(rest);
+            spare.keep(std::mem::replace(&mut self.head, fitting));
             self.head_sent = 0;
-            if self.tail.is_empty() {
-                self.tail = VecDeque::new();
-            }
         }
         released
+    }
+
+    /// The oldest chunk of the tail becomes the head, which is empty.
+    fn next_head(&mut self) {
+        self.head_sent = 0;
+        self.head = self.tail.pop_front().unwrap_or_default();
+        self.tail_capacity -= self.head.capacity() as u32;
+        if self.tail.is_empty() {
+            self.tail = VecDeque::new();
+        }
     }
 
     /// Drops everything that the kernel has not begun to take, but for HTTP bytes and the rest of
@@ -252,6 +312,7 @@ impl Outbox {
             chunk.truncate(keep);
             keep > 0
         });
+        self.tail_capacity = self.tail.iter().map(Vec::capacity).sum::<usize>() as u32;
         if self.tail.is_empty() {
             self.tail = VecDeque::new();
         }
@@ -267,7 +328,7 @@ impl Outbox {
         for_each_frame(self.head.get(keep..).unwrap_or_default(), |_, charge| released += charge);
         self.head.truncate(keep);
         if keep == self.head_sent {
-            self.head.clear();
+            self.head = Vec::new();
             self.head_sent = 0;
         }
         self.discharge(released);
@@ -310,12 +371,18 @@ impl Outbox {
         if !into_head && !self.tail.back().is_some_and(fits) {
             self.tail.push_back(Vec::new());
         }
-        let chunk = match self.tail.back_mut() {
-            Some(last) if !into_head => last,
-            _ => &mut self.head,
-        };
-        spare.make_room(chunk, bytes);
-        chunk
+        match self.tail.back_mut() {
+            Some(last) if !into_head => {
+                self.tail_capacity -= last.capacity() as u32;
+                spare.make_room(last, bytes, CHUNK_BYTES);
+                self.tail_capacity += last.capacity() as u32;
+                last
+            }
+            _ => {
+                spare.make_room(&mut self.head, bytes, CHUNK_BYTES);
+                &mut self.head
+            }
+        }
     }
 
     fn charge(&mut self, bytes: usize) {

@@ -3,6 +3,7 @@
 
 use super::ahead::Ahead;
 use super::connection::{Connection, Newcomer, Stage};
+use super::memory::Work;
 use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay, TimerOwner};
@@ -24,7 +25,7 @@ impl Relay {
         let Upgrade { server_id, accept_key, role } = upgrade;
         let mut answer = Vec::with_capacity(160);
         upgrade::write_switching_protocols(&mut answer, &accept_key);
-        if !self.push_http(now, key, &answer) {
+        if !self.push_http(key, &answer) {
             return;
         }
         let conn_id = self.new_conn_id(key);
@@ -133,7 +134,7 @@ impl Relay {
                 self.publish_counts();
                 self.log_phone_gone(entry, conn_id, notice);
                 if let Some(code) = notice {
-                    self.notify(now, entry, conn_id, code);
+                    self.notify(entry, conn_id, code);
                 }
             }
             Stage::Binary { entry, conn_id } => self.binary_left(now, key, entry, conn_id),
@@ -258,9 +259,7 @@ impl Relay {
         self.charge_input(now, winner, half_read);
         // Linear in what was sent ahead, which was read before the pause took hold: no more than
         // one newcomer's share of what a turn receives.
-        for message in ahead.messages() {
-            self.on_binary_message(now, winner, message);
-        }
+        self.work.push_back(Work::Replay { winner, ahead, position: 0 });
     }
 
     /// Closes phones that the registry has already forgotten, all at once.

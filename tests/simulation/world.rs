@@ -100,7 +100,8 @@ struct Before {
 impl World {
     pub fn new(scenario: Scenario, rng: Rng, traces: bool) -> Self {
         let count = scenario.workers;
-        let budget = SharedBudget::new(scenario.budget_bytes, count);
+        let budget =
+            SharedBudget::for_events_of(scenario.event_bytes, scenario.budget_bytes, count);
         let admission =
             Admission::new(scenario.admission, Proxies::default(), scenario.owner_seeds);
         let metrics = Metrics::new(count);
@@ -166,7 +167,7 @@ impl World {
     pub fn room_bytes(&self) -> Option<u64> {
         let alone = self.scenario.tight && self.workers.len() == 1;
         let charged = self.workers[0].relay.charged_bytes();
-        alone.then(|| self.scenario.budget_bytes - charged)
+        alone.then(|| self.budget.pool_bytes().saturating_sub(charged).min(80_000))
     }
 
     pub fn take_seen(&mut self) -> Vec<(Link, Seen)> {
@@ -586,8 +587,7 @@ impl World {
     /// `bytes` come in with the call. Keeps the model as it is where a choice may have to be made.
     fn before(&self, bytes: usize, choices: bool) -> Before {
         let need_bytes = 4 * bytes as u64 + CALL_BYTES;
-        let short = self.budget.leased_bytes() + need_bytes > self.scenario.budget_bytes
-            || self.budget.is_under_pressure();
+        let short = self.budget.leased_bytes() + need_bytes > self.budget.pool_bytes();
         Before { short, model: (short || choices).then(|| self.model.clone()) }
     }
 
@@ -802,7 +802,7 @@ impl World {
             let Some(glimpse) = relay.glimpse(key) else {
                 return check!(false, "keys", "link {link} is unknown to its worker");
             };
-            charged += glimpse.outbox_bytes + glimpse.input_bytes;
+            charged += glimpse.held_bytes + glimpse.input_bytes;
             let conn = &self.model.conns[link];
             if glimpse.phase == Phase::Binary {
                 let other = holders[conn.id].replace(link);
@@ -829,11 +829,15 @@ impl World {
             "worker {worker} has charged {} B for {charged} B",
             relay.charged_bytes()
         );
+        if let Err(error) = relay.check_books() {
+            check!(false, "books", "worker {worker}: {error}");
+        }
         let leased = self.budget.leased_bytes();
-        let limit = self.scenario.budget_bytes;
+        let limit = self.budget.pool_bytes();
         check!(leased <= limit, "budget", "{leased} B of {limit} B are leased");
         let all: u64 = self.workers.iter().map(|worker| worker.relay.charged_bytes()).sum();
-        check!(all <= leased, "budget", "{all} B are charged, {leased} B leased");
+        let most = leased + self.budget.headroom_bytes() * self.workers.len() as u64;
+        check!(all <= most, "budget", "{all} B are charged, {leased} B leased");
         let counts = (self.metrics.connected_binaries(), self.metrics.connected_phones());
         let expected = self.model.connected();
         check!(counts == expected, "counts", "{counts:?} for {expected:?}");
@@ -945,7 +949,7 @@ impl World {
         let places = (self.admission.live(), self.admission.addresses());
         check!(places == (0, 0), "empty", "places that nobody has are taken: {places:?}");
         // Half is shared out among the workers for good.
-        let kept = self.scenario.budget_bytes / 2;
+        let kept = self.budget.pool_bytes() / 2;
         let idle = kept + self.scenario.budget_bytes / 32 + 2 * self.workers.len() as u64;
         let leased = self.budget.leased_bytes();
         check!(leased <= idle, "empty", "{leased} B are leased for nothing");
