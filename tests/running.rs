@@ -229,7 +229,7 @@ const REFUSALS: &[(&[&str], &[&str])] = &[
     (&["--memory-budget", "1000TiB"], &["--memory-budget", "more than the", "memory"]),
     (
         &["--memory-budget", "1MiB", "--workers", "8"],
-        &["--memory-budget", "too little for 8 workers", "at least 4MiB", "--workers"],
+        &["--memory-budget", "too little for 8 workers", "at least 8MiB", "--workers"],
     ),
     // Counts.
     (&["--workers", "0"], &["--workers", "too few", "at least 1"]),

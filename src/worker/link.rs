@@ -3,6 +3,7 @@
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls_link::TlsLink;
+use super::unsent;
 use socket2::Socket;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
@@ -69,6 +70,12 @@ impl Link {
         } else if self.next == Reading::Small {
             self.next = Reading::On;
         }
+    }
+
+    /// Bytes that were written for the peer and that it has not got.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        let encrypted = self.tls.as_ref().map_or(0, |tls| tls.unsent_bytes());
+        encrypted + unsent::bytes(&self.socket)
     }
 
     /// Whether what arrives is for the core as it is.

@@ -15,6 +15,7 @@
 //! - `runtime`: the thread's runtime, by which mail comes
 //! - `accept`, `receive`: taking connections in, and reading them
 //! - `link`: a socket, and what the kernel is doing with it
+//! - `unsent`: what the kernel still holds for a peer
 //! - `proxy_header`, `tls_link`: what may lie between a socket and the core
 
 mod accept;
@@ -23,6 +24,7 @@ mod proxy_header;
 mod receive;
 mod runtime;
 mod tls_link;
+mod unsent;
 
 pub mod buffers;
 pub mod core;
@@ -514,6 +516,10 @@ impl<C: Core> Worker<C> {
                     // Fails only where the peer is gone, which its receive will tell.
                     let _ = link.socket.shutdown(Shutdown::Write);
                 }
+            }
+            Action::CheckUnsent(key) => {
+                let bytes = self.link(key).map_or(0, |link| link.unsent_bytes());
+                self.core.on_unsent(now, key, bytes);
             }
             Action::Cut(key) => {
                 if let Some(link) = self.link(key) {

@@ -63,6 +63,11 @@ impl TlsLink {
         (is_free && self.session.close(&mut alert)).then_some(alert)
     }
 
+    /// Encrypted bytes that no send has taken yet.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.out.len()
+    }
+
     /// What is to be charged for it beside what the core knows.
     fn held_bytes(&self) -> usize {
         self.session.partial_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)

@@ -281,6 +281,8 @@ impl Core for Echo {
         self.go_on(key);
     }
 
+    fn on_unsent(&mut self, _: Millis, _: Key, _: usize) {}
+
     fn on_timers(&mut self, _now: Millis) {}
 
     fn next_wake_ms(&self) -> Option<Millis> {

@@ -212,6 +212,9 @@ impl Pair {
     }
 
     fn push_control(&mut self, frame: Vec<u8>, payload: usize) -> Result<(), TestCaseError> {
+        if is_ping(&frame) && self.outbox.has_ping() {
+            return Ok(());
+        }
         let released = self.outbox.push_control(&frame);
         self.framed = true;
         self.charged = self.charged + charge_of(payload) - released;
@@ -248,6 +251,9 @@ impl Pair {
         prop_assert_eq!(charged, self.charged, "charges less releases");
         let (all, staying) = self.model.charges();
         prop_assert!((staying..=all).contains(&charged), "{staying} <= {charged} <= {all}");
+        let waiting = self.model.queue.iter().chain(&self.model.control);
+        let pings = waiting.filter(|item| !item.doomed && is_ping(&item.bytes)).count();
+        prop_assert!(pings <= usize::from(self.outbox.has_ping()), "{pings} pings");
         prop_assert_eq!(self.outbox.in_flight(), self.model.in_flight);
         prop_assert_eq!(self.outbox.is_empty(), self.model.is_empty());
         Ok(())
