@@ -28,7 +28,7 @@ pub mod push;
 pub mod status;
 
 use crate::config::{Config, Exit, MetricsListen};
-use crate::telemetry::{self, LostLines};
+use crate::telemetry::{self, Log};
 use crate::worker::{listener, ring};
 use fleet::{Equipment, Fleet};
 use keeper::Keeper;
@@ -44,8 +44,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-/// How often lines that the log lost are reported, if there are any.
-const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
+/// How often the log is asked for what it did not write.
+const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the relay until it is asked to stop.
 ///
@@ -146,7 +146,7 @@ async fn supervise(
     let (fleet, mut ends) = Fleet::start(config, equipment).await?;
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
-        log: log.lost(),
+        log: log.log(),
         certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
         epoch,
@@ -168,7 +168,7 @@ async fn supervise(
     }
     let mut live =
         Live { config: config.clone(), fleet: fleet.clone(), certificates, level: log.level() };
-    tokio::spawn(report_lost_lines(log.lost()));
+    tokio::spawn(report_unlogged(log.log()));
     tokio::spawn(notify::watchdog(fleet.clone()));
     loop {
         tokio::select! {
@@ -233,14 +233,18 @@ fn bind_metrics(listen: MetricsListen) -> Result<Option<TcpListener>, Exit> {
     }
 }
 
-/// Says, for ever and now and then, how much the log does not tell.
-async fn report_lost_lines(log: LostLines) {
+/// Reports every few seconds how many lines the log has only counted, and how many it has lost.
+async fn report_unlogged(log: Log) {
     let mut reported = 0;
     loop {
-        tokio::time::sleep(LOST_LINES_EVERY).await;
-        let lost = log.get();
+        tokio::time::sleep(UNLOGGED_EVERY).await;
+        log.tell_omitted();
+        let lost = log.lost_lines();
         if lost > reported {
-            let err = format!("{} lines were not written: too many at once", lost - reported);
+            let err = format!(
+                "{} lines were dropped because standard error was not read in time",
+                lost - reported
+            );
             error!(err, "log_lines_lost");
             reported = lost;
         }
