@@ -225,7 +225,7 @@ impl<S: Subscriber> Layer<S> for Log {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn log(format: LogFormat) -> Log {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     /// The lines that `does` writes.
-    pub(super) fn logged(format: LogFormat, does: impl FnOnce()) -> String {
+    pub(crate) fn logged(format: LogFormat, does: impl FnOnce()) -> String {
         let log = log(format);
         with_log(&log, does);
         log.0.queue.waiting()

@@ -4,11 +4,11 @@
 //! It is counted here and not by the log, because here one costs a few instructions: a binary can
 //! send millions a second.
 
+use super::Key;
 use super::Relay;
 use super::connection::{Connection, Stage};
 use super::registry::{Entry, EntryKey};
 use super::timers::Millis;
-use super::Key;
 use crate::metrics::Series;
 use crate::protocol::envelope::EnvelopeError;
 use crate::protocol::ids::ConnId;

@@ -26,6 +26,12 @@ impl LogLine {
     pub fn get(&self, key: &str) -> Option<&str> {
         self.fields.get(key).map(String::as_str)
     }
+
+    /// How often its event happened by this line: one that stands for others says for how many.
+    pub fn times(&self) -> usize {
+        let told = self.get("err").filter(|err| err.ends_with(" counted, not logged"));
+        told.map_or(1, |err| err.split(' ').next().unwrap().parse().unwrap())
+    }
 }
 
 fn json(raw: &str) -> Option<BTreeMap<String, String>> {
