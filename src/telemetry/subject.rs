@@ -14,7 +14,8 @@ const MAX_REMOTE_BYTES: usize = 64;
 /// Whom an event is about.
 #[derive(Debug, Default)]
 pub(super) struct Subject {
-    remote: Text<MAX_REMOTE_BYTES>,
+    /// The peer that has one address, or one network of IPv6.
+    pub(super) peer: Option<Peer>,
     name: Text<MAX_NAME_BYTES>,
     key: Option<&'static str>,
     /// How many occurrences the event stands for.
@@ -26,13 +27,6 @@ impl Subject {
         let mut subject = Self { times: 1, ..Self::default() };
         event.record(&mut subject);
         subject
-    }
-
-    /// The peer that has one address, or one network of IPv6.
-    pub(super) fn peer(&self) -> Option<Peer> {
-        let text = self.remote.as_str();
-        let address = text.parse().map(|address: SocketAddr| address.ip());
-        Some(Peer::of(address.or_else(|_| text.parse()).ok()?))
     }
 
     /// The key and the value that name it: its server-id, or else a path.
@@ -52,7 +46,7 @@ impl Visit for Subject {
                 self.key = Some("path");
                 self.name.set(value);
             }
-            "remote" => self.remote.set(value),
+            "remote" => self.peer = Peer::named(value),
             _ => {}
         }
     }
@@ -65,7 +59,11 @@ impl Visit for Subject {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
-            "remote" => self.remote.write(value),
+            "remote" => {
+                let mut text = Text::<MAX_REMOTE_BYTES>::default();
+                text.write(value);
+                self.peer = Peer::named(text.as_str());
+            }
             "server_id" => {
                 self.key = Some("server_id");
                 self.name.write(value);
@@ -85,11 +83,14 @@ impl Visit for Subject {
 pub(super) struct Peer(IpAddr);
 
 impl Peer {
-    fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
+    /// Who has this address, with a port or without.
+    fn named(text: &str) -> Option<Self> {
+        let address = text.parse().map(|address: SocketAddr| address.ip());
+        let address: IpAddr = address.or_else(|_| text.parse()).ok()?;
+        Some(Self(match address.to_canonical() {
             IpAddr::V6(address) => IpAddr::V6(truncated(address, 64)),
             v4 @ IpAddr::V4(_) => v4,
-        })
+        }))
     }
 
     /// What one organisation has at most, as a rule: it shares the places of one network.
@@ -161,9 +162,7 @@ mod tests {
     use super::*;
 
     fn peer(text: &str) -> Option<String> {
-        let mut subject = Subject::default();
-        subject.remote.set(text);
-        subject.peer().map(|peer| format!("{peer} of {}", peer.network()))
+        Peer::named(text).map(|peer| format!("{peer} of {}", peer.network()))
     }
 
     #[test]

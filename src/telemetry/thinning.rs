@@ -83,7 +83,7 @@ impl Thinning {
             let without_place = Repeats::default();
             Site { level, event: event(), without_place }
         });
-        let (peer, name) = (subject.peer(), subject.name());
+        let (peer, name) = (subject.peer, subject.name());
         let key = self.hasher.hash_one((&at, peer, name));
         let sets = match peer {
             Some(peer) => self.hasher.hash_one((&at, peer.network())),
