@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use common::{
     BINARY, Binary, CLOSE, Hostile, LogLine, Phone, Raw, Relay, Request, SOON, Signal, TEXT,
-    close_directive, close_frame, close_notice, envelope, masked, open_envelope, wait_until,
+    close_directive, close_frame, close_notice, envelope, masked, open_envelope,
 };
 
 const MAX_MESSAGE: usize = 262_144;
