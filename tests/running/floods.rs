@@ -5,7 +5,6 @@ use crate::common::{
     LogLine, Raw, Relay, Request, SOON, Signal, TEXT, command, envelope, masked, own_address,
     scene, wait_until,
 };
-use std::process::Stdio;
 
 const FORMATS: [&str; 2] = ["text", "json"];
 const MESSAGES: usize = 30_000;
