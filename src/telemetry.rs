@@ -157,7 +157,7 @@ impl Log {
     fn tell_all(&self, whatever_its_age: bool) {
         let now_ms = self.now_ms();
         let told = self.thinning().take_omitted(now_ms, whatever_its_age);
-        for Omitted { level, event, name, remote, count } in told {
+        for Omitted { level, event, name, remote, cause, count } in told {
             self.write(level, |line| {
                 line.set_event(&event);
                 if let Some((key, value)) = &name {
@@ -166,7 +166,7 @@ impl Log {
                 if let Some(remote) = &remote {
                     line.push("remote", remote);
                 }
-                line.push_omitted(count);
+                line.push_omitted(&cause, count);
             });
         }
     }

@@ -94,10 +94,11 @@ impl Line {
         event.clone_into(&mut self.event);
     }
 
-    /// Says that `count` more were not written.
-    pub(super) fn push_omitted(&mut self, count: u64) {
+    /// Says that `count` more were not written, whose `err` was `cause` if they had one.
+    pub(super) fn push_omitted(&mut self, cause: &str, count: u64) {
         let more = if count == 1 { "more like this was" } else { "more like these were" };
-        self.push("err", &format!("{count} {more} counted, not logged"));
+        let colon = if cause.is_empty() { "" } else { ": " };
+        self.push("err", &format!("{cause}{colon}{count} {more} counted, not logged"));
     }
 }
 
@@ -117,7 +118,7 @@ impl Visit for Line {
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         if field.name() == OMITTED {
-            self.push_omitted(value);
+            self.push_omitted("", value);
         } else if let Some(key) = allowed_key(field) {
             self.push_bare(key, value);
         }

@@ -1,4 +1,5 @@
-//! Whom an event is about, found without allocating: most events of a flood are only counted.
+//! Whom an event is about, and why it happened, found without allocating: most events of a flood
+//! are only counted.
 
 use super::line::OMITTED;
 use std::fmt::{self, Write as _};
@@ -8,16 +9,19 @@ use tracing::field::{Field, Visit};
 
 /// The longest server-id or path that is told in full; longer ones count by their beginning.
 const MAX_NAME_BYTES: usize = 256;
+/// Causes that differ after this many bytes count as one.
+const MAX_CAUSE_BYTES: usize = 128;
 /// An address with its port, or whatever else stands in its place.
 const MAX_REMOTE_BYTES: usize = 64;
 
-/// Whom an event is about.
+/// Whom an event is about, and why it happened.
 #[derive(Debug, Default)]
 pub(super) struct Subject {
     /// The peer that has one address, or one network of IPv6.
     pub(super) peer: Option<Peer>,
     name: Text<MAX_NAME_BYTES>,
     key: Option<&'static str>,
+    cause: Text<MAX_CAUSE_BYTES>,
     /// How many occurrences the event stands for.
     pub(super) times: u64,
 }
@@ -33,6 +37,11 @@ impl Subject {
     pub(super) fn name(&self) -> Option<(&'static str, &str)> {
         Some((self.key?, self.name.as_str()))
     }
+
+    /// Its `err`; empty if there is none.
+    pub(super) fn cause(&self) -> &str {
+        self.cause.as_str()
+    }
 }
 
 impl Visit for Subject {
@@ -46,6 +55,7 @@ impl Visit for Subject {
                 self.key = Some("path");
                 self.name.set(value);
             }
+            "err" => self.cause.set(value),
             "remote" => self.peer = Peer::named(value),
             _ => {}
         }
@@ -59,6 +69,7 @@ impl Visit for Subject {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
+            "err" => self.cause.write(value),
             "remote" => {
                 let mut text = Text::<MAX_REMOTE_BYTES>::default();
                 text.write(value);

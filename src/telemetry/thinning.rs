@@ -1,8 +1,8 @@
 //! Which lines are written where peers provoke more than anybody can read, so that a flood fills
 //! neither a disk nor a core, and hides nobody else's lines.
 //!
-//! An event is counted by what it says and whom it is about: its call site, the peer's address
-//! (IPv6: its /64) and the server-id. Each such *key* has its first lines and then one line a minute
+//! An event is counted by what it says and whom it is about: its call site and cause, the peer's
+//! address (IPv6: its /64) and the server-id. Each such *key* has its first lines and then one line a minute
 //! that says how many there were besides ([`Repeats`]).
 //!
 //! Memory is fixed: a table of [`SETS`] sets of [`WAYS`] keys, without eviction, so that nobody's
@@ -58,6 +58,8 @@ pub(super) struct Omitted {
     /// The key and the value that name whom it is about.
     pub(super) name: Option<(&'static str, String)>,
     pub(super) remote: Option<String>,
+    /// What `err` said; empty if nothing.
+    pub(super) cause: String,
     pub(super) count: u64,
 }
 
@@ -84,7 +86,7 @@ impl Thinning {
             Site { level, event: event(), without_place }
         });
         let (peer, name) = (subject.peer, subject.name());
-        let key = self.hasher.hash_one((&at, peer, name));
+        let key = self.hasher.hash_one((&at, peer, name, subject.cause()));
         let sets = match peer {
             Some(peer) => self.hasher.hash_one((&at, peer.network())),
             None => self.hasher.hash_one((&at, name)),
@@ -99,6 +101,7 @@ impl Thinning {
                 event: known.event.clone(),
                 name: name.map(|(key, value)| (key, value.to_owned())),
                 remote: peer.as_ref().map(Peer::to_string),
+                cause: subject.cause().to_owned(),
                 count: 0,
             }));
         }
@@ -121,7 +124,8 @@ impl Thinning {
         for Site { level, event, without_place } in self.sites.values_mut() {
             if let Some(count) = take(without_place, WITHOUT_PLACE) {
                 let (level, event) = (*level, event.clone());
-                told.push(Omitted { level, event, name: None, remote: None, count });
+                let cause = String::new();
+                told.push(Omitted { level, event, name: None, remote: None, cause, count });
             }
         }
         told
@@ -218,10 +222,20 @@ mod tests {
             event: "named".to_owned(),
             name: Some(("server_id", "flood".to_owned())),
             remote: Some("192.0.2.1".to_owned()),
+            cause: String::new(),
             count: 100_000 - OF_KEY.burst,
         };
         assert_eq!(told, [expected], "though the flood has stopped");
         assert_eq!(times.told(10 * TOLD_EVERY_MS), []);
+    }
+
+    #[test]
+    fn each_cause_has_its_lines() {
+        let times = Times::new();
+        let lost = |cause: &str| tracing::info!(remote = "192.0.2.1:9", err = cause, "lost");
+        assert_eq!(times.written(0, || (0..100).for_each(|_| lost("reset"))), OF_KEY.burst);
+        assert_eq!(times.written(0, || lost("timed out")), 1);
+        assert_eq!(times.told(TOLD_EVERY_MS)[0].cause, "reset");
     }
 
     #[test]

@@ -29,8 +29,9 @@ impl LogLine {
 
     /// How often its event happened by this line: one that stands for others says for how many.
     pub fn times(&self) -> usize {
-        let told = self.get("err").filter(|err| err.ends_with(" counted, not logged"));
-        told.map_or(1, |err| err.split(' ').next().unwrap().parse().unwrap())
+        let Some(err) = self.get("err") else { return 1 };
+        let Some((told, _)) = err.rsplit_once(" more like th") else { return 1 };
+        told.rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
 
