@@ -1,4 +1,7 @@
 //! PROTOCOL.md, chapter 7: running the relay.
+//!
+//! - here: flags, listeners, the end, what is logged, standard streams, the machine
+//! - `floods`: what floods cost in the log
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +13,9 @@
 )]
 
 mod common;
+
+#[path = "running/floods.rs"]
+mod floods;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -1030,33 +1036,6 @@ async fn a_refusal_that_nobody_can_read_keeps_its_exit_code() {
         let mut process = Process::spawn_with(command(&args), Stdio::null(), writer);
         assert_code(&process.wait_exit(SOON).await, code, &format!("{args:?}"));
     }
-}
-
-/// Nobody reads the log, and standard output is gone: the relay neither stops for it nor gathers
-/// lines without end, and still ends when it is asked to.
-#[tokio::test]
-async fn a_log_that_nobody_reads_stops_nothing() {
-    let addr = own_address();
-    let (reader, writer) = std::io::pipe().unwrap();
-    let (gone, stdout) = std::io::pipe().unwrap();
-    drop(gone);
-    let command = command(&["--insecure-listen", &addr.to_string(), "--workers", "2"]);
-    let process = Process::spawn_with(command, stdout, writer);
-    let mut relay = Relay::accepting(process, addr).await;
-    let (mut binary, mut phone, conn_id) = pair(&relay, "id").await;
-    // Each of these is a line; all of them are many times what the pipe and any queue hold.
-    let lines = masked(TEXT, "no envelope").repeat(1000);
-    for number in 0..30 {
-        binary.send(lines.clone()).await;
-        exchange(&mut binary, &mut phone, &conn_id, number).await;
-    }
-    assert_eq!(relay.health().await.connected_phones, 1);
-    relay.signal(Signal::Term);
-    binary.closed().await;
-    phone.closed().await;
-    drop((binary, phone));
-    assert_code(&relay.wait_exit(SOON).await, 0, "SIGTERM");
-    drop(reader);
 }
 
 // ---- the machine

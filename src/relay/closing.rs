@@ -365,7 +365,8 @@ impl Relay {
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
     pub fn shut_down(&mut self, now: Millis) {
         self.shutting_down = true;
-        for entry in self.registry.clear() {
+        for mut entry in self.registry.clear() {
+            entry.tell_last_faults(now);
             self.wheel.remove(entry.timer);
         }
         self.binaries = 0;

@@ -52,6 +52,7 @@ impl Relay {
             self.resume_deadlines(now, key);
         }
         if due.ping <= now {
+            self.tell_faults(now, key);
             self.send_ping(now, key);
             // Unless making room for the ping has cost the connection itself.
             self.start_heartbeat(now, key);

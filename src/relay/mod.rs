@@ -13,6 +13,7 @@
 //! - `sessions`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
+//! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `output`: what is queued for a socket, and what the kernel took
 //! - [`ledger`]: what each connection is charged for (chapter 5)
 //! - `memory`: who goes when memory runs short (chapter 5)
@@ -33,6 +34,7 @@
 mod closing;
 mod deadlines;
 mod describe;
+mod faults;
 mod forward;
 mod head;
 mod input;

@@ -5,11 +5,12 @@ use super::budget::SharedBudget;
 use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
-use crate::config::Limits;
+use crate::config::{Limits, LogFormat};
 use crate::metrics::Metrics;
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
-use crate::telemetry::Remote;
+use crate::telemetry::tests::logged;
+use crate::telemetry::{Remote, repeats};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -656,4 +657,47 @@ fn a_101_behind_an_answer_that_the_kernel_still_has_is_not_dropped() {
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
     assert_eq!(world.closed(phone), pair(1000, ""));
     assert_eq!(world.texts(binary).len(), 1, "the close notice");
+}
+
+/// A flood costs lines when it begins, and then one a minute that says how much there was: on the
+/// next ping, whether or not the flood goes on.
+#[test]
+fn what_a_binary_does_wrong_over_and_over_is_counted_and_told() {
+    let limits = Limits { heartbeat_timeout_ms: 1 << 40, ..Limits::default() };
+    let interval = limits.heartbeat_interval_ms;
+    let mut world = World::with(limits, 1 << 26, 1);
+    let (flooder, other) = (world.binary("flood"), world.binary("other"));
+    let flood = masked(1, b"no envelope").repeat(1000);
+    let lines = |world: &mut World, does: &dyn Fn(&mut World)| {
+        let text = logged(LogFormat::Text, || does(world));
+        text.lines().map(|line| line.split_once(" event=").unwrap().1.to_owned()).collect()
+    };
+    let begins: Vec<String> = lines(&mut world, &|world| {
+        world.bytes(flooder, &flood);
+        world.text(other, "no envelope");
+    });
+    assert_eq!(begins.len(), 6, "{begins:?}");
+    assert!(begins[5].contains("server_id=other"), "{begins:?}");
+    let goes_on: Vec<String> = lines(&mut world, &|world| {
+        for _ in 0..600 {
+            world.bytes(flooder, &flood);
+            world.pass(1000);
+        }
+    });
+    assert!((8..=10).contains(&goes_on.len()), "{goes_on:?}");
+    assert!(goes_on[0].ends_with("more like these were counted, not logged\""), "{goes_on:?}");
+    let stops: Vec<String> =
+        lines(&mut world, &|world| world.pass(repeats::TOLD_EVERY_MS + 2 * interval));
+    assert_eq!(stops.len(), 1, "{stops:?}");
+    let told = |lines: &[String]| -> u64 {
+        let counts = lines.iter().filter_map(|line| line.split_once("err=\"")?.1.split_once(' '));
+        counts.map(|(count, _)| count.parse::<u64>().unwrap()).sum()
+    };
+    assert_eq!(5 + told(&goes_on) + told(&stops), 601_000);
+    let quiet: Vec<String> = lines(&mut world, &|world| world.pass(10 * repeats::TOLD_EVERY_MS));
+    assert_eq!(quiet, Vec::<String>::new());
+    // What was not told yet is, when there is no more time for it.
+    world.bytes(flooder, &flood);
+    let ends: Vec<String> = lines(&mut world, &|world| world.relay.shut_down(world.now));
+    assert!(ends.iter().any(|line| line.contains("err=\"995 more like these")), "{ends:?}");
 }
