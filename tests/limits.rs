@@ -3,6 +3,7 @@
 //! - `rates`: upgrade requests of an address
 //! - `places`: live connections, and every way in which one ends
 //! - `callers`: X-Forwarded-For and PROXY headers
+//! - `balancer`: HAProxy in front, where it is installed
 //! - `https`: PROXY headers in front of TLS, and the order of all checks
 
 #![allow(
@@ -16,6 +17,8 @@
 
 mod common;
 
+#[path = "limits/balancer.rs"]
+mod balancer;
 #[path = "limits/callers.rs"]
 mod callers;
 #[path = "limits/https.rs"]

@@ -56,7 +56,7 @@ impl<C: Core> Worker<C> {
                     let key = self.core.accept(now, Remote(address));
                     let mut link = Link::new(socket, tls.map(TlsLink::new));
                     if self.proxy_headers.expected_from(address.ip()) {
-                        link.proxy_header = Some(Vec::new());
+                        link.proxy_header = Some(Box::default());
                     }
                     self.adopt(key, link);
                 }

@@ -3,6 +3,7 @@
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls_link::TlsLink;
+use crate::protocol::proxy;
 use socket2::Socket;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
@@ -26,8 +27,8 @@ pub(super) struct Link {
     pub(super) is_sending: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
-    /// What has arrived of the PROXY header that must come first.
-    pub(super) proxy_header: Option<Vec<u8>>,
+    /// Reads the PROXY header that must come first, until it has come.
+    pub(super) proxy_header: Option<Box<proxy::Reader>>,
     /// Between the socket and the core.
     pub(super) tls: Option<Box<TlsLink>>,
 }

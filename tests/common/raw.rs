@@ -140,6 +140,11 @@ impl Raw {
         .await
     }
 
+    /// The address that this side of the connection has.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.stream.tcp().local_addr().unwrap()
+    }
+
     /// The peer's TLS.
     pub fn tls(&mut self) -> &mut ClientConnection {
         match &mut self.stream {

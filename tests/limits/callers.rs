@@ -190,17 +190,13 @@ async fn anything_but_a_proxy_header_is_closed_without_a_word() {
     let relay = Relay::start(&args).await;
     let v4 = proxy_header("192.0.2.1:1");
     let request = Request::get("/healthz").bytes();
-    let local = header(0x20, 0x00, &[]);
-    let torn = header(0x21, 0x11, &[&v4[16..], &[4, 0]].concat());
     for bytes in [
         request.clone(),
         b"PROXY TCP4 192.0.2.1 192.0.2.2 5 6\r\n".to_vec(),
-        local,
-        header(0x21, 0x12, &v4[16..]),
+        // A command and a family that are none; addresses that are not there.
+        header(0x22, 0x11, &v4[16..]),
+        header(0x21, 0x41, &v4[16..]),
         header(0x21, 0x21, &v4[16..]),
-        header(0x21, 0x31, &[0; 216]),
-        torn,
-        header(0x21, 0x11, &[&v4[16..], &[0; 600]].concat()),
         b"\r\n\r\n\0\r\nQUIX".to_vec(),
     ] {
         let mut raw = Raw::connect(&relay).await;
@@ -209,12 +205,61 @@ async fn anything_but_a_proxy_header_is_closed_without_a_word() {
         raw.assert_ended().await;
     }
     // Nothing, or half a header, within the time for it.
-    for bytes in [&v4[..0], &v4[..20]] {
+    let long = header(0x20, 0x00, &[0; 60_000]);
+    for bytes in [&v4[..0], &v4[..20], &long[..59_000]] {
         let mut raw = Raw::connect(&relay).await;
         raw.send(bytes).await;
         raw.assert_ended().await;
     }
     assert_eq!(status_behind_proxy(&relay, "192.0.2.1:1", Request::get("/healthz")).await, 200);
+}
+
+/// Headers that name nobody, and how they are called.
+pub(super) fn headers_of_nobody() -> Vec<(&'static str, Vec<u8>)> {
+    let addresses = &proxy_header("192.0.2.1:1")[16..];
+    vec![
+        ("LOCAL, of HAProxy and Traefik", header(0x20, 0x00, &[])),
+        ("LOCAL, with dummy addresses", header(0x20, 0x11, addresses)),
+        ("LOCAL, with the most extensions", header(0x20, 0x11, &[0; 65_535])),
+        ("unspecified", header(0x21, 0x00, &[])),
+        ("UNIX", header(0x21, 0x31, &[0; 216])),
+        ("UDP", header(0x21, 0x12, addresses)),
+    ]
+}
+
+#[tokio::test]
+async fn a_header_that_names_nobody_leaves_the_peers_own_address() {
+    let relay = Relay::start(&["--proxy-protocol-from", "127.0.0.7"]).await;
+    for (what, header) in headers_of_nobody() {
+        let id = new_id();
+        let mut raw = Raw::connect_from(&relay, there(7)).await;
+        let request = [Request::get("/healthz").bytes(), Request::server(&id).bytes()].concat();
+        raw.send([header.clone(), request].concat()).await;
+        assert_eq!(raw.response().await.status, 200, "{what}");
+        assert_eq!(raw.response().await.status, 101, "{what}");
+        let remote = remote_of(&relay, &id).await;
+        assert!(remote.starts_with("127.0.0.7:"), "{what}: {remote}");
+        // Nobody else may begin like this.
+        let mut raw = Raw::connect_from(&relay, there(8)).await;
+        raw.send(&header[..header.len().min(100)]).await;
+        assert_eq!(raw.response().await.status, 400, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn the_most_extensions_that_a_header_can_have_are_passed_over() {
+    let relay = Relay::start(&["--proxy-protocol-from", "127.0.0.1"]).await;
+    let addresses = proxy_header("192.0.2.1:4660")[16..].to_vec();
+    let long = header(0x21, 0x11, &[addresses, vec![0xee; 65_535 - 12]].concat());
+    for step in [1000, 65_000, 100_000] {
+        let id = new_id();
+        let mut raw = Raw::connect(&relay).await;
+        for piece in [long.clone(), Request::server(&id).bytes()].concat().chunks(step) {
+            raw.send(piece).await;
+        }
+        assert_eq!(raw.response().await.status, 101, "{step}");
+        assert_eq!(remote_of(&relay, &id).await, "192.0.2.1:4660");
+    }
 }
 
 #[tokio::test]
