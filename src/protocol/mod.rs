@@ -1,6 +1,7 @@
 //! The wire, as pure functions and types: no I/O, no clock, no registry.
 //!
-//! - [`upgrade`]: request heads, from bytes to a checked upgrade or the HTTP answer
+//! - [`upgrade`]: request heads, from bytes to a checked upgrade or the HTTP answer, with the fault
+//!   that the answer names
 //! - [`close`]: every close code and reason, in one table
 //! - [`frames`]: RFC 6455 frames: bytes to messages, messages to bytes
 //! - [`json`]: strict, allocation-free validation of RFC 8259 text
@@ -12,6 +13,7 @@
 
 pub mod close;
 pub mod envelope;
+mod fault;
 pub mod forwarded;
 pub mod frames;
 pub mod ids;

@@ -8,7 +8,7 @@ use super::{Action, HandOver, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
 use crate::telemetry::Remote;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// HTTP answers that may wait for a peer that asks and does not read.
 const MAX_ANSWERS_BYTES: usize = 16 * 1024;
@@ -65,6 +65,7 @@ impl Relay {
                 }
                 upgrade::Head::Refused(reply) => {
                     self.counters.count(Series::HandshakeHead);
+                    self.log_answer(key, None, reply);
                     return self.refuse(now, key, reply, false);
                 }
                 upgrade::Head::Complete { request, consumed } => {
@@ -88,28 +89,47 @@ impl Relay {
         }
     }
 
-    /// The checks of a request, in the order of chapter 1.
+    /// What a request comes to.
     fn decide(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Decision {
+        self.check(now, key, request).unwrap_or_else(|reply| {
+            self.log_answer(key, Some(request), reply);
+            Decision::Refuse { reply, head_only: request.is_head() }
+        })
+    }
+
+    /// The checks of a request, in the order of chapter 1.
+    fn check(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Result<Decision, Reply> {
         if self.domain.as_deref().is_some_and(|domain| !request.is_for(domain)) {
             self.counters.count(Series::HandshakeMisdirected);
-            let (reply, head_only) = (Reply::MisdirectedRequest, request.is_head());
-            return Decision::Refuse { reply, head_only };
+            return Err(Reply::MisdirectedRequest);
         }
-        let upgrade = match request.route() {
-            Route::Server | Route::Client => self.check_upgrade(now, key, request),
-            Route::Healthz => match request.healthz() {
-                Ok(()) => {
-                    let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
-                    return Decision::Health { head_only, keep_alive };
-                }
-                Err(reply) => Err(reply),
-            },
+        match request.route() {
+            Route::Server | Route::Client => {
+                self.check_upgrade(now, key, request).map(Decision::Upgrade)
+            }
+            Route::Healthz => {
+                request.healthz()?;
+                let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
+                Ok(Decision::Health { head_only, keep_alive })
+            }
             Route::NotFound => Err(Reply::NotFound),
-        };
-        match upgrade {
-            Ok(upgrade) => Decision::Upgrade(upgrade),
-            Err(reply) => Decision::Refuse { reply, head_only: request.is_head() },
         }
+    }
+
+    /// Says, to who is looking for a fault, what a request was answered and why. The path is told
+    /// where it is one of ours.
+    fn log_answer(&self, key: Key, request: Option<&Request<'_>>, reply: Reply) {
+        // Those are said elsewhere, and to everybody.
+        if matches!(reply, Reply::TooManyRequests { .. } | Reply::Unavailable { .. }) {
+            return;
+        }
+        let known = request.filter(|request| request.route() != Route::NotFound);
+        debug!(
+            remote = self.connection(key).map(|c| tracing::field::display(c.remote)),
+            path = known.map(Request::path),
+            err = %format_args!("{}: {}", reply.status(), reply.text()),
+            "request_refused"
+        );
     }
 
     /// Whether the caller may have a WebSocket at all, and then whether it asks well. It has its
@@ -121,12 +141,14 @@ impl Relay {
         request: &Request<'_>,
     ) -> Result<Upgrade, Reply> {
         let proxies = self.admission.clone();
-        let Some(connection) = self.connection_mut(key) else { return Err(Reply::BadRequest) };
+        // Only a connection that is there, and was let in, is asked for.
+        let gone = Reply::Unavailable { retry_after_s: 1 };
+        let Some(connection) = self.connection_mut(key) else { return Err(gone) };
         if let Some(caller) = proxies.proxies().caller(connection.remote, request.forwarded_for()) {
             connection.remote = caller;
         }
         let remote = connection.remote;
-        let Some(pass) = &mut connection.pass else { return Err(Reply::BadRequest) };
+        let Some(pass) = &mut connection.pass else { return Err(gone) };
         let is_server = request.route() == Route::Server;
         if let Err(refusal) = pass.admit(now, remote.0.ip()) {
             log_refusal(remote, Some(request.path()), refusal);
@@ -220,7 +242,12 @@ impl Relay {
         let begun = self
             .connection(key)
             .is_some_and(|c| matches!(&c.stage, Stage::Head(head) if !head.received.is_empty()));
-        if begun { self.refuse(now, key, Reply::RequestTimeout, false) } else { self.cut(key) }
+        if begun {
+            self.log_answer(key, None, Reply::RequestTimeout);
+            self.refuse(now, key, Reply::RequestTimeout, false);
+        } else {
+            self.cut(key);
+        }
     }
 
     /// Ends an HTTP connection once its answers are with the kernel. What the peer still sends is
