@@ -13,6 +13,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use common::{
     ACCEPT, Binary, End, KEY, PING, PONG, Phone, Raw, Relay, Request, Response, SOON, TEXT, masked,
     open_envelope,
@@ -743,6 +745,42 @@ async fn heads_may_be_pipelined() {
     let pong = raw.frame().await;
     assert_eq!((pong.opcode, pong.payload.as_slice()), (PONG, b"first".as_slice()));
     assert_holds(&relay, &mut raw, "id").await;
+}
+
+#[tokio::test]
+async fn any_number_of_heads_may_be_pipelined_by_who_reads_the_answers() {
+    let relay = Relay::start(&[]).await;
+    let health = Request::get("/healthz").bytes();
+    for count in [80, 10_000] {
+        let all = [health.repeat(count), Request::server("id").bytes()].concat();
+        // The relay stops reading while its answers are not read, so this goes on beside.
+        let (mut reading, mut writing) = Raw::connect(&relay).await.into_halves();
+        let asking = tokio::spawn(async move {
+            writing.write_all(&all).await.unwrap();
+            writing
+        });
+        let (mut answers, mut seen) = (Vec::new(), 0);
+        while !answers[seen..].windows(13).any(|part| part == b"HTTP/1.1 101 ") {
+            seen = answers.len().saturating_sub(12);
+            assert_ne!(common::soon("answers", reading.read_buf(&mut answers)).await.unwrap(), 0);
+        }
+        let text = String::from_utf8(answers).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK\r\n").count(), count);
+        drop((reading, asking.await.unwrap()));
+        relay.wait_for_counts(0, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn who_asks_on_and_on_and_does_not_read_is_ended_by_the_write_timeout() {
+    let relay = Relay::start(&["--write-timeout", "300ms"]).await;
+    let health = Request::get("/healthz").bytes();
+    let mut greedy = Raw::narrow(&relay, 4096).await;
+    let asked = health.repeat(200_000);
+    let sent = greedy.send_until_stuck(&asked, SOON).await;
+    assert!(sent < asked.len(), "it was served although it does not read");
+    // Until then nobody else has noticed.
+    assert_eq!(relay.health().await.connected_phones, 0);
 }
 
 #[tokio::test]

@@ -289,6 +289,7 @@ impl Relay {
                 self.arm(key);
             }
             Stage::Moving(_) => self.move_if_flushed(now, key),
+            Stage::Head(_) => self.resume_heads(now, key),
             _ => {}
         }
     }
@@ -300,6 +301,8 @@ impl Relay {
         match connection.stage {
             // What is queued may still reach a peer that has only stopped sending.
             Stage::Closing(_) if clean => self.after_flush(now, key),
+            // What it has asked for is answered first.
+            Stage::Head(_) if clean && connection.paused => {}
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
             // The owner of the server-id is to know it, once it has the connection.
             Stage::Moving(_) if clean => {}

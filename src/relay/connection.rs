@@ -79,8 +79,10 @@ pub enum Stage {
 /// A connection whose request head is expected.
 #[derive(Default)]
 pub struct Head {
-    /// The head so far, if it did not arrive whole.
+    /// The head so far, if it did not arrive whole; or several that wait for their turn.
     pub received: Vec<u8>,
+    /// How many bytes at the front of it are answered already.
+    pub read: usize,
     /// How far it was searched.
     pub scanner: HeadScanner,
 }

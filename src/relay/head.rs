@@ -10,7 +10,8 @@ use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route,
 use crate::telemetry::Remote;
 use tracing::{debug, info, warn};
 
-/// HTTP answers that may wait for a peer that asks and does not read.
+/// HTTP answers that may wait for a peer that asks ahead. Beyond that it is not read, nor is what
+/// it has sent, until all of them have left: some 50 answers at a time.
 const MAX_ANSWERS_BYTES: usize = 16 * 1024;
 
 /// What one request comes to.
@@ -50,19 +51,23 @@ impl Relay {
     /// Bytes of one or more request heads, in any split.
     pub(super) fn on_head_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
         let Some(connection) = self.connection_mut(key) else { return };
+        let paused = connection.paused;
         let Stage::Head(head) = &mut connection.stage else { return };
-        let Head { mut received, mut scanner } = std::mem::take(&mut **head);
-        let mut bytes = input;
-        if !received.is_empty() {
-            received.extend_from_slice(bytes);
-            bytes = &mut received;
+        let Head { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
+        if paused {
+            // It was on its way when reading stopped.
+            received.extend_from_slice(input);
+            return self.keep_head(now, key, Head { received, read, scanner });
         }
-        loop {
-            let (decision, consumed) = match scanner.parse(bytes) {
-                upgrade::Head::Incomplete => {
-                    let rest = bytes.to_vec();
-                    return self.keep_head(now, key, rest, scanner);
-                }
+        let is_kept = !received.is_empty();
+        if is_kept {
+            received.extend_from_slice(input);
+        }
+        let bytes = if is_kept { received.as_mut_slice() } else { input };
+        while self.connection(key).is_some_and(|connection| !connection.paused) {
+            let Some(unread) = bytes.get(read..) else { return };
+            let (decision, consumed) = match scanner.parse(unread) {
+                upgrade::Head::Incomplete => break,
                 upgrade::Head::Refused(reply) => {
                     self.counters.count(Series::HandshakeHead);
                     self.log_answer(key, None, reply);
@@ -72,9 +77,13 @@ impl Relay {
                     (self.decide(now, key, &request), consumed)
                 }
             };
-            let Some((_, rest)) = bytes.split_at_mut_checked(consumed) else { return };
+            scanner = HeadScanner::default();
+            read += consumed;
             match decision {
-                Decision::Upgrade(upgrade) => return self.upgrade(now, key, upgrade, rest),
+                Decision::Upgrade(upgrade) => {
+                    let unread = bytes.get_mut(read..).unwrap_or_default();
+                    return self.upgrade(now, key, upgrade, unread);
+                }
                 Decision::Refuse { reply, head_only } => {
                     return self.refuse(now, key, reply, head_only);
                 }
@@ -84,9 +93,33 @@ impl Relay {
                     }
                 }
             }
-            scanner = HeadScanner::default();
-            bytes = rest;
         }
+        let paused = self.connection(key).is_some_and(|connection| connection.paused);
+        // Many heads are not moved for each few that are answered; one that is not whole is.
+        if !is_kept || (read > 0 && !paused) {
+            received = bytes.get(read..).unwrap_or_default().to_vec();
+            read = 0;
+        }
+        self.keep_head(now, key, Head { received, read, scanner });
+    }
+
+    /// The answers have left that were to leave before more is answered.
+    pub(super) fn resume_heads(&mut self, now: Millis, key: Key) {
+        let Some(connection) = self.connection_mut(key) else { return };
+        if !std::mem::take(&mut connection.paused) {
+            return;
+        }
+        self.await_head(now, key);
+        self.on_head_bytes(now, key, &mut []);
+        let Some(connection) = self.connection(key) else { return };
+        if connection.paused || matches!(connection.stage, Stage::Cut) {
+            return;
+        }
+        if connection.ended && matches!(connection.stage, Stage::Head(_)) {
+            // It had asked for all that it wanted.
+            return self.hang_up(now, key);
+        }
+        self.actions.push(Action::Read(key));
     }
 
     /// What a request comes to.
@@ -189,15 +222,16 @@ impl Relay {
         });
     }
 
-    /// Keeps an incomplete head until more of it comes, or its deadline.
-    fn keep_head(&mut self, now: Millis, key: Key, received: Vec<u8>, scanner: HeadScanner) {
-        if !self.charge_input(now, key, received.capacity()) {
+    /// Keeps what is not answered yet: until more of it comes, or its deadline, or until the answers
+    /// before it have left.
+    fn keep_head(&mut self, now: Millis, key: Key, kept: Head) {
+        if !self.charge_input(now, key, kept.received.capacity()) {
             return;
         }
         if let Some(connection) = self.connection_mut(key)
             && let Stage::Head(head) = &mut connection.stage
         {
-            **head = Head { received, scanner };
+            **head = kept;
         }
     }
 
@@ -218,12 +252,14 @@ impl Relay {
             self.hang_up(now, key);
             return false;
         }
-        if self.connection(key).is_some_and(|c| c.outbox.charged() > MAX_ANSWERS_BYTES) {
-            // It asks on and on and does not read what it is told.
-            self.cut(key);
-            return false;
-        }
         self.await_head(now, key);
+        if let Some(connection) = self.connection_mut(key)
+            && connection.outbox.charged() > MAX_ANSWERS_BYTES
+        {
+            // Nothing is awaited but that it reads; a write that makes no progress has a deadline.
+            connection.paused = true;
+            connection.due.stage = NEVER;
+        }
         self.charge_input(now, key, 0)
     }
 
@@ -258,6 +294,9 @@ impl Relay {
         connection.stage =
             Stage::Closing(Closing { answered: true, discard: true, ..Closing::default() });
         connection.due.stage = due;
+        if std::mem::take(&mut connection.paused) {
+            self.actions.push(Action::Read(key));
+        }
         self.arm(key);
         self.charge_input(now, key, 0);
         self.after_flush(now, key);

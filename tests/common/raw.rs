@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustls::{AlertDescription, ClientConnection};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
@@ -241,6 +241,12 @@ impl Raw {
     /// Ends this side's half of the connection; the relay can still send.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
+    }
+
+    /// Both directions, for who sends while it reads.
+    pub fn into_halves(self) -> (ReadHalf<Stream>, WriteHalf<Stream>) {
+        assert!(self.unread.is_empty(), "bytes that were not read");
+        tokio::io::split(self.stream)
     }
 
     /// The bare socket, to give it to another process.
