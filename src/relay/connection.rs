@@ -50,7 +50,8 @@ pub struct Connection {
 pub enum Stage {
     /// A request head is expected; `due.stage` is its deadline.
     Head(Box<Head>),
-    /// The request is checked and another worker owns its id; earlier answers must leave first.
+    /// The request is checked and another worker owns its id; earlier answers must leave first, and
+    /// `due.stage` is the deadline for that.
     Moving(Box<Moving>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),

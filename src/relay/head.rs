@@ -272,7 +272,7 @@ impl Relay {
         }
     }
 
-    /// The head did not come in time.
+    /// The head did not come in time, or what is before its answer did not leave in time.
     pub(super) fn head_timed_out(&mut self, now: Millis, key: Key) {
         self.counters.count(Series::HandshakeTimeout);
         let begun = self
@@ -312,9 +312,13 @@ impl Relay {
         if !self.charge_input(now, key, unread.len()) {
             return;
         }
+        let due = now + self.limits.header_timeout_ms;
         let Some(connection) = self.connection_mut(key) else { return };
         connection.stage =
             Stage::Moving(Box::new(Moving { worker, upgrade, unread: unread.to_vec() }));
+        // Its request is whole, and still it may hold its place before the 101 no longer than this.
+        connection.due.stage = due;
+        self.arm(key);
         self.move_if_flushed(now, key);
     }
 

@@ -536,6 +536,31 @@ fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
 }
 
 #[test]
+fn who_is_to_be_handed_over_has_its_time_for_that() {
+    let mut world = World::with(Limits::default(), 64 * 1024 * 1024, 2);
+    let id = (0..).map(|n| format!("id-{n}")).find(|id| {
+        world.relay.owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1
+    });
+    let moving = |world: &mut World| {
+        let peer = world.connect();
+        world.appetite.insert(peer, 10);
+        world.pass(4000);
+        let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
+        world.bytes(peer, requests.as_bytes());
+        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::Moving(_)));
+        peer
+    };
+    let [slow, stuck] = [(); 2].map(|()| moving(&mut world));
+    world.pass(900);
+    world.feed(slow);
+    assert_eq!(world.moved.len(), 1);
+    world.pass(4000);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [stuck]);
+}
+
+#[test]
 fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     let mut world = World::with(Limits::default(), 64 << 20, 2);
     let owners = Owners::new([1, 2, 3, 4], 2);
