@@ -8,6 +8,7 @@
 //! - [`envelope`]: the routing envelope between the relay and a binary
 //! - [`ids`]: server-ids and conn-ids
 //! - [`forwarded`]: whom a proxy speaks for, by X-Forwarded-For
+//! - [`opening`]: HTTP in the clear where TLS is to come
 //! - [`proxy`]: PROXY protocol headers, version 2
 //! - [`push`]: push services and push tokens
 
@@ -18,6 +19,7 @@ pub mod forwarded;
 pub mod frames;
 pub mod ids;
 pub mod json;
+pub mod opening;
 pub mod proxy;
 pub mod push;
 mod reply;

@@ -263,6 +263,16 @@ impl Relay {
         self.charge_input(now, key, 0)
     }
 
+    /// The first bytes of a connection that is to begin with TLS are HTTP in the clear: it goes on
+    /// without TLS, for as long as it takes to say so.
+    pub fn on_plain_http(&mut self, now: Millis, key: Key) {
+        let Some(connection) = self.connection(key) else { return };
+        let err = "it speaks HTTP in the clear where TLS is served";
+        info!(remote = %connection.remote, err, "tls_failed");
+        self.counters.count(Series::HandshakeTls);
+        self.refuse(now, key, Reply::HttpOnHttps, false);
+    }
+
     /// Answers with an error and ends the connection.
     fn refuse(&mut self, now: Millis, key: Key, reply: Reply, head_only: bool) {
         let mut answer = Vec::with_capacity(256);

@@ -7,6 +7,7 @@ use super::ring;
 use super::tls;
 use super::tls_link::TlsLink;
 use crate::metrics::Series;
+use crate::protocol::opening::Opening;
 use crate::relay::timers::Millis;
 use crate::telemetry::Remote;
 use std::future::Future;
@@ -55,6 +56,7 @@ impl<C: Core> Worker<C> {
                     };
                     let key = self.core.accept(now, Remote(address));
                     let mut link = Link::new(socket, tls.map(TlsLink::new));
+                    link.opening = link.tls.is_some().then(Opening::default);
                     if self.proxy_headers.expected_from(address.ip()) {
                         link.proxy_header = Some(Box::default());
                     }

@@ -3,6 +3,7 @@
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls_link::TlsLink;
+use crate::protocol::opening::Opening;
 use crate::protocol::proxy;
 use socket2::Socket;
 
@@ -29,6 +30,8 @@ pub(super) struct Link {
     pub(super) cut: bool,
     /// Reads the PROXY header that must come first, until it has come.
     pub(super) proxy_header: Option<Box<proxy::Reader>>,
+    /// Reads the first bytes for TLS, until it is known that they are.
+    pub(super) opening: Option<Opening>,
     /// Between the socket and the core.
     pub(super) tls: Option<Box<TlsLink>>,
 }
@@ -45,6 +48,7 @@ impl Link {
             is_sending: false,
             cut: false,
             proxy_header: None,
+            opening: None,
             tls,
         }
     }

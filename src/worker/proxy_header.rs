@@ -1,9 +1,11 @@
-//! The PROXY header that may come before everything else (PROTOCOL.md, chapter 6).
+//! What a connection begins with: the PROXY header that may come before everything else
+//! (PROTOCOL.md, chapter 6), and TLS, or HTTP in the clear in its place.
 
 use super::Worker;
 use super::core::Core;
 use super::tls_link::decrypt;
 use crate::metrics::Series;
+use crate::protocol::opening::Begins;
 use crate::protocol::proxy::Proxy;
 use crate::relay::Key;
 use crate::relay::timers::Millis;
@@ -49,8 +51,25 @@ impl<C: Core> Worker<C> {
         if link.tls.is_none() {
             return self.core.on_bytes(now, key, rest);
         }
+        let mut first = Vec::new();
+        match link.opening.as_mut().map(|opening| opening.read(rest)) {
+            None => {}
+            Some(Begins::NeedMore) => return,
+            Some(Begins::WithHttp) => {
+                link.opening = None;
+                link.tls = None;
+                return self.core.on_plain_http(now, key);
+            }
+            Some(Begins::Otherwise) => {
+                let held = link.opening.take().unwrap_or_default();
+                if !held.held().is_empty() {
+                    first = [held.held(), rest].concat();
+                }
+            }
+        }
+        let records = if first.is_empty() { rest } else { first.as_mut_slice() };
         let mut plain = std::mem::take(&mut self.plain);
-        let received = decrypt(link, rest, &mut plain);
+        let received = decrypt(link, records, &mut plain);
         self.on_decrypted(now, key, plain, received);
     }
 }

@@ -161,7 +161,7 @@ fn only_proxies_are_believed() {
             .caller(Remote(peer.parse().unwrap()), lines.into_iter())
             .map(|found| found.to_string())
     };
-    assert_eq!(caller("10.0.0.1:5", "192.0.2.1").as_deref(), Some("192.0.2.1:0"));
+    assert_eq!(caller("10.0.0.1:5", "192.0.2.1").as_deref(), Some("192.0.2.1"));
     assert_eq!(caller("[::ffff:10.0.0.1]:5", "192.0.2.1:7").as_deref(), Some("192.0.2.1:7"));
     assert_eq!(caller("10.0.0.1:5", "garbage"), None);
     assert_eq!(caller("192.0.2.9:5", "192.0.2.1"), None);
