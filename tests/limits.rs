@@ -2,6 +2,7 @@
 //!
 //! - `rates`: upgrade requests of an address
 //! - `places`: live connections, and every way in which one ends
+//! - `visitors`: sockets that are not upgraded, of everybody
 //! - `callers`: X-Forwarded-For and PROXY headers
 //! - `balancer`: HAProxy in front, where it is installed
 //! - `https`: PROXY headers in front of TLS, and the order of all checks
@@ -27,6 +28,8 @@ mod https;
 mod places;
 #[path = "limits/rates.rs"]
 mod rates;
+#[path = "limits/visitors.rs"]
+mod visitors;
 
 use common::{Raw, Relay, Request, Response};
 use std::net::IpAddr;

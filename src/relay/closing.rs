@@ -9,6 +9,7 @@
 
 use super::connection::{Closing, Due, Stage};
 use super::timers::{Millis, NEVER};
+use super::visitors::VisitId;
 use super::{Action, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
@@ -229,6 +230,10 @@ impl Relay {
         connection.outbox.clear();
         connection.input_charge = 0;
         connection.transport_charge = 0;
+        // Before its peer can know of the end: whoever has seen it may count on the place.
+        connection.pass = None;
+        let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
+        self.visitors.remove(visit);
         let timer = connection.timer;
         self.wheel.arm_at(timer, NEVER);
         self.budget.release(released);

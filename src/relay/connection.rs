@@ -5,6 +5,7 @@ use super::backlogs::Place;
 use super::outbox::Outbox;
 use super::registry::EntryKey;
 use super::timers::{Millis, NEVER, TimerId};
+use super::visitors::VisitId;
 use crate::protocol::close::Close;
 use crate::protocol::frames::Decoder;
 use crate::protocol::ids::ConnId;
@@ -38,6 +39,8 @@ pub struct Connection {
     pub transport_charge: u32,
     /// Where it stands among the backlogs.
     pub place: Place,
+    /// Where it stands among those that are not upgraded.
+    pub visit: VisitId,
     /// An [`Action::Write`](super::Action::Write) is out and not yet answered.
     pub write_queued: bool,
     /// The peer has ended its direction.
@@ -174,6 +177,7 @@ impl Connection {
             input_charge: 0,
             transport_charge: 0,
             place: Place::default(),
+            visit: VisitId::NONE,
             write_queued: false,
             ended: false,
             paused: false,

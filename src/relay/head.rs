@@ -4,6 +4,7 @@
 use super::admission::{Cause, Refusal};
 use super::connection::{Closing, Head, Moving, Stage};
 use super::timers::{Millis, NEVER};
+use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
@@ -34,6 +35,9 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
             "its address has as many as --max-connections-per-address allows"
         }
         Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
+        Cause::Visitors => {
+            "there is room for no more that have not asked; the one that has waited longest goes"
+        }
     };
     warn!(%remote, path, err, "conn_cap_reached");
 }
@@ -206,12 +210,34 @@ impl Relay {
         upgrade
     }
 
+    /// Cuts who has waited longest for its upgrade, where this worker has more such than its share
+    /// of what the process may have. With shares, no worker must know of another's connections: the
+    /// descriptor is free before the next is accepted, and whoever fills one worker leaves the
+    /// others alone.
+    pub(super) fn make_room_for_visitors(&mut self, now: Millis) {
+        let share = self.admission.visitors_of_each(self.owners.workers);
+        // Two for each that comes, so that what is too much becomes less.
+        for _ in 0..2 {
+            let Some(oldest) = self.visitors.oldest().filter(|_| self.visitors.len() > share)
+            else {
+                return;
+            };
+            let refusal = self.admission.refuse_visitor(now);
+            if let Some(connection) = self.connection(oldest) {
+                log_refusal(connection.remote, None, refusal);
+            }
+            self.count_refusal(refusal.cause, false);
+            self.cut(oldest);
+        }
+    }
+
     /// Counts a caller that is turned away.
     pub(super) fn count_refusal(&self, cause: Cause, is_server: bool) {
         self.counters.count(match cause {
             Cause::Connections => Series::RefusedConnections,
             Cause::ConnectionsOfAddress => Series::RefusedOfAddress,
             Cause::VisitorsOfAddress => Series::RefusedVisitors,
+            Cause::Visitors => Series::RefusedOldest,
             Cause::Rate => {
                 self.counters.count(Series::RegisterRateLimit);
                 match is_server {
@@ -314,6 +340,10 @@ impl Relay {
 
     /// A request that may be upgraded: here, or where its server-id belongs.
     fn upgrade(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
+        if let Some(connection) = self.connection_mut(key) {
+            let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
+            self.visitors.remove(visit);
+        }
         let worker = self.owners.owner_of(&upgrade.server_id);
         if worker == self.worker {
             self.charge_input(now, key, 0);

@@ -19,8 +19,8 @@
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
-//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
-//!   stand on
+//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
+//!   data they stand on
 //!
 //! # The life of a connection
 //!
@@ -47,6 +47,7 @@ pub mod outbox;
 pub mod registry;
 pub mod spare;
 pub mod timers;
+pub mod visitors;
 pub mod wakes;
 
 #[cfg(test)]
@@ -70,6 +71,7 @@ use slab::Slab;
 use spare::SpareBuffers;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
+use visitors::Visitors;
 use wakes::Wake;
 
 /// Names a connection of one worker, from [`Relay::accept`] to [`Relay::release`].
@@ -179,6 +181,7 @@ pub struct Relay {
     wheel: Wheel<TimerOwner>,
     budget: Budget,
     backlogs: Backlogs,
+    visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
     actions: Vec<Action>,
@@ -209,6 +212,7 @@ impl Relay {
             connections: Slab::new(),
             wheel: Wheel::default(),
             backlogs: Backlogs::default(),
+            visitors: Visitors::default(),
             spare: SpareBuffers::default(),
             actions: Vec::new(),
             shutting_down: false,
@@ -225,7 +229,8 @@ impl Relay {
     }
 
     /// A connection was accepted; its request head is expected next. It is cut at once if its
-    /// address has too many that have not come further.
+    /// address has too many that have not come further. Where all addresses together have too many,
+    /// the one that has waited longest is cut.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -235,6 +240,12 @@ impl Relay {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
             self.cut(key);
+        } else {
+            let visit = self.visitors.add(key);
+            if let Some(connection) = self.connection_mut(key) {
+                connection.visit = visit;
+            }
+            self.make_room_for_visitors(now);
         }
         key
     }
