@@ -1,7 +1,7 @@
 //! Who is calling: the peer, or whom a trusted proxy names. Limits and logs are told the same.
 
 use super::common::{Raw, Relay, Request, SOON, wait_until};
-use super::{HERE, ask, new_id, status, there};
+use super::{HERE, ask, count_logs, new_id, status, there};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -115,6 +115,8 @@ async fn limits_follow_the_caller_and_not_the_proxy() {
     // Garbage counts for the proxy itself.
     assert_eq!(status(&relay, HERE, forwarded(&["garbage"]).1).await, 101);
     assert_eq!(status(&relay, HERE, forwarded(&["192.0.2.77, garbage"]).1).await, 429);
+    // The log may be behind the answers.
+    wait_until("three lines", SOON, async || count_logs(&relay, "rate_limited") >= 3).await;
     let lines = relay.logs();
     let mut limited: Vec<&str> = lines
         .iter()
@@ -186,7 +188,7 @@ async fn a_proxy_header_names_the_caller() {
 
 #[tokio::test]
 async fn anything_but_a_proxy_header_is_closed_without_a_word() {
-    let args = ["--proxy-protocol-from", "127.0.0.0/8", "--header-timeout", "400ms"];
+    let args = ["--proxy-protocol-from", "127.0.0.0/8", "--header-timeout", "1s"];
     let relay = Relay::start(&args).await;
     let v4 = proxy_header("192.0.2.1:1");
     let request = Request::get("/healthz").bytes();

@@ -4,7 +4,7 @@
 use super::common::{Raw, Relay, Request, SOON, limit_descriptors, wait_until};
 use super::{count_logs, new_id, status, there};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// As many as one address may have of the 300 connections that 600 descriptors allow.
@@ -42,6 +42,7 @@ async fn relay_of_600_descriptors(args: &[&str]) -> Relay {
 #[tokio::test]
 async fn silent_sockets_of_many_addresses_keep_nobody_out() {
     for workers in ["1", "2"] {
+        let begun = Instant::now();
         let relay = relay_of_600_descriptors(&["--workers", workers]).await;
         let line = relay.wait_for_log("limits").await;
         assert!(line.get("err").unwrap().ends_with("before their upgrade at most 150 sockets"));
@@ -61,7 +62,8 @@ async fn silent_sockets_of_many_addresses_keep_nobody_out() {
         drop(siege);
         let lines = relay.logs();
         assert!(lines.iter().all(|line| line.event() != "accept_paused"));
-        assert_eq!(count_logs(&relay, "conn_cap_reached"), 1, "once in a minute");
+        let minutes = 1 + begun.elapsed().as_secs() as usize / 60;
+        assert!((1..=minutes).contains(&count_logs(&relay, "conn_cap_reached")), "one a minute");
         let line = relay.wait_for_log("conn_cap_reached").await;
         assert!(line.get("remote").unwrap().starts_with("127.0.0.1"), "{}", line.raw);
         assert!(line.get("err").unwrap().contains("waited longest"), "{}", line.raw);
