@@ -38,13 +38,17 @@ use tracing_subscriber::reload;
 /// How long the end of the process waits for an output stream that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A peer's address as it is logged: IPv4-mapped IPv6 is shown as IPv4.
+/// A peer's address as it is logged: IPv4-mapped IPv6 is shown as IPv4, and a port of 0, which means
+/// that none is known, is not shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Remote(pub SocketAddr);
 
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.0.ip().to_canonical(), self.0.port()).fmt(f)
+        match (self.0.ip().to_canonical(), self.0.port()) {
+            (ip, 0) => ip.fmt(f),
+            (ip, port) => SocketAddr::new(ip, port).fmt(f),
+        }
     }
 }
 
@@ -248,5 +252,17 @@ pub(crate) mod tests {
     fn mapped_addresses_are_shown_as_ipv4() {
         let mapped: SocketAddr = "[::ffff:10.1.2.3]:80".parse().unwrap();
         assert_eq!(Remote(mapped).to_string(), "10.1.2.3:80");
+    }
+
+    #[test]
+    fn a_port_that_is_not_known_is_not_made_up() {
+        for (address, shown) in [
+            ("192.0.2.1:0", "192.0.2.1"),
+            ("[::ffff:10.1.2.3]:0", "10.1.2.3"),
+            ("[2001:db8::1]:0", "2001:db8::1"),
+            ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ] {
+            assert_eq!(Remote(address.parse().unwrap()).to_string(), shown);
+        }
     }
 }

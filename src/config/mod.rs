@@ -385,11 +385,13 @@ impl Config {
         let per_address = self.max_connections_per_address.map(|limit| limit.to_string());
         let rate = self.rate_limit.map(units::show_rate);
         format!(
-            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}",
+            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}; before \
+             their upgrade at most {} sockets",
             self.max_connections,
             self.capacity,
             or_off(per_address),
-            or_off(rate)
+            or_off(rate),
+            self.capacity.visitors
         )
     }
 }

@@ -94,6 +94,7 @@ families! {
         RefusedConnections "cause=\"max_connections\""
         RefusedOfAddress "cause=\"max_connections_per_address\""
         RefusedVisitors "cause=\"not_upgraded_per_address\""
+        RefusedOldest "cause=\"not_upgraded\""
     }
     "connections" Gauge process "Connections by how far they have come." {
         ConnectionsHead "state=\"head\""

@@ -22,8 +22,8 @@
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - [`ahead`]: what a newcomer says before it has won
-//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
-//!   stand on
+//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
+//!   data they stand on
 //!
 //! # The life of a connection
 //!
@@ -53,6 +53,7 @@ pub mod outbox;
 pub mod registry;
 pub mod spare;
 pub mod timers;
+pub mod visitors;
 pub mod wakes;
 
 #[cfg(test)]
@@ -78,6 +79,7 @@ use spare::SpareBuffers;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
+use visitors::Visitors;
 use wakes::Wake;
 
 /// Names a connection of one worker, from [`Relay::accept`] to [`Relay::release`].
@@ -189,6 +191,7 @@ pub struct Relay {
     wheel: Wheel<TimerOwner>,
     ledger: Ledger,
     work: VecDeque<Work>,
+    visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
     actions: Vec<Action>,
@@ -219,6 +222,7 @@ impl Relay {
             rng: StdRng::from_seed(seed),
             connections: Slab::new(),
             wheel: Wheel::default(),
+            visitors: Visitors::default(),
             spare: SpareBuffers::default(),
             actions: Vec::new(),
             shutting_down: false,
@@ -235,7 +239,8 @@ impl Relay {
     }
 
     /// A connection was accepted; its request head is expected next. It is cut at once if its
-    /// address has too many that have not come further.
+    /// address has too many that have not come further. Where all addresses together have too many,
+    /// the one that has waited longest is cut.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -245,6 +250,12 @@ impl Relay {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
             self.cut(key);
+        } else {
+            let visit = self.visitors.add(key);
+            if let Some(connection) = self.connection_mut(key) {
+                connection.visit = visit;
+            }
+            self.make_room_for_visitors(now);
         }
         key
     }

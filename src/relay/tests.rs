@@ -554,6 +554,82 @@ fn a_head_has_its_time_and_an_idle_connection_none() {
 }
 
 #[test]
+fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
+    for end in [false, true] {
+        let mut world = World::new();
+        let peer = world.connect();
+        world.appetite.insert(peer, 0);
+        let health = head("/healthz", "-").into_bytes();
+        let asked = 500;
+        let mut all = health.repeat(asked);
+        // What is left when reading stops may come in more than one piece, and end in half a head.
+        all.truncate(all.len() - 10);
+        let (first, second) = all.split_at(all.len() - 1000);
+        world.bytes(peer, first);
+        assert!(!world.relay.wants_read(peer));
+        let connection = world.relay.connection(peer).unwrap();
+        assert!(connection.outbox.charged() < 17 * 1024, "{}", connection.outbox.charged());
+        world.bytes(peer, second);
+        if end {
+            world.end(peer);
+        }
+        // A peer that reads slowly is served for longer than a head may take.
+        while world.relay.connection(peer).is_some_and(|c| c.paused) {
+            world.pass(9000);
+            world.appetite.insert(peer, 4000);
+            world.write(peer);
+            world.settle();
+        }
+        world.feed(peer);
+        let received = world.received.remove(&peer).unwrap();
+        let text = String::from_utf8(received).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), asked - 1);
+        assert_eq!(world.cut.contains(&peer), end);
+        if !end {
+            world.received.insert(peer, Vec::new());
+            world.bytes(peer, &health[health.len() - 10..]);
+            let text = String::from_utf8(world.received.remove(&peer).unwrap()).unwrap();
+            assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 1);
+        }
+    }
+    // Who does not read is not served for ever.
+    let mut world = World::new();
+    let peer = world.connect();
+    world.appetite.insert(peer, 100);
+    world.bytes(peer, &head("/healthz", "-").into_bytes().repeat(100));
+    let _write = world.relay.begin_write(0, peer).unwrap();
+    world.pass(9_900);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [peer]);
+}
+
+#[test]
+fn who_is_to_be_handed_over_has_its_time_for_that() {
+    let mut world = World::with(Limits::default(), 64 * 1024 * 1024, 2);
+    let id = (0..).map(|n| format!("id-{n}")).find(|id| {
+        world.relay.owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1
+    });
+    let moving = |world: &mut World| {
+        let peer = world.connect();
+        world.appetite.insert(peer, 10);
+        world.pass(4000);
+        let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
+        world.bytes(peer, requests.as_bytes());
+        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::Moving(_)));
+        peer
+    };
+    let [slow, stuck] = [(); 2].map(|()| moving(&mut world));
+    world.pass(900);
+    world.feed(slow);
+    assert_eq!(world.moved.len(), 1);
+    world.pass(4000);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [stuck]);
+}
+
+#[test]
 fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     let mut world = World::with(Limits::default(), 64 << 20, 2);
     let owners = Owners::new([1, 2, 3, 4], 2);

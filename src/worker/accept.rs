@@ -6,6 +6,7 @@ use super::link::Link;
 use super::tls;
 use super::tls_link::TlsLink;
 use crate::metrics::Series;
+use crate::protocol::opening::Opening;
 use crate::relay::timers::Millis;
 use crate::telemetry::Remote;
 use socket2::Socket;
@@ -60,8 +61,9 @@ impl<C: Core> Worker<C> {
         let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else { return };
         let key = self.core.accept(now, Remote(address));
         let mut link = Link::new(socket, tls.map(TlsLink::new));
+        link.opening = link.tls.is_some().then(Opening::default);
         if self.proxy_headers.expected_from(address.ip()) {
-            link.proxy_header = Some(Vec::new());
+            link.proxy_header = Some(Box::default());
         }
         self.adopt(key, link);
     }

@@ -33,6 +33,8 @@ pub trait Core {
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::on_plain_http`].
+    fn on_plain_http(&mut self, now: Millis, key: Key);
     /// See [`Relay::charge_transport`].
     fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool;
     /// See [`Relay::begin_write`].
@@ -110,6 +112,11 @@ impl Core for Relay {
     #[inline]
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
         self.on_transport_failed(now, key, error);
+    }
+
+    #[inline]
+    fn on_plain_http(&mut self, now: Millis, key: Key) {
+        self.on_plain_http(now, key);
     }
 
     #[inline]

@@ -4,6 +4,8 @@ use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls_link::TlsLink;
 use super::unsent;
+use crate::protocol::opening::Opening;
+use crate::protocol::proxy;
 use socket2::Socket;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
@@ -29,8 +31,10 @@ pub(super) struct Link {
     pub(super) is_slow: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
-    /// What has arrived of the PROXY header that must come first.
-    pub(super) proxy_header: Option<Vec<u8>>,
+    /// Reads the PROXY header that must come first, until it has come.
+    pub(super) proxy_header: Option<Box<proxy::Reader>>,
+    /// Reads the first bytes for TLS, until it is known that they are.
+    pub(super) opening: Option<Opening>,
     /// Between the socket and the core.
     pub(super) tls: Option<Box<TlsLink>>,
 }
@@ -48,6 +52,7 @@ impl Link {
             is_slow: false,
             cut: false,
             proxy_header: None,
+            opening: None,
             tls,
         }
     }

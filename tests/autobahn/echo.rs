@@ -217,6 +217,10 @@ impl Core for Echo {
 
     fn set_remote(&mut self, _key: Key, _remote: Remote) {}
 
+    fn on_plain_http(&mut self, now: Millis, key: Key) {
+        self.on_end(now, key, false);
+    }
+
     fn on_transport_failed(&mut self, now: Millis, key: Key, _error: &dyn Display) {
         self.on_end(now, key, false);
     }
