@@ -16,7 +16,9 @@ use std::time::Duration;
 const SUBJECTS: &str = "A relay is named:
   relay             the one that was built beside this tool; relay@2 with two workers
   baseline          the relay that one would write first, on tokio; part of this tool
-  floor             a bare io_uring pipe between the same sockets; part of this tool
+  floor             a bare io_uring pipe between the same sockets, one call each time that it wakes;
+                    part of this tool
+  floor-epoll       the same with epoll_wait, recv and send
   relay-tls         the same over TLS, with a certificate for this run alone; so baseline-tls
   PATH              another build of this relay
   ws://HOST:PORT    one that runs already; #PID after it, or --pid, for its CPU time and memory
@@ -134,8 +136,14 @@ pub(crate) enum Command {
         #[arg(long, requires = "tls_cert")]
         tls_key: Option<PathBuf>,
     },
-    /// Serves as a bare io_uring pipe between this tool's peers
-    Floor(Serve),
+    /// Serves as a bare pipe between this tool's peers, on io_uring
+    Floor {
+        #[command(flatten)]
+        serve: Serve,
+        /// On epoll
+        #[arg(long)]
+        epoll: bool,
+    },
     #[command(hide = true)]
     Agent,
     #[command(hide = true)]

@@ -3,8 +3,7 @@
 //! its own, checks every frame that arrives, and reads from `/proc` what the load cost.
 //!
 //! - [`cli`], [`scenarios`]: what can be typed, and what is done then
-//! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] (on [`pipe_ring`]) are two of
-//!   the tool's own
+//! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] are the tool's own
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
 //! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`tables`]: what came of it
 //! - [`table`], [`page`], [`plot`]: how it is told
@@ -30,7 +29,6 @@ mod measured;
 mod net;
 mod page;
 mod peers;
-mod pipe_ring;
 mod play;
 mod plot;
 mod proc;

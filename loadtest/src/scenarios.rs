@@ -2,6 +2,7 @@
 
 use crate::cli::{Command, Load, Scenario};
 use crate::compare;
+use crate::floor::Means;
 use crate::measured::Measured;
 use crate::progress::Progress;
 use crate::run::{self, Plan};
@@ -57,7 +58,9 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
             let tls = files.map(|(cert, key)| server_config(&cert, &key)).transpose()?;
             baseline::run(serve.listen, serve.workers, tls)
         }
-        Command::Floor(serve) => floor::run(serve.listen),
+        Command::Floor { serve, epoll } => {
+            floor::run(serve.listen, if epoll { Means::Epoll } else { Means::Ring })
+        }
         Command::Agent => agents::run_agent(),
         Command::Launch(what) => launch::launch(&what),
     }
