@@ -5,12 +5,13 @@
 //! - [`cli`], [`scenarios`]: what can be typed, and what is done then
 //! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] are the tool's own
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
-//! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`tables`]: what came of it
+//! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`syscalls`], [`tables`]: what came of it
 //! - [`table`], [`page`], [`plot`]: how it is told
 //! - [`agents`], [`spec`], [`lines`]: the processes that play the peers, and what they are told
 //! - [`crowd`], [`peers`], [`play`], [`frame`]: the peers of one such process, and every check
 //! - [`net`], [`wire`], [`codec`], [`tls`]: their connections
-//! - [`faults`]: peers that misbehave beside them
+//! - [`faults`]: peers that misbehave beside them; [`hostile`]: attacks, and what bystanders feel of
+//!   them; [`peer`]: one of either
 
 mod agents;
 mod baseline;
@@ -23,11 +24,13 @@ mod drift;
 mod faults;
 mod floor;
 mod frame;
+mod hostile;
 mod launch;
 mod lines;
 mod measured;
 mod net;
 mod page;
+mod peer;
 mod peers;
 mod play;
 mod plot;
@@ -39,6 +42,7 @@ mod scenarios;
 mod spec;
 mod storms;
 mod subject;
+mod syscalls;
 mod table;
 mod tables;
 mod tls;

@@ -65,6 +65,8 @@ pub(crate) struct Net {
     target: Target,
     dialler: Option<Dialler>,
     handshakes: Handshakes,
+    /// Whether it looks for events again and again rather than wait.
+    spin: bool,
     conns: Slab<Conn>,
     dirty: Vec<Handle>,
     scratch: Vec<u8>,
@@ -78,13 +80,14 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    pub(crate) fn new(target: Target, offer: Offer) -> io::Result<Self> {
+    pub(crate) fn new(target: Target, offer: Offer, spin: bool) -> io::Result<Self> {
         let dialler = target.tls.as_ref().map(|trust| Dialler::new(trust, offer)).transpose();
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             target,
             dialler: dialler.map_err(io::Error::other)?,
             handshakes: Handshakes::default(),
+            spin,
             conns: Slab::new(),
             dirty: Vec::new(),
             scratch: vec![0; 256 * 1024],
@@ -218,7 +221,10 @@ impl Net {
             let due = load.on_turn(self);
             self.flush(load);
             let wait = due.map(|due| timespec(due.saturating_duration_since(Instant::now())));
-            let wait = if self.dirty.is_empty() { wait } else { Some(timespec(Duration::ZERO)) };
+            let wait = match self.dirty.is_empty() && !self.spin {
+                true => wait,
+                false => Some(timespec(Duration::ZERO)),
+            };
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),

@@ -317,6 +317,16 @@ impl Running {
         self.pid.map(|pid| proc::times(pid).map(|times| times.cpu)).transpose()
     }
 
+    /// Its process, if it is known.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// How often its threads slept and were woken, if its process is known.
+    pub(crate) fn wakes(&self) -> Outcome<Option<u64>> {
+        self.pid.map(proc::wakes).transpose()
+    }
+
     /// Its resident memory in bytes, if its process is known.
     pub(crate) fn resident_bytes(&self) -> Outcome<Option<u64>> {
         self.pid.map(proc::resident_bytes).transpose()
@@ -330,6 +340,11 @@ impl Running {
     /// The sizes of its tables, if it tells them.
     pub(crate) fn tables(&self) -> Outcome<Option<Tables>> {
         self.metrics.map(Tables::read).transpose()
+    }
+
+    /// Whether it tells the sizes of its tables.
+    pub(crate) fn tells(&self) -> bool {
+        self.metrics.is_some()
     }
 
     /// Whether it still runs, as far as we can tell.

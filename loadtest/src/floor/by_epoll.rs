@@ -86,9 +86,7 @@ impl Floor {
         let Some(place) = self.sockets.get_mut(key) else { return Ok(()) };
         let Some(socket) = place else { return Ok(()) };
         match socket.stream.read(buffer) {
-            Ok(length @ 1..) => {
-                self.pipes.received(key, buffer.get(..length).unwrap_or_default())
-            }
+            Ok(length @ 1..) => self.pipes.received(key, buffer.get(..length).unwrap_or_default()),
             Err(error) if is_passing(&error) => Ok(()),
             Ok(_) | Err(_) => {
                 // Closing it takes it off the epoll, too.
