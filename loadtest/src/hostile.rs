@@ -131,18 +131,22 @@ fn endure(
     let (stop, taken, charged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     let before = running.resident_bytes()?;
     let apart = workers < usable_cpus()?;
+    let (to_begin, begun) = std::sync::mpsc::channel::<()>();
     let felt = std::thread::scope(|scope| {
         // The load stays off the relay's CPUs if it can; all of its threads are this one's.
-        let load = scope.spawn(|| {
+        let (target, stop, taken) = (&running.target, &stop, &taken);
+        let load = scope.spawn(move || {
             if apart {
                 launch::stay_beyond(workers).map_err(|error| error.to_string())?;
             }
             std::thread::scope(|scope| {
-                let felt = bystanders::run(&running.target, &stop, || {
+                let felt = bystanders::run(target, stop, || {
                     scope.spawn(|| {
                         give_way();
-                        attack.run(&running.target, &stop, &taken);
+                        attack.run(target, stop, taken);
                     });
+                    // Who waits for it has the end of this thread to wait for, too.
+                    let _ = to_begin.send(());
                 });
                 stop.store(true, Ordering::Relaxed);
                 felt.map_err(|error| error.to_string())
@@ -157,6 +161,8 @@ fn endure(
                 std::thread::sleep(LOOK_EVERY);
             }
         });
+        // An error says that the bystanders could not be connected.
+        let _ = begun.recv();
         let interrupted = progress.sleep(time);
         stop.store(true, Ordering::Relaxed);
         let felt = load.join().map_err(|_| "a thread of this tool has panicked")?;

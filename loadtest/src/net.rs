@@ -362,3 +362,22 @@ fn timespec(wait: Duration) -> Timespec {
         tv_nsec: i64::from(wait.subsec_nanos()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounded up to milliseconds, questions would leave in bursts.
+    #[test]
+    fn a_wait_may_be_shorter_than_a_millisecond() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let wait = || {
+            let (mut events, begun) = (Vec::with_capacity(1), Instant::now());
+            let wait = timespec(Duration::from_micros(50));
+            epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait)).unwrap();
+            begun.elapsed()
+        };
+        let shortest = (0..200).map(|_| wait()).min().unwrap();
+        assert!(shortest < Duration::from_micros(900), "{shortest:?}");
+    }
+}
