@@ -241,6 +241,28 @@ async fn floods_of_pings() {
     scene.end().await;
 }
 
+#[tokio::test]
+async fn floods_of_newcomers_that_send_ahead() {
+    let scene = Scene::begin("newcomers that send ahead", &["--probe-timeout", "3s"]).await;
+    let holder = Raw::binary(&scene, "ahead").await;
+    let empty = masked(TEXT, "").repeat(150_000);
+    let byte = masked(TEXT, "1").repeat(64_000);
+    let mut tasks = JoinSet::new();
+    for number in 0..scaled(15) {
+        let mut newcomer = Raw::binary(&scene, "ahead").await;
+        let bytes = if number % 2 == 0 { empty.clone() } else { byte.clone() };
+        tasks.spawn(async move {
+            // Its share is read, and the rest waits in the kernels until the probe is over.
+            newcomer.send_until_stuck(&bytes, Duration::from_millis(500)).await;
+            newcomer
+        });
+    }
+    let newcomers = join_all(tasks).await;
+    scene.wait_for_log("server_id_takeover").await;
+    drop((holder, newcomers));
+    scene.end().await;
+}
+
 // ---- memory
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls_link::TlsLink;
+use super::unsent;
 use socket2::Socket;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
@@ -24,6 +25,8 @@ pub(super) struct Link {
     pub(super) has_more: bool,
     /// A send is under way.
     pub(super) is_sending: bool,
+    /// The kernel did not take the last send whole.
+    pub(super) is_slow: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
     /// What has arrived of the PROXY header that must come first.
@@ -42,6 +45,7 @@ impl Link {
             small_in_a_row: 0,
             has_more: true,
             is_sending: false,
+            is_slow: false,
             cut: false,
             proxy_header: None,
             tls,
@@ -66,6 +70,12 @@ impl Link {
         } else if self.next == Reading::Small {
             self.next = Reading::On;
         }
+    }
+
+    /// Bytes that were written for the peer and that it has not got.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        let encrypted = self.tls.as_ref().map_or(0, |tls| tls.unsent_bytes());
+        encrypted + unsent::bytes(&self.socket)
     }
 
     /// Whether what arrives is for the core as it is.
