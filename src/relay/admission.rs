@@ -12,7 +12,7 @@ use super::timers::Millis;
 use crate::config::{Config, IpNet, RateLimit};
 use crate::protocol::forwarded;
 use crate::telemetry::Remote;
-use address::Address;
+pub use address::Address;
 use ahash::RandomState;
 use rates::Rates;
 use std::collections::HashMap;

@@ -37,7 +37,7 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
         }
         Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
         Cause::Visitors => {
-            "there is room for no more that have not asked; the one that has waited longest goes"
+            "there is room for no more that have not asked; its address has most of them"
         }
     };
     warn!(%remote, path, err, "conn_cap_reached");
@@ -211,24 +211,21 @@ impl Relay {
         upgrade
     }
 
-    /// Cuts who has waited longest for its upgrade, where this worker has more such than its share
-    /// of what the process may have. With shares, no worker must know of another's connections: the
+    /// Cuts one that has waited for its upgrade, where this worker has more such than its share of
+    /// what the process may have. With shares, no worker must know of another's connections: the
     /// descriptor is free before the next is accepted, and whoever fills one worker leaves the
     /// others alone.
-    pub(super) fn make_room_for_visitors(&mut self, now: Millis) {
+    pub(super) fn make_room_for_visitor(&mut self, now: Millis) {
         let share = self.admission.visitors_of_each(self.owners.workers);
         // Two for each that comes, so that what is too much becomes less.
         for _ in 0..2 {
-            let Some(oldest) = self.visitors.oldest().filter(|_| self.visitors.len() > share)
-            else {
-                return;
-            };
+            let Some(goes) = self.visitors.one_too_many(share) else { return };
             let refusal = self.admission.refuse_visitor(now);
-            if let Some(connection) = self.connection(oldest) {
+            if let Some(connection) = self.connection(goes) {
                 log_refusal(connection.remote, None, refusal);
             }
             self.count_refusal(refusal.cause, false);
-            self.cut(oldest);
+            self.cut(goes);
         }
     }
 

@@ -222,7 +222,7 @@ impl Relay {
             rng: StdRng::from_seed(seed),
             connections: Slab::new(),
             wheel: Wheel::default(),
-            visitors: Visitors::default(),
+            visitors: Visitors::new(owners.hasher.clone()),
             spare: SpareBuffers::default(),
             actions: Vec::new(),
             shutting_down: false,
@@ -240,7 +240,7 @@ impl Relay {
 
     /// A connection was accepted; its request head is expected next. It is cut at once if its
     /// address has too many that have not come further. Where all addresses together have too many,
-    /// the one that has waited longest is cut.
+    /// one of them is cut that has waited longest.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -251,11 +251,11 @@ impl Relay {
             self.count_refusal(refusal.cause, false);
             self.cut(key);
         } else {
-            let visit = self.visitors.add(key);
+            let visit = self.visitors.add(key, remote.0.ip().into());
             if let Some(connection) = self.connection_mut(key) {
                 connection.visit = visit;
             }
-            self.make_room_for_visitors(now);
+            self.make_room_for_visitor(now);
         }
         key
     }
@@ -265,12 +265,14 @@ impl Relay {
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
         let Some(connection) = self.connection_mut(key) else { return };
         connection.remote = remote;
+        let visit = connection.visit;
         let named = connection.pass.as_mut().map_or(Ok(()), |pass| pass.name(remote.0.ip()));
         if let Err(refusal) = named {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            self.cut(key);
+            return self.cut(key);
         }
+        self.visitors.name(visit, remote.0.ip().into());
     }
 
     /// A connection came from another worker, because this one owns its server-id.

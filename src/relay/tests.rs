@@ -630,6 +630,32 @@ fn who_is_to_be_handed_over_has_its_time_for_that() {
 }
 
 #[test]
+fn those_who_wait_for_their_upgrade_are_no_more_than_there_is_room_for() {
+    let mut world = World::new();
+    let limits = AdmissionLimits { max_visitors: 3, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    let binary = world.binary("id");
+    let [refused, served, silent] = [(); 3].map(|()| world.connect());
+    world.bytes(refused, b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");
+    world.bytes(served, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(world.cut.is_empty());
+    // Who was answered and has not gone still has its socket.
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused]);
+    world.end(served);
+    let phone = world.phone("id");
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused, served], "who has gone, or is upgraded, is not counted");
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused, served, silent]);
+    assert_eq!(world.relay.visitors.len(), 3);
+    assert!(world.relay.is_open(binary) && world.relay.is_open(phone));
+}
+
+#[test]
 fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     let mut world = World::with(Limits::default(), 64 << 20, 2);
     let owners = Owners::new([1, 2, 3, 4], 2);

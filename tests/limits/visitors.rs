@@ -27,7 +27,6 @@ async fn besiege(to: SocketAddr, address: IpAddr) {
                     // Until there is something to read, which is the end.
                     let _ = socket.readable().await;
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
     }
@@ -59,6 +58,11 @@ async fn silent_sockets_of_many_addresses_keep_nobody_out() {
             assert!(relay.descriptors() < 450, "{}", relay.descriptors());
         }
         binary.assert_quiet().await;
+        // Nor is one of another address driven out before it has had its time to ask.
+        let mut slow = Raw::connect_from(&relay, there(200)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        slow.send(Request::server(new_id())).await;
+        assert_eq!(slow.response().await.status, 101);
         drop(siege);
         let lines = relay.logs();
         assert!(lines.iter().all(|line| line.event() != "accept_paused"));
@@ -66,38 +70,40 @@ async fn silent_sockets_of_many_addresses_keep_nobody_out() {
         assert!((1..=minutes).contains(&count_logs(&relay, "conn_cap_reached")), "one a minute");
         let line = relay.wait_for_log("conn_cap_reached").await;
         assert!(line.get("remote").unwrap().starts_with("127.0.0.1"), "{}", line.raw);
-        assert!(line.get("err").unwrap().contains("waited longest"), "{}", line.raw);
+        assert!(line.get("err").unwrap().contains("its address has most of them"), "{}", line.raw);
     }
 }
 
 #[tokio::test]
-async fn the_one_that_has_waited_longest_goes() {
+async fn the_one_that_has_waited_longest_goes_of_the_address_that_has_most() {
     let relay = relay_of_600_descriptors(&["--workers", "1"]).await;
-    let mut first = Raw::connect_from(&relay, there(2)).await;
-    let mut second = Raw::connect_from(&relay, there(2)).await;
-    // Who has asked is upgraded and no longer waits; who was answered still does.
-    let mut asked = Raw::connect_from(&relay, there(2)).await;
-    asked.send(Request::server("asked")).await;
-    assert_eq!(asked.response().await.status, 101);
-    second.send(Request::get("/healthz")).await;
-    assert_eq!(second.response().await.status, 200);
+    // With an answer it has been accepted for sure, and is no less a visitor.
+    let answered = async |address| {
+        let mut raw = Raw::connect_from(&relay, address).await;
+        raw.send(Request::get("/healthz")).await;
+        assert_eq!(raw.response().await.status, 200);
+        raw
+    };
+    let mut alone = answered(there(2)).await;
+    let mut first = answered(there(3)).await;
+    let mut second = answered(there(3)).await;
+    // Who is upgraded waits no longer.
+    let mut asked = answered(there(3)).await.upgrade(Request::server("asked")).await;
     let mut others = Vec::new();
-    for number in 0..148 {
-        let mut other = Raw::connect_from(&relay, there(3 + number % 4)).await;
-        // With this it has been accepted for sure.
-        other.send(Request::get("/healthz")).await;
-        assert_eq!(other.response().await.status, 200);
-        others.push(other);
+    for number in 0..147 {
+        others.push(answered(there(if number < 72 { 3 } else { 4 + number % 2 })).await);
     }
     first.send(Request::get("/healthz")).await;
     assert_eq!(first.response().await.status, 200, "there was room for all of them");
-    let mut newest = Raw::connect_from(&relay, there(9)).await;
+    let mut newest = answered(there(9)).await;
     first.assert_ended().await;
-    newest.send(Request::get("/healthz")).await;
-    assert_eq!(newest.response().await.status, 200);
-    let _one_more = Raw::connect_from(&relay, there(9)).await;
+    let _one_more = answered(there(9)).await;
     second.assert_ended().await;
     asked.assert_quiet().await;
+    for raw in [&mut alone, &mut newest] {
+        raw.send(Request::get("/healthz")).await;
+        assert_eq!(raw.response().await.status, 200);
+    }
     drop(others);
     wait_until("they are gone", SOON, async || relay.descriptors() < 100).await;
 }

@@ -136,7 +136,7 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
     grown(
         mild,
         over.grown_in("connections_refused_total", "cause=\"not_upgraded\""),
-        "sockets ended that had waited longest without asking: somebody opens very many.",
+        "sockets ended that had not asked for anything yet: somebody opens very many.",
     );
     let outcomes = ["send_failed", "token_fetch_failed", "dropped"];
     let failed = |outcome: &str| over.grown(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0));
