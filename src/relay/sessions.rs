@@ -37,7 +37,8 @@ impl Relay {
         }
         self.start_heartbeat(now, key);
         if !unread.is_empty() {
-            self.on_bytes(now, key, unread);
+            // No more than one receive has brought.
+            self.on_bytes(now, key, unread, &mut { u32::MAX });
         }
     }
 

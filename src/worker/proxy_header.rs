@@ -20,6 +20,7 @@ impl<C: Core> Worker<C> {
         key: Key,
         large: bool,
         at: (u16, usize),
+        messages: &mut u32,
     ) {
         let group = if large { &mut self.large } else { &mut self.small };
         let input = group.received(at.0, at.1);
@@ -49,7 +50,9 @@ impl<C: Core> Worker<C> {
             return;
         }
         if link.tls.is_none() {
-            return self.core.on_bytes(now, key, rest);
+            // No frames yet: they come behind a request.
+            self.core.on_bytes(now, key, rest, &mut { u32::MAX });
+            return;
         }
         let mut first = Vec::new();
         match link.opening.as_mut().map(|opening| opening.read(rest)) {
@@ -70,6 +73,6 @@ impl<C: Core> Worker<C> {
         let records = if first.is_empty() { rest } else { first.as_mut_slice() };
         let mut plain = std::mem::take(&mut self.plain);
         let received = decrypt(link, records, &mut plain);
-        self.on_decrypted(now, key, plain, received);
+        self.on_decrypted(now, key, plain, received, messages);
     }
 }

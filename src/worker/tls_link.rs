@@ -101,11 +101,15 @@ impl<C: Core> Worker<C> {
         key: Key,
         mut plain: Vec<u8>,
         received: Received,
+        messages: &mut u32,
     ) {
         self.charge_tls(now, key);
         self.flush_tls(key);
         if !plain.is_empty() {
-            self.core.on_bytes(now, key, &mut plain);
+            // All of a record: a share ends between receives. What it exceeds its share by is spent.
+            let mut all = u32::MAX;
+            self.core.on_bytes(now, key, &mut plain, &mut all);
+            *messages = messages.saturating_sub(u32::MAX - all);
         }
         self.plain = plain;
         match received {
