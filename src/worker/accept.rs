@@ -49,10 +49,7 @@ impl<C: Core> Worker<C> {
                     self.accept_rests_until = None;
                     self.counters.count(Series::Accepted);
                     let Some(address) = address.as_socket() else { continue };
-                    // Without TLS for a peer of TLS, there is nothing that can be said to it.
-                    let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else {
-                        continue;
-                    };
+                    let tls = self.tls.as_ref().map(tls::Session::new);
                     let key = self.core.accept(now, Remote(address));
                     let mut link = Link::new(socket, tls.map(TlsLink::new));
                     if self.proxy_headers.expected_from(address.ip()) {

@@ -26,9 +26,18 @@ impl<C: Core> Worker<C> {
             header.extend_from_slice(input);
             return self.on_proxy_bytes(now, key, header);
         }
-        let mut plain = std::mem::take(&mut self.plain);
-        let received = decrypt(link, input, &mut plain);
-        self.on_decrypted(now, key, plain, received);
+        let mut plain = decrypt(link, input);
+        let mut data = input.get_mut(plain.data.clone()).unwrap_or_default();
+        if !self.core.is_open(key) {
+            // The core wants all at once: what is behind its request may be for another worker.
+            data = plain.append(data);
+        }
+        for data in [plain.kept(), data] {
+            if !data.is_empty() {
+                self.core.on_bytes(now, key, data);
+            }
+        }
+        self.on_decrypted(now, key, &plain.received);
     }
 
     /// All that has come of a connection that begins with a PROXY header (PROTOCOL.md, chapter 6).
@@ -60,8 +69,13 @@ impl<C: Core> Worker<C> {
         if link.tls.is_none() {
             return self.core.on_bytes(now, key, rest);
         }
-        let mut plain = std::mem::take(&mut self.plain);
-        let received = decrypt(link, rest, &mut plain);
-        self.on_decrypted(now, key, plain, received);
+        let plain = decrypt(link, rest);
+        // Nothing of a session is older than this.
+        if let Some(data) = rest.get_mut(plain.data.clone())
+            && !data.is_empty()
+        {
+            self.core.on_bytes(now, key, data);
+        }
+        self.on_decrypted(now, key, &plain.received);
     }
 }
