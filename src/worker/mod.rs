@@ -40,6 +40,7 @@ pub use self::tls_link::TlsLink;
 use self::accept::Accepting;
 use self::core::Core;
 use self::link::Link;
+use self::tls_link::Warm;
 use crate::config::{IpNet, Limits};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::outbox::Write;
@@ -258,7 +259,7 @@ struct Worker<C> {
     // Kept for their capacity.
     done: Vec<Done>,
     actions: Vec<Action>,
-    plain: Vec<u8>,
+    warm: Warm,
     spare: Vec<Vec<u8>>,
 }
 
@@ -303,7 +304,7 @@ impl<C: Core> Worker<C> {
             shutting_down: false,
             done: Vec::new(),
             actions: Vec::new(),
-            plain: Vec::new(),
+            warm: Warm::default(),
             spare: Vec::new(),
         })
     }
