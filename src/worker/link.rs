@@ -87,6 +87,11 @@ impl Link {
         encrypted + unsent::bytes(&self.socket)
     }
 
+    /// Whether what arrives is for a TLS handshake.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
     /// Whether what arrives is for the core as it is.
     pub(super) fn is_plain(&self) -> bool {
         self.tls.is_none() && self.proxy_header.is_none()

@@ -246,6 +246,8 @@ struct Worker<C> {
     /// Connections that have used up their share of a turn, the longest waiting first.
     waiting: VecDeque<Key>,
     turn_number: u32,
+    /// Steps of TLS handshakes that this turn may still take.
+    handshakes_left: u32,
     inbox: Inbox,
     /// What the thread's runtime waits on, and whether it has something to do.
     runtime: RawFd,
@@ -293,6 +295,7 @@ impl<C: Core> Worker<C> {
             starved: VecDeque::new(),
             waiting: VecDeque::new(),
             turn_number: 0,
+            handshakes_left: 0,
             inbox,
             runtime,
             runtime_ready: false,
@@ -344,6 +347,7 @@ impl<C: Core> Worker<C> {
         let forwarded = self.forwarded();
         let completions = all_done.len() as u64;
         self.turn_number = self.turn_number.wrapping_add(1);
+        self.handshakes_left = receive::HANDSHAKES_PER_TURN;
         self.read_waiting(now);
         for done in all_done.drain(..) {
             match done {

@@ -28,6 +28,10 @@ const MAX_LARGE_BUFFERS: u64 = 128;
 pub(super) const LOCKED_BYTES: u64 = BufferGroup::entries_bytes(SMALL_BUFFERS)
     + BufferGroup::entries_bytes(MAX_LARGE_BUFFERS as u16);
 
+/// Steps of TLS handshakes in one turn, each of which may take a signature: a third of a
+/// millisecond at most. Others wait for the next turn.
+pub(super) const HANDSHAKES_PER_TURN: u32 = 8;
+
 /// Receives that found no buffer and are tried again in one turn: about as many as will find one.
 pub(super) const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
 
@@ -85,6 +89,10 @@ impl<C: Core> Worker<C> {
             self.give_back(is_large, buffer);
             return None;
         };
+        if link.is_handshaking() {
+            let Some(left) = self.handshakes_left.checked_sub(1) else { return Some(received) };
+            self.handshakes_left = left;
+        }
         let mut messages = link.share.of_turn(turn);
         let mut at = from;
         if messages > 0 {

@@ -83,6 +83,11 @@ impl TlsLink {
         })
     }
 
+    /// Whether the handshake is still under way.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking()
+    }
+
     /// The alert that ends the session in good order, if nothing is in its way.
     pub(super) fn goodbye(&mut self) -> Option<Vec<u8>> {
         let mut alert = Vec::new();
