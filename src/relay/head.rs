@@ -228,9 +228,9 @@ impl Relay {
     /// thrown away, not left unread: that would reset the connection under the answer.
     pub(super) fn hang_up(&mut self, now: Millis, key: Key) {
         let due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
-        connection.stage =
-            Stage::Closing(Closing { answered: true, discard: true, ..Closing::default() });
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        connection.enter(Stage::Closing(closing), &mut self.population);
         connection.due.stage = due;
         self.arm(key);
         self.charge_input(now, key, 0);
@@ -247,9 +247,9 @@ impl Relay {
         if !self.charge_input(now, key, unread.len()) {
             return;
         }
-        let Some(connection) = self.connection_mut(key) else { return };
-        connection.stage =
-            Stage::Moving(Box::new(Moving { worker, upgrade, unread: unread.to_vec() }));
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let moving = Box::new(Moving { worker, upgrade, unread: unread.to_vec() });
+        connection.enter(Stage::Moving(moving), &mut self.population);
         self.move_if_flushed(now, key);
     }
 
@@ -262,8 +262,8 @@ impl Relay {
         // Before it is dead: the backlogs must not remember a key that is about to be reused.
         self.charge_input(now, key, 0);
         self.ledger.set(key, Part::Transport, 0);
-        let Some(connection) = self.connection_mut(key) else { return };
-        match std::mem::replace(&mut connection.stage, Stage::Cut) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        match connection.enter(Stage::Cut, &mut self.population) {
             Stage::Moving(moving) => {
                 let Moving { worker, upgrade, unread } = *moving;
                 let (remote, pass) = (connection.remote, connection.pass.take());
@@ -272,7 +272,9 @@ impl Relay {
                 self.wheel.arm_at(timer, NEVER);
                 self.actions.push(Action::HandOver { key, worker, ticket });
             }
-            other => connection.stage = other,
+            other => {
+                connection.enter(other, &mut self.population);
+            }
         }
     }
 }
