@@ -151,7 +151,9 @@ impl Shard {
     pub fn register_and_leave(&mut self) {
         let phone = Key(88_888);
         match self.registry.register(&self.taken, phone) {
-            Registration::Registered(entry) => self.registry.unregister(entry, phone),
+            Registration::Registered(entry, seat) => {
+                assert_eq!(self.registry.unregister(entry, phone, seat), None);
+            }
             _ => panic!("not registered"),
         }
     }
