@@ -112,7 +112,9 @@ async fn everything_is_there_from_the_start() {
         }
     }
     assert_eq!(samples["ready"], 1.0);
-    assert_eq!(samples[concat!("build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}")], 1.0);
+    let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("PYRYCODE_RELAY_COMMIT"));
+    let build = format!("build_info{{version=\"{version}\",commit=\"{commit}\"}}");
+    assert_eq!(samples[build.as_str()], 1.0);
     assert!(samples["worker_cpu_seconds_total{core=\"1\"}"] < 1.0, "it has done nothing yet");
     assert!(samples["process_open_fds"] > 3.0 && samples["process_max_fds"] > 100.0);
     assert!(samples["process_resident_memory_bytes"] > 1e6);
@@ -335,7 +337,7 @@ async fn it_answers_this_machine_alone_and_only_what_it_knows() {
         (Request::get("/nothing").set("Host", "127.0.0.1"), 404),
         (Request::get("/v1/server").set("Host", "127.0.0.1"), 404),
         (Request::get("/metrics").set("Host", "127.0.0.1").method("POST"), 405),
-        // No browser sends that: a health checker does.
+        // No browser leaves it out.
         (Request::get("/metrics").without("Host"), 200),
     ] {
         let shown = format!("{request:?}");

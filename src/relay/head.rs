@@ -262,7 +262,7 @@ impl Relay {
     /// Answers `/healthz`; false if the connection ends with that.
     fn answer_health(&mut self, now: Millis, key: Key, head_only: bool, keep_alive: bool) -> bool {
         let health = Health {
-            version: env!("CARGO_PKG_VERSION"),
+            version: crate::config::VERSION,
             connected_binaries: self.metrics.connected_binaries(),
             connected_phones: self.metrics.connected_phones(),
             uptime_seconds: now / 1000,
