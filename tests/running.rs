@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 31] = [
+const FLAGS: [(&str, &str); 32] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -53,6 +53,7 @@ const FLAGS: [(&str, &str); 31] = [
     ("--max-connections-per-address", "a quarter of --max-connections, at least 16"),
     ("--insecure-listen", "127.0.0.1:8080"),
     ("--workers", "the CPUs that this process may use"),
+    ("--io-uring-without", ""),
     ("--memory-budget", "a quarter of the memory limit"),
     ("--max-phones", "16"),
     ("--grace", "30s"),

@@ -97,6 +97,7 @@ impl Config {
             ("max-connections", self.max_connections.to_string()),
             ("max-connections-per-address", limit(self.max_connections_per_address)),
             ("workers", self.workers.to_string()),
+            ("io-uring-without", self.ring_features.unwanted()),
             ("memory-budget", show_exact_bytes(self.memory_budget_bytes)),
             ("max-phones", limits.max_phones.to_string()),
             ("grace", show_duration(limits.grace_ms)),

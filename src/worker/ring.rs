@@ -15,7 +15,7 @@
 //! same system call at once. So the wait is for one completion more than such sends were
 //! submitted: see [`Ring::send`]. What they have to say is heard in the next turn.
 
-use super::features::Features;
+use crate::config::RingFeatures;
 use io_uring::{
     CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue, types,
 };
@@ -42,6 +42,14 @@ const TRIES: usize = 10_000;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
 /// before it waits.
 const POLL_FIRST: u16 = 1;
+
+/// How long a wait goes on for more than one completion, while wakes bring several.
+const MIN_WAIT_US: u32 = 50;
+/// For how many more.
+const MIN_WAIT_COMPLETIONS: u32 = 7;
+/// In sixteenths of a completion for each wake: from where on it does, and until when.
+const MIN_WAIT_FROM: u32 = 24;
+const MIN_WAIT_UNTIL: u32 = 28;
 
 /// The longest that completions of quick sends wait to be heard, where nothing else happens: a
 /// peer that did not take all of its message is sent the rest no later than this.
@@ -143,16 +151,42 @@ pub struct Ring {
     submitter: Submitter<'static>,
     queue: SubmissionQueue<'static>,
     completions: CompletionQueue<'static>,
+    features: RingFeatures,
     /// How each system call waits.
     flags: EnterFlags,
     /// Sends that were queued since the last wait and complete as they are submitted.
     quick_sends: u32,
+    per_wake: PerWake,
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
     /// An operation could not be queued: the worker cannot go on without it.
     broken: Option<io::Error>,
     counts: Counts,
+}
+
+/// How many completions a wake has brought of late.
+#[derive(Debug, Clone, Copy, Default)]
+struct PerWake {
+    /// A moving average, in sixteenths.
+    average: u32,
+    waits: bool,
+}
+
+impl PerWake {
+    fn note(&mut self, completions: usize) {
+        let completions = completions.min(1024) as u32 * 16;
+        self.average = (self.average * 7 + completions) / 8;
+        self.waits = match self.waits {
+            false => self.average >= MIN_WAIT_FROM,
+            true => self.average >= MIN_WAIT_UNTIL,
+        };
+    }
+
+    /// Completions more than one that a wait should bring.
+    fn worth_waiting_for(self) -> u32 {
+        if self.waits { MIN_WAIT_COMPLETIONS } else { 0 }
+    }
 }
 
 /// System calls of a ring so far.
@@ -167,22 +201,26 @@ pub struct Counts {
 impl Ring {
     /// A ring for the current thread, which no other may use, of what [`make`] has made. It exists
     /// as long as the process.
-    pub fn new(uring: IoUring, features: Features) -> Self {
+    pub fn new(uring: IoUring, features: RingFeatures) -> Self {
         let uring = Box::leak(Box::new(uring));
-        let no_iowait = features.no_iowait && uring.params().is_feature_no_iowait();
+        let kernel = uring.params();
+        let mut features = RingFeatures {
+            no_iowait: features.no_iowait && kernel.is_feature_no_iowait(),
+            min_wait: features.min_wait && kernel.is_feature_min_timeout(),
+            ..features
+        };
         let (mut submitter, queue, completions) = uring.split();
-        if features.registered_ring {
-            // Without it, each call looks its descriptor up.
-            let _ = submitter.register_ring_fd();
-        }
+        features.registered_ring = features.registered_ring && submitter.register_ring_fd().is_ok();
         let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
-        flags.set(EnterFlags::NO_IOWAIT, no_iowait);
+        flags.set(EnterFlags::NO_IOWAIT, features.no_iowait);
         Self {
             submitter,
             queue,
             completions,
+            features,
             flags,
             quick_sends: 0,
+            per_wake: PerWake::default(),
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
@@ -192,6 +230,12 @@ impl Ring {
     /// The memory that the kernel locks for one, in bytes.
     pub(super) fn locked_bytes(entries: u32) -> u64 {
         locked_bytes(entries, entries * COMPLETIONS_PER_ENTRY)
+    }
+
+    /// What it makes use of.
+    #[must_use]
+    pub fn features(&self) -> RingFeatures {
+        self.features
     }
 
     /// System calls so far.
@@ -211,13 +255,16 @@ impl Ring {
         }
         self.completions.sync();
         let is_idle = self.completions.is_empty() && !self.queue.cq_overflow();
-        self.enter(if is_idle { wait } else { Wait::No })?;
+        let wait = if is_idle { wait } else { Wait::No };
+        let quick_sends = self.quick_sends as usize;
+        self.enter(wait)?;
         loop {
             let before = into.len();
             self.take_completions(into);
             // Kernels from 6.13 on post a few at a time.
             let has_more = self.queue.taskrun() && into.len() > before;
             if !has_more || into.len() >= COMPLETIONS_PER_TURN {
+                self.per_wake.note(into.len().saturating_sub(quick_sends));
                 return Ok(());
             }
             self.enter(Wait::No)?;
@@ -250,12 +297,16 @@ impl Ring {
         if at_most.is_some() {
             args = args.timespec(&time);
         }
+        let more = if self.features.min_wait { self.per_wake.worth_waiting_for() } else { 0 };
+        if more > 0 && wait != Wait::No {
+            args = args.min_wait_usec(MIN_WAIT_US);
+        }
         self.counts.enters += 1;
         let wanted = match wait {
             Wait::No => 0,
             _ => {
                 self.counts.waits += 1;
-                1 + quick_sends
+                1 + quick_sends + more
             }
         };
         // SAFETY: what was queued points to nothing but buffers that stay where they are until it
@@ -337,7 +388,7 @@ impl Ring {
     /// If the connection is sending already.
     pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, quick: bool) {
         let bytes = outgoing.buffer.get(outgoing.from..outgoing.to).unwrap_or_default();
-        let dont_wait = if quick { libc::MSG_DONTWAIT } else { 0 };
+        let dont_wait = if quick && self.features.quick_sends { libc::MSG_DONTWAIT } else { 0 };
         let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
             .flags(libc::MSG_NOSIGNAL | dont_wait)
             .build()
@@ -352,7 +403,7 @@ impl Ring {
             *slot = Some(outgoing);
         }
         self.push(&entry);
-        self.quick_sends += u32::from(quick);
+        self.quick_sends += u32::from(quick && self.features.quick_sends);
     }
 
     /// Accepts connections of a listener, on and on, until it fails or is stopped.
