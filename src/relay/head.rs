@@ -3,6 +3,7 @@
 
 use super::admission::{Cause, Refusal};
 use super::connection::{Closing, Head, Moving, Stage};
+use super::ledger::Part;
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
@@ -268,7 +269,7 @@ impl Relay {
         };
         let mut answer = Vec::with_capacity(384);
         health.write(&mut answer, head_only, keep_alive);
-        if !self.push_http(now, key, &answer) {
+        if !self.push_http(key, &answer) {
             return false;
         }
         if !keep_alive {
@@ -300,7 +301,7 @@ impl Relay {
     fn refuse(&mut self, now: Millis, key: Key, reply: Reply, head_only: bool) {
         let mut answer = Vec::with_capacity(256);
         reply.write(&mut answer, head_only);
-        if self.push_http(now, key, &answer) {
+        if self.push_http(key, &answer) {
             self.hang_up(now, key);
         }
     }
@@ -367,7 +368,7 @@ impl Relay {
         }
         // Before it is dead: the backlogs must not remember a key that is about to be reused.
         self.charge_input(now, key, 0);
-        self.charge_transport(now, key, 0);
+        self.ledger.set(key, Part::Transport, 0);
         let Some(connection) = self.connection_mut(key) else { return };
         match std::mem::replace(&mut connection.stage, Stage::Cut) {
             Stage::Moving(moving) => {

@@ -13,12 +13,15 @@
 //! - `sessions`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
+//! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `output`: what is queued for a socket, and what the kernel took
-//! - `memory`: the budget, and who goes when it runs short (chapter 5)
+//! - [`ledger`]: what each connection is charged for (chapter 5)
+//! - `memory`: who goes when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
+//! - [`ahead`]: what a newcomer says before it has won
 //! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
 //!   data they stand on
 //!
@@ -31,6 +34,7 @@
 mod closing;
 mod deadlines;
 mod describe;
+mod faults;
 mod forward;
 mod head;
 mod input;
@@ -39,10 +43,12 @@ mod output;
 mod sessions;
 
 pub mod admission;
+pub mod ahead;
 pub mod backlogs;
 pub mod budget;
 pub mod connection;
 pub mod glimpse;
+pub mod ledger;
 pub mod outbox;
 pub mod registry;
 pub mod spare;
@@ -60,15 +66,17 @@ use crate::protocol::upgrade::Upgrade;
 use crate::telemetry::Remote;
 use admission::{Admission, Pass};
 use ahash::RandomState;
-use backlogs::Backlogs;
 use budget::{Budget, SharedBudget};
 use connection::{Connection, Stage};
 pub use describe::Described;
+use ledger::Ledger;
+use memory::Work;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use registry::{EntryKey, Registry};
 use slab::Slab;
 use spare::SpareBuffers;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
 use visitors::Visitors;
@@ -87,6 +95,8 @@ pub enum Action {
     Read(Key),
     /// Nothing more will be written: end the sending direction (a FIN), go on reading.
     FinishWriting(Key),
+    /// Tell [`Relay::on_unsent`] how many bytes the kernel still holds for the peer.
+    CheckUnsent(Key),
     /// Dead: end the socket both ways, at once and with what the kernel still holds for it
     /// (a reset), then [`Relay::release`].
     Cut(Key),
@@ -179,8 +189,8 @@ pub struct Relay {
     connections: Slab<Connection>,
     registry: Registry,
     wheel: Wheel<TimerOwner>,
-    budget: Budget,
-    backlogs: Backlogs,
+    ledger: Ledger,
+    work: VecDeque<Work>,
     visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
@@ -207,11 +217,11 @@ impl Relay {
         Self {
             counters: metrics.worker(worker),
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
-            budget: Budget::new(budget, worker),
+            ledger: Ledger::new(Budget::new(budget, worker)),
+            work: VecDeque::new(),
             rng: StdRng::from_seed(seed),
             connections: Slab::new(),
             wheel: Wheel::default(),
-            backlogs: Backlogs::default(),
             visitors: Visitors::new(owners.hasher.clone()),
             spare: SpareBuffers::default(),
             actions: Vec::new(),
@@ -270,6 +280,7 @@ impl Relay {
         let HandOver { remote, pass, upgrade, mut unread } = ticket;
         let key = self.insert(Connection::new(now, remote, pass));
         self.open(now, key, upgrade, &mut unread);
+        self.settle(now);
         key
     }
 
@@ -314,7 +325,7 @@ impl Relay {
     /// Bytes that this worker has charged to the memory budget.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        self.budget.charged_bytes()
+        self.ledger.budget().charged_bytes()
     }
 
     fn insert(&mut self, connection: Connection) -> Key {
@@ -374,7 +385,7 @@ impl Relay {
         }
         self.counters.set(Series::ServerIds, self.registry.len() as u64);
         self.counters.set(Series::Timers, self.wheel.len() as u64);
-        self.counters.set(Series::ChargedBytes, self.budget.charged_bytes());
+        self.counters.set(Series::ChargedBytes, self.charged_bytes());
     }
 
     fn publish_counts(&self) {

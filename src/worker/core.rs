@@ -43,6 +43,8 @@ pub trait Core {
     fn on_write_progress(&mut self, now: Millis, key: Key);
     /// See [`Relay::on_written`].
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>);
+    /// See [`Relay::on_unsent`].
+    fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize);
     /// See [`Relay::on_timers`].
     fn on_timers(&mut self, now: Millis);
     /// See [`Relay::next_wake_ms`].
@@ -135,6 +137,11 @@ impl Core for Relay {
     #[inline]
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>) {
         self.on_written(now, key, buffer, taken);
+    }
+
+    #[inline]
+    fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize) {
+        self.on_unsent(now, key, bytes);
     }
 
     #[inline]

@@ -3,6 +3,7 @@
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
 use super::tls_link::TlsLink;
+use super::unsent;
 use crate::protocol::opening::Opening;
 use crate::protocol::proxy;
 use socket2::Socket;
@@ -26,6 +27,8 @@ pub(super) struct Link {
     pub(super) has_more: bool,
     /// A send is under way.
     pub(super) is_sending: bool,
+    /// The kernel did not take the last send whole.
+    pub(super) is_slow: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
     /// Reads the PROXY header that must come first, until it has come.
@@ -46,6 +49,7 @@ impl Link {
             small_in_a_row: 0,
             has_more: true,
             is_sending: false,
+            is_slow: false,
             cut: false,
             proxy_header: None,
             opening: None,
@@ -71,6 +75,12 @@ impl Link {
         } else if self.next == Reading::Small {
             self.next = Reading::On;
         }
+    }
+
+    /// Bytes that were written for the peer and that it has not got.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        let encrypted = self.tls.as_ref().map_or(0, |tls| tls.unsent_bytes());
+        encrypted + unsent::bytes(&self.socket)
     }
 
     /// Whether what arrives is for the core as it is.

@@ -148,7 +148,7 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
     grown(
         mild,
         over.grown(|seen| seen.process.log_lines_lost),
-        "log lines lost: there were too many at once, or the log is not being read.",
+        "log lines lost: standard error is not read, or not fast enough.",
     );
 }
 
