@@ -50,7 +50,7 @@ const DEFAULT_HTTPS_LISTEN: SocketAddr =
 const DEFAULT_HTTP_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
 /// The ACME directory unless another is asked for: Let's Encrypt's.
-const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+pub(crate) const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// The folder that holds [`CERT_CACHE_FOLDER`] where systemd gives none.
 const DEFAULT_STATE_FOLDER: &str = "/var/lib/pyrycode-relay";
 const CERT_CACHE_FOLDER: &str = "certificates";
