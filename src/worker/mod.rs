@@ -279,7 +279,9 @@ impl<C: Core> Worker<C> {
         ring.watch_runtime(runtime);
         // Or accepting would fail where there is nothing to accept.
         listener.set_nonblocking(false)?;
-        ring.accept(listener.as_raw_fd());
+        for _ in 0..accept::AT_ONCE {
+            ring.accept(listener.as_raw_fd());
+        }
         Ok(Self {
             core: make(settings),
             links: Vec::new(),
@@ -360,7 +362,7 @@ impl<C: Core> Worker<C> {
                 Done::Sent { key, outgoing, result } => {
                     self.on_sent(now, Key(key), outgoing, result);
                 }
-                Done::Accepted { socket, goes_on } => self.on_accepted(now, socket, goes_on),
+                Done::Accepted { socket } => self.on_accepted(now, socket),
                 Done::RuntimeReady => self.runtime_ready = true,
             }
         }

@@ -103,8 +103,6 @@ pub enum Done {
     Accepted {
         /// The connection.
         socket: io::Result<OwnedFd>,
-        /// Accepting goes on.
-        goes_on: bool,
     },
     /// The runtime of the worker's thread has something to do.
     RuntimeReady,
@@ -406,15 +404,19 @@ impl Ring {
         self.quick_sends += u32::from(quick && self.features.quick_sends);
     }
 
-    /// Accepts connections of a listener, on and on, until it fails or is stopped.
+    /// Accepts one connection of a listener, unless it fails or is stopped. The kernel takes in no
+    /// more than it was asked for: what is not accepted yet waits where it costs no descriptor.
     pub fn accept(&mut self, listener: RawFd) {
-        let entry = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
+        let nobody = std::ptr::null_mut();
+        let entry = opcode::Accept::new(types::Fd(listener), nobody, std::ptr::null_mut());
+        let entry = entry.flags(libc::SOCK_CLOEXEC).build();
         self.push(&entry.user_data(user_data(ACCEPT, 0)));
     }
 
-    /// Ends accepting: its last completion will come soon, perhaps behind others.
+    /// Ends accepting: its last completions will come soon, perhaps behind others.
     pub fn stop_accepting(&mut self) {
-        let entry = opcode::AsyncCancel::new(user_data(ACCEPT, 0)).build();
+        let all = types::CancelBuilder::user_data(user_data(ACCEPT, 0)).all();
+        let entry = opcode::AsyncCancel2::new(all).build();
         self.push(&entry.user_data(user_data(STOP_ACCEPTING, 0)));
     }
 
@@ -456,8 +458,7 @@ fn read(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Done>
             return Some(Done::Sent { key, outgoing, result });
         }
         ACCEPT => {
-            let (socket, goes_on) = (accepted(result), cqueue::more(flags));
-            return Some(Done::Accepted { socket, goes_on });
+            return Some(Done::Accepted { socket: accepted(result) });
         }
         RUNTIME => return Some(Done::RuntimeReady),
         STOP => return Some(Done::NotStopped { key }),
