@@ -190,6 +190,8 @@ pub struct Relay {
     work: VecDeque<Work>,
     rng: StdRng,
     spare: SpareBuffers,
+    /// Kept for its capacity.
+    pong: Vec<u8>,
     actions: Vec<Action>,
     shutting_down: bool,
     push: bool,
@@ -220,6 +222,7 @@ impl Relay {
             population: Population::default(),
             wheel: Wheel::default(),
             spare: SpareBuffers::default(),
+            pong: Vec::new(),
             actions: Vec::new(),
             shutting_down: false,
             push,
