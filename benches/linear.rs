@@ -146,8 +146,11 @@ fn counted(work: impl FnOnce()) {
     black_box(work)();
 }
 
+/// Its name, n, and what is done n times.
+type Case = (&'static str, usize, fn(usize));
+
 /// Each case with its n; what is prepared is not counted.
-const CASES: [(&str, usize, fn(usize)); 17] = [
+const CASES: [Case; 17] = [
     ("messages sent ahead, and their replay", 1500, |n| {
         let mut world = World::new(1 << 30);
         let (_holder, newcomer) = (world.binary(), world.binary());

@@ -58,10 +58,11 @@ impl Relay {
         // Apart from its connection while a message may change that.
         let mut decoder = std::mem::take(&mut connection.decoder);
         let mut rest = input;
-        while *messages > 0 {
+        // One more call where nothing is left lets go of a message that was in several pieces.
+        while *messages > 0 || rest.is_empty() {
             match decoder.next(&mut rest) {
                 Ok(Some(message)) => {
-                    *messages -= 1;
+                    *messages = messages.saturating_sub(1);
                     self.on_message(now, key, message);
                     self.settle(now);
                     if !self.reads_frames(key) {
@@ -154,9 +155,11 @@ impl Relay {
             Incoming::Text(text) => self.on_data(now, key, text.as_bytes(), Some(text)),
             Incoming::Binary(bytes) => self.on_data(now, key, bytes, None),
             Incoming::Ping(payload) => {
-                let mut pong = Vec::with_capacity(frames::MAX_HEADER_BYTES + payload.len());
+                let mut pong = std::mem::take(&mut self.pong);
+                pong.clear();
                 frames::push_pong(&mut pong, payload);
                 self.push_control(key, &pong);
+                self.pong = pong;
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),

@@ -195,6 +195,8 @@ pub struct Relay {
     visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
+    /// Kept for its capacity.
+    pong: Vec<u8>,
     actions: Vec<Action>,
     shutting_down: bool,
     push: bool,
@@ -226,6 +228,7 @@ impl Relay {
             wheel: Wheel::default(),
             visitors: Visitors::new(owners.hasher.clone()),
             spare: SpareBuffers::default(),
+            pong: Vec::new(),
             actions: Vec::new(),
             shutting_down: false,
             push,

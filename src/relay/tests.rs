@@ -347,6 +347,27 @@ fn a_silent_holder_is_taken_over_when_the_probe_is_over() {
 }
 
 #[test]
+fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let sent: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    let frames: Vec<Vec<u8>> = sent.iter().map(|text| masked(1, text.as_bytes())).collect();
+    let half = frames[0].len() / 2;
+    let bytes = frames.concat();
+    let mut left = bytes[..bytes.len() - half].to_vec();
+    let mut shares = Vec::new();
+    while !left.is_empty() {
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut { 4 });
+        left.drain(..taken);
+        world.settle();
+        shares.push(world.texts(binary).len());
+    }
+    assert_eq!(shares, [4, 4, 1], "and half of the last");
+    world.bytes(phone, &bytes[bytes.len() - half..]);
+    assert!(world.texts(binary)[0].ends_with(r#""frame":9}"#));
+}
+
+#[test]
 fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
     let mut world = World::new();
     let holder = world.binary("a");
