@@ -105,7 +105,7 @@ async fn everything_is_there_from_the_start() {
     for (name, value) in &samples {
         let stands = ["process_", "ready", "build_info", "max_", "memory_budget", "uptime"];
         // The loop turns, and so does the clock.
-        let moves = ["loop_", "worker_cpu"];
+        let moves = ["loop_", "ring_enters", "worker_cpu"];
         if !stands.iter().chain(&moves).any(|prefix| name.starts_with(prefix)) {
             let is_expiry = name.starts_with("certificate_expires");
             assert!(*value == 0.0 || is_expiry, "{name} {value}");
@@ -115,7 +115,7 @@ async fn everything_is_there_from_the_start() {
     let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("PYRYCODE_RELAY_COMMIT"));
     let build = format!("build_info{{version=\"{version}\",commit=\"{commit}\"}}");
     assert_eq!(samples[build.as_str()], 1.0);
-    assert_eq!(samples["worker_cpu_seconds_total{core=\"1\"}"], 0.0);
+    assert!(samples["worker_cpu_seconds_total{core=\"1\"}"] < 1.0, "it has done nothing yet");
     assert!(samples["process_open_fds"] > 3.0 && samples["process_max_fds"] > 100.0);
     assert!(samples["process_resident_memory_bytes"] > 1e6);
     drop(relay);
@@ -212,7 +212,7 @@ async fn the_caps_on_connections_are_counted_apart() {
 
 #[tokio::test]
 async fn claims_and_graces_are_counted_by_their_outcome() {
-    let (relay, addr) = start(&["--grace", "300ms", "--probe-timeout", "300ms"]).await;
+    let (relay, addr) = start(&["--grace", "2s", "--probe-timeout", "1s"]).await;
     // A living holder, a reclaim, a silent holder, and a grace that runs out.
     let mut holder = Raw::binary(&relay, "id").await;
     let mut newcomer = Raw::binary(&relay, "id").await;

@@ -144,8 +144,8 @@ pub(super) struct Flags {
     pub(super) workers: Option<usize>,
 
     /// Memory for all messages that wait to be sent or are half read, in the whole process; past
-    /// it the largest backlog is cut. At least 1MiB, and 512KiB for each worker [default: a
-    /// quarter of the memory limit of the cgroup or the machine]
+    /// it the largest backlog is cut. At least 1MiB for each worker [default: a quarter
+    /// of the memory limit of the cgroup or the machine]
     #[arg(
         help_heading = "Resources", long, value_name = "SIZE",
         value_parser = units::size(MIN_BUDGET_BYTES)

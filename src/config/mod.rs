@@ -60,8 +60,9 @@ const MAX_WORKERS: usize = 1024;
 /// The least that `--memory-budget` may be.
 const MIN_BUDGET_BYTES: u64 = units::MIB;
 /// What the budget must hold for each worker: a message of the greatest length (262,144 bytes)
-/// while it is read and the same message while it waits to be sent.
-const MIN_BUDGET_BYTES_PER_WORKER: u64 = 512 * units::KIB;
+/// while it is read, the same message while it waits to be sent, and what one event may add before
+/// anybody is asked to pay for it.
+const MIN_BUDGET_BYTES_PER_WORKER: u64 = units::MIB;
 /// The memory limit that is assumed where neither a cgroup nor `/proc/meminfo` can be read.
 const ASSUMED_MEMORY_LIMIT_BYTES: u64 = 256 * units::MIB;
 
@@ -80,7 +81,7 @@ pub struct Config {
     /// fewer or more of them than workers.
     pub cpus: Vec<usize>,
     /// What all outboxes and half-read messages of the process may take together, in bytes: at
-    /// least 1 MiB, at least 512 KiB for each worker, at most the memory limit.
+    /// least 1 MiB for each worker, at most the memory limit.
     pub memory_budget_bytes: u64,
     /// The memory that the process may use, in bytes; a guess where nothing says so.
     pub memory_limit_bytes: u64,
@@ -385,11 +386,13 @@ impl Config {
         let per_address = self.max_connections_per_address.map(|limit| limit.to_string());
         let rate = self.rate_limit.map(units::show_rate);
         format!(
-            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}",
+            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}; before \
+             their upgrade at most {} sockets",
             self.max_connections,
             self.capacity,
             or_off(per_address),
-            or_off(rate)
+            or_off(rate),
+            self.capacity.visitors
         )
     }
 }

@@ -6,6 +6,7 @@ use super::explain::explain_no_ring;
 use super::failure;
 use super::locked_memory::{self, Plan, is_short};
 use crate::config::{Config, Exit};
+use crate::worker::features::Features;
 use crate::worker::{self, Rings, Start, ring};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -87,7 +88,7 @@ fn station(
     let (budget_bytes, workers) = (config.memory_budget_bytes, config.workers);
     let ended = ended.clone();
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        let rings = match Rings::make(entries, budget_bytes, workers) {
+        let rings = match Rings::make(entries, Features::ALL, budget_bytes, workers) {
             Ok(rings) => rings,
             Err(error) => return drop(made.send(Err(error))),
         };

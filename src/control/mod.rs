@@ -36,7 +36,7 @@ pub mod push;
 pub mod status;
 
 use crate::config::{Config, Exit, MetricsListen};
-use crate::telemetry::{self, LostLines};
+use crate::telemetry::{self, Log};
 use crate::worker::ring;
 use crew::Crew;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
@@ -53,8 +53,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-/// How often lines that the log lost are reported, if there are any.
-const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
+/// How often the log is asked for what it did not write.
+const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the relay until it is asked to stop.
 ///
@@ -153,7 +153,7 @@ async fn supervise(
     let (fleet, mut ends) = Fleet::start(config, crew, equipment);
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
-        log: log.lost(),
+        log: log.log(),
         certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
         epoch,
@@ -175,7 +175,7 @@ async fn supervise(
     }
     let mut live =
         Live { config: config.clone(), fleet: fleet.clone(), certificates, level: log.level() };
-    tokio::spawn(report_lost_lines(log.lost()));
+    tokio::spawn(report_unlogged(log.log()));
     tokio::spawn(notify::watchdog(fleet.clone()));
     loop {
         tokio::select! {
@@ -214,14 +214,18 @@ fn since_1970(epoch: Instant) -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
-/// Says, for ever and now and then, how much the log does not tell.
-async fn report_lost_lines(log: LostLines) {
+/// Reports every few seconds how many lines the log has only counted, and how many it has lost.
+async fn report_unlogged(log: Log) {
     let mut reported = 0;
     loop {
-        tokio::time::sleep(LOST_LINES_EVERY).await;
-        let lost = log.get();
+        tokio::time::sleep(UNLOGGED_EVERY).await;
+        log.tell_omitted();
+        let lost = log.lost_lines();
         if lost > reported {
-            let err = format!("{} lines were not written: too many at once", lost - reported);
+            let err = format!(
+                "{} lines were dropped because standard error was not read in time",
+                lost - reported
+            );
             error!(err, "log_lines_lost");
             reported = lost;
         }

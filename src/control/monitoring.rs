@@ -7,7 +7,7 @@ use super::{process, status};
 use crate::config::VERSION;
 use crate::metrics::snapshot::{self, Process, Snapshot};
 use crate::protocol::upgrade::Health;
-use crate::telemetry::LostLines;
+use crate::telemetry::Log;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -52,7 +52,7 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
 /// What there is to be told, and whom to ask.
 pub(super) struct Monitoring {
     pub(super) fleet: Fleet,
-    pub(super) log: LostLines,
+    pub(super) log: Log,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) memory_budget_bytes: u64,
     /// When the process's clock started.
@@ -183,7 +183,7 @@ impl Monitoring {
             max_descriptors: process::max_descriptors(),
             max_connections: self.fleet.admission.limits().max_connections as u64,
             memory_budget_bytes: self.memory_budget_bytes,
-            log_lines_lost: self.log.get(),
+            log_lines_lost: self.log.lost_lines(),
             certificate_failures: certificates.map_or(0, |held| held.failures()),
             certificate_expires_at: certificates.and_then(|held| held.expires_at()),
             worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),

@@ -19,6 +19,7 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
+use pyrycode_relay::worker::features::Features;
 use pyrycode_relay::worker::{self, ProxyHeaders, Rings, Start, listener, ring};
 use slab::Slab;
 use std::error::Error;
@@ -61,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch: Instant::now(),
         wakes: channel(1).0,
     };
-    let rings = Rings::make(ring::MAX_ENTRIES, u64::MAX, 1)?;
+    let rings = Rings::make(ring::MAX_ENTRIES, Features::ALL, u64::MAX, 1)?;
     Ok(worker::run_core(start, rings, |_| Echo::default())?)
 }
 
@@ -216,6 +217,10 @@ impl Core for Echo {
 
     fn set_remote(&mut self, _key: Key, _remote: Remote) {}
 
+    fn on_plain_http(&mut self, now: Millis, key: Key) {
+        self.on_end(now, key, false);
+    }
+
     fn on_transport_failed(&mut self, now: Millis, key: Key, _error: &dyn Display) {
         self.on_end(now, key, false);
     }
@@ -279,6 +284,8 @@ impl Core for Echo {
         }
         self.go_on(key);
     }
+
+    fn on_unsent(&mut self, _: Millis, _: Key, _: usize) {}
 
     fn on_timers(&mut self, _now: Millis) {}
 
