@@ -99,6 +99,8 @@ pub struct Config {
     pub proxy_protocol_from: Arc<[IpNet]>,
     /// What must not be in production is refused.
     pub production: bool,
+    /// It runs on a platform that starts further instances at a word.
+    pub may_be_one_of_many: bool,
     /// The operator says that this is the only relay of its server-ids.
     pub single_instance: bool,
     /// A service account's key as JSON, or the path to it; without it nobody is woken.
@@ -353,6 +355,7 @@ impl Config {
             max_connections,
             max_connections_per_address: per_address.on(),
             production: environment.production,
+            may_be_one_of_many: environment.may_be_one_of_many,
             single_instance: environment.single_instance,
             fcm_credentials: environment.fcm_credentials.clone(),
             fcm_endpoints: FcmEndpoints {
@@ -394,6 +397,8 @@ impl Config {
 #[derive(Debug, Clone, Default)]
 struct Environment {
     production: bool,
+    /// Fly.io names the app in every machine of it, and `fly scale count` adds machines.
+    may_be_one_of_many: bool,
     single_instance: bool,
     fcm_credentials: Option<Secret>,
     /// The folder that systemd gives the service (systemd.exec(5), `StateDirectory=`).
@@ -405,6 +410,7 @@ impl Environment {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Ok(Self {
             production: switch("PYRYCODE_RELAY_PRODUCTION")?,
+            may_be_one_of_many: variable("FLY_APP_NAME").is_some(),
             single_instance: switch("PYRYCODE_RELAY_SINGLE_INSTANCE")?,
             fcm_credentials: variable("PYRYCODE_RELAY_FCM_CREDENTIALS").map(Secret),
             state_folder: variable("STATE_DIRECTORY").map(PathBuf::from),
@@ -433,7 +439,8 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
     ];
     let acme_given = [
         ("--cert-cache", flags.cert_cache.is_some()),
-        ("--http-listen", flags.http_listen.is_some()),
+        // Nowhere is where nothing but ACME listens anyway.
+        ("--http-listen", matches!(flags.http_listen, Some(Place::At(_)))),
         ("--acme-directory", flags.acme_directory.is_some()),
         ("--acme-ca", flags.acme_ca.is_some()),
     ];

@@ -58,6 +58,7 @@ fn bare_run_takes_the_documented_defaults() {
         trust_x_forwarded_for: Arc::default(),
         proxy_protocol_from: Arc::default(),
         production: false,
+        may_be_one_of_many: false,
         single_instance: false,
         fcm_credentials: None,
         fcm_endpoints: FcmEndpoints::default(),

@@ -192,10 +192,13 @@ impl Monitoring {
 }
 
 /// Whether the request was meant for this machine: a page of somebody else's, whose name leads
-/// here, must not read what is told (DNS rebinding).
+/// here, must not read what is told (DNS rebinding). Browsers name the host of every request; what
+/// names none is no browser, but a health checker that speaks HTTP/1.0.
 fn is_local<B>(request: &Request<B>) -> bool {
-    let header = || request.headers().get(HOST)?.to_str().ok();
-    let Some(host) = request.uri().host().or_else(header) else { return false };
+    let header = request.headers().get(HOST).map(|host| host.to_str().unwrap_or("?"));
+    let Some(host) = request.uri().host().or(header).filter(|host| !host.is_empty()) else {
+        return true;
+    };
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -242,11 +245,14 @@ mod tests {
             ("relay.example.com", false),
             ("localhost.example.com:9090", false),
             ("127.0.0.1.example.com", false),
-            ("", false),
+            ("", true),
         ] {
             let request = Request::builder().uri("/metrics").header(HOST, host).body(()).unwrap();
             assert_eq!(is_local(&request), local, "{host}");
         }
-        assert!(!is_local(&Request::builder().uri("/metrics").body(()).unwrap()));
+        let bytes = HeaderValue::from_bytes(b"relay.\xff").unwrap();
+        let request = Request::builder().uri("/metrics").header(HOST, bytes).body(()).unwrap();
+        assert!(!is_local(&request), "a name, whatever it says");
+        assert!(is_local(&Request::builder().uri("/metrics").body(()).unwrap()));
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Link {
     pub(super) has_more: bool,
     /// A send is under way.
     pub(super) is_sending: bool,
+    /// The kernel did not take the last send whole.
+    pub(super) is_slow: bool,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
     /// What has arrived of the PROXY header that must come first.
@@ -42,6 +44,7 @@ impl Link {
             small_in_a_row: 0,
             has_more: true,
             is_sending: false,
+            is_slow: false,
             cut: false,
             proxy_header: None,
             tls,

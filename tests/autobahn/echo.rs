@@ -19,7 +19,8 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
-use pyrycode_relay::worker::{self, ProxyHeaders, Start, listener};
+use pyrycode_relay::worker::features::Features;
+use pyrycode_relay::worker::{self, ProxyHeaders, Rings, Start, listener, ring};
 use slab::Slab;
 use std::error::Error;
 use std::fmt::Display;
@@ -39,7 +40,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bound = listener.local_addr()?.as_socket().ok_or("no IP address")?;
     println!("{bound}");
     let (mailbox, mail) = unbounded_channel();
-    let (ready, _waits) = unbounded_channel();
     let settings = Settings {
         worker: 0,
         owners: Owners::new([0; 4], 1),
@@ -60,10 +60,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         mailbox: mail,
         mailboxes: vec![mailbox],
         epoch: Instant::now(),
-        ready,
         wakes: channel(1).0,
     };
-    Ok(worker::run_core(start, |_| Echo::default())?)
+    let rings = Rings::make(ring::MAX_ENTRIES, Features::ALL, u64::MAX, 1)?;
+    Ok(worker::run_core(start, rings, |_| Echo::default())?)
 }
 
 #[derive(Default)]

@@ -3,6 +3,7 @@
 use super::client::Https;
 use super::{Server, proof};
 use crate::control::certificates::Pair;
+use crate::words;
 use instant_acme::{Account, Error, Identifier, Key, NewAccount, NewOrder, Problem, RetryPolicy};
 use rustls::pki_types::PrivateKeyDer;
 use std::time::Duration;
@@ -135,7 +136,7 @@ pub(super) fn explain(error: &Error) -> String {
     match error {
         Error::Api(problem) => describe(problem),
         Error::Timeout(_) => "the server keeps us waiting".to_owned(),
-        error => error.to_string(),
+        error => words::of_chain(error),
     }
 }
 
