@@ -177,7 +177,8 @@ async fn version_is_one_line_on_standard_output() {
     for flag in ["--version", "-version"] {
         let exit = run(&[flag]).await;
         assert_code(&exit, 0, flag);
-        assert_eq!(exit.stdout, concat!("pyrycode-relay ", env!("CARGO_PKG_VERSION"), "\n"));
+        let commit = env!("PYRYCODE_RELAY_COMMIT");
+        assert_eq!(exit.stdout, format!("pyrycode-relay {}+{commit}\n", env!("CARGO_PKG_VERSION")));
         assert_eq!(exit.stderr, "", "{flag}");
     }
 }

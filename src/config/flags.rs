@@ -13,7 +13,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use super::command::COMMANDS;
 use super::{
     DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
-    RateLimit, listen, networks, trial_commands, units,
+    RateLimit, VERSION, listen, networks, trial_commands, units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.
@@ -35,7 +35,7 @@ Without any flag it serves plain WebSocket on 127.0.0.1:8080, for trying it out.
 #[derive(Debug, Parser)]
 #[command(
     name = PROGRAM,
-    version,
+    version = VERSION,
     about = ABOUT,
     long_about = None,
     override_usage = "pyrycode-relay [COMMAND] [FLAGS]",

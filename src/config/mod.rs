@@ -35,8 +35,9 @@ use units::OrOff;
 
 /// The program's name, as `--version` and every refusal begin with it.
 pub const PROGRAM: &str = "pyrycode-relay";
-/// The program's version, as `--version` and `/healthz` tell it.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The program's version and, behind a plus sign, the commit that it was built from, as `--version`
+/// and `/healthz` tell it.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("PYRYCODE_RELAY_COMMIT"));
 
 /// Where a bare run listens: the embedded default for trying the relay out.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);

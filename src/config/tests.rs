@@ -213,7 +213,7 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
         (&["--memory-budget=2GiB"], "--memory-budget: 2048MiB is more than the 1024MiB"),
         (
             &["--memory-budget=1MiB", "--workers=4"],
-            "--memory-budget: 1MiB is too little for 4 workers; give it at least 2MiB, or lower \
+            "--memory-budget: 1MiB is too little for 4 workers; give it at least 4MiB, or lower \
              --workers",
         ),
         (&["--insecure-listen=8080"], "--insecure-listen: \"8080\" is not host:port; write"),
@@ -264,7 +264,7 @@ fn budget_follows_the_memory_limit_and_the_workers() {
     assert_eq!(budget(None, "1"), Ok(64 << 20));
     assert_eq!(budget(Some(2 << 20), "1"), Ok(1 << 20));
     assert_eq!(budget(Some(1 << 19), "1"), Ok(1 << 20));
-    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB / 2));
+    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB));
     let message = budget(Some(16 << 20), "64").unwrap_err().message;
     assert!(message.contains("16MiB is too little for 64 workers"), "{message}");
 }

@@ -138,8 +138,8 @@ impl Relay {
     /// Closes a phone right behind its 101, before it was registered.
     pub(super) fn turn_away(&mut self, now: Millis, key: Key, close: Close) {
         let due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
-        connection.stage = Stage::Closing(Closing::default());
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        connection.enter(Stage::Closing(Closing::default()), &mut self.population);
         connection.due.stage = due;
         self.counters.count(series_of(close));
         self.arm(key);
@@ -221,7 +221,7 @@ impl Relay {
     /// Forgets all about a connection but its key; returns the stage that it leaves.
     fn die(&mut self, key: Key, last: Action) -> Stage {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };
-        let stage = std::mem::replace(&mut connection.stage, Stage::Cut);
+        let stage = connection.enter(Stage::Cut, &mut self.population);
         if matches!(stage, Stage::Cut) {
             return stage;
         }
@@ -246,7 +246,7 @@ impl Relay {
         if !connection.is_open() {
             return None;
         }
-        let stage = std::mem::replace(&mut connection.stage, Stage::Closing(closing));
+        let stage = connection.enter(Stage::Closing(closing), &mut self.population);
         connection.due.stage = due;
         connection.due.ping = NEVER;
         connection.due.pong = NEVER;
@@ -380,6 +380,7 @@ impl Relay {
         self.binaries = 0;
         self.phones = 0;
         self.publish_counts();
+        // Once in a process's life, and linear in the connections: everybody is told at once.
         let keys: Vec<Key> = self.connections.iter().map(|(key, _)| Key(key as u32)).collect();
         for key in keys {
             let Some(connection) = self.connection_mut(key) else { continue };

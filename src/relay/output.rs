@@ -87,7 +87,7 @@ impl Relay {
             && outbox.charged() < BINARY_FULL_BYTES / 2
         {
             let entry = *entry;
-            if self.registry.entry(entry).is_some_and(|entry| entry.phones_paused) {
+            if self.registry.entry(entry).is_some_and(|entry| !entry.congested.is_empty()) {
                 self.resume_phones(now, entry);
             }
         }

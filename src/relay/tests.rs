@@ -89,7 +89,7 @@ impl World {
     }
 
     fn bytes(&mut self, key: Key, bytes: &[u8]) {
-        self.relay.on_bytes(self.now, key, &mut bytes.to_vec());
+        self.relay.on_bytes(self.now, key, &mut bytes.to_vec(), &mut { u32::MAX });
         self.settle();
     }
 

@@ -60,8 +60,7 @@ impl<C: Core> Worker<C> {
         let Ok(Some(address)) = socket.peer_addr().map(|address| address.as_socket()) else {
             return;
         };
-        // Without TLS for a peer of TLS, there is nothing that can be said to it.
-        let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else { return };
+        let tls = self.tls.as_ref().map(tls::Session::new);
         let key = self.core.accept(now, Remote(address));
         let mut link = Link::new(socket, tls.map(TlsLink::new));
         link.opening = link.tls.is_some().then(Opening::default);

@@ -28,7 +28,7 @@ pub trait Core {
     /// See [`Relay::is_open`].
     fn is_open(&self, key: Key) -> bool;
     /// See [`Relay::on_bytes`].
-    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]);
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], messages: &mut u32) -> usize;
     /// See [`Relay::on_end`].
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
@@ -100,8 +100,8 @@ impl Core for Relay {
     }
 
     #[inline]
-    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        self.on_bytes(now, key, input);
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], messages: &mut u32) -> usize {
+        self.on_bytes(now, key, input, messages)
     }
 
     #[inline]

@@ -14,6 +14,7 @@
 //! - [`tls`]: TLS over owned buffers
 //! - `runtime`: the thread's runtime, by which mail comes
 //! - `accept`, `receive`: taking connections in, and reading them
+//! - `share`: how much of a turn one connection may have
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
 //! - `proxy_header`, `tls_link`: what may lie between a socket and the core
@@ -23,6 +24,7 @@ mod link;
 mod proxy_header;
 mod receive;
 mod runtime;
+mod share;
 mod tls_link;
 mod unsent;
 
@@ -38,6 +40,7 @@ pub use self::tls_link::TlsLink;
 use self::accept::Accepting;
 use self::core::Core;
 use self::link::Link;
+use self::tls_link::Warm;
 use crate::config::{IpNet, Limits};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::outbox::Write;
@@ -240,6 +243,11 @@ struct Worker<C> {
     large: BufferGroup,
     /// Connections whose receive found no free buffer, the longest waiting first.
     starved: VecDeque<Key>,
+    /// Connections that have used up their share of a turn, the longest waiting first.
+    waiting: VecDeque<Key>,
+    turn_number: u32,
+    /// Steps of TLS handshakes that this turn may still take.
+    handshakes_left: u32,
     inbox: Inbox,
     /// What the thread's runtime waits on, and whether it has something to do.
     runtime: RawFd,
@@ -253,7 +261,7 @@ struct Worker<C> {
     // Kept for their capacity.
     done: Vec<Done>,
     actions: Vec<Action>,
-    plain: Vec<u8>,
+    warm: Warm,
     spare: Vec<Vec<u8>>,
 }
 
@@ -287,6 +295,9 @@ impl<C: Core> Worker<C> {
             large,
             ring,
             starved: VecDeque::new(),
+            waiting: VecDeque::new(),
+            turn_number: 0,
+            handshakes_left: 0,
             inbox,
             runtime,
             runtime_ready: false,
@@ -298,7 +309,7 @@ impl<C: Core> Worker<C> {
             shutting_down: false,
             done: Vec::new(),
             actions: Vec::new(),
-            plain: Vec::new(),
+            warm: Warm::default(),
             spare: Vec::new(),
         })
     }
@@ -320,7 +331,8 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&self) -> Wait {
-        if !self.starved.is_empty() || !self.inbox.borrow().is_empty() {
+        let is_busy = !self.starved.is_empty() || !self.waiting.is_empty();
+        if is_busy || !self.inbox.borrow().is_empty() {
             return Wait::No;
         }
         let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until()];
@@ -336,6 +348,9 @@ impl<C: Core> Worker<C> {
         let now = begun.duration_since(self.epoch).as_millis() as Millis;
         let forwarded = self.forwarded();
         let completions = all_done.len() as u64;
+        self.turn_number = self.turn_number.wrapping_add(1);
+        self.handshakes_left = receive::HANDSHAKES_PER_TURN;
+        self.read_waiting(now);
         for done in all_done.drain(..) {
             match done {
                 Done::Received { key, reading, result, buffer, goes_on, has_more } => {
@@ -555,6 +570,7 @@ impl<C: Core> Worker<C> {
 
     /// Ends the socket of a connection that is dead to the core.
     fn end(&mut self, key: Key) {
+        self.forget_received(key);
         if let Some(link) = self.link(key) {
             link.cut = true;
             if link.is_busy() {

@@ -253,14 +253,16 @@ impl Core for Echo {
         self.peers.get(key.0 as usize).is_some_and(|peer| matches!(peer.stage, Stage::Open))
     }
 
-    fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8]) {
-        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return };
+    fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8], _messages: &mut u32) -> usize {
+        let taken = input.len();
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return taken };
         match peer.stage {
             Stage::Head(_) => peer.on_head_bytes(&mut self.spare, input),
             Stage::Open => peer.on_frame_bytes(&mut self.spare, input),
-            Stage::Closing | Stage::Dead => return,
+            Stage::Closing | Stage::Dead => return taken,
         }
         self.go_on(key);
+        taken
     }
 
     fn on_end(&mut self, _now: Millis, key: Key, clean: bool) {
