@@ -542,6 +542,11 @@ fn memory_budget(asked: Option<u64>, workers: usize, limit: u64) -> Result<u64, 
     Ok(budget)
 }
 
+/// What to do with them.
+pub const TRIAL: &str = "Frames are JSON: type {\"hello\":1} at the phone, and the binary sees \
+     {\"conn_id\":\"…\",\"frame\":{\"hello\":1}}. To answer, paste that line at the binary, with \
+     another frame if you like: the phone sees the frame. (wscat runs on Node, and npx fetches it.)";
+
 /// Two shell commands that try out a relay at `addr`: the first plays a binary, the second a
 /// phone; what is typed in one arrives at the other.
 #[must_use]

@@ -250,6 +250,14 @@ impl Connection {
         left
     }
 
+    /// The kernel takes bytes: if it is closing, its peer reads, and has its time anew until `due`.
+    #[inline]
+    pub fn note_progress(&mut self, due: Millis) {
+        if let Stage::Closing(_) = self.stage {
+            self.due.stage = self.due.stage.max(due);
+        }
+    }
+
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {

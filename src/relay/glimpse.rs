@@ -69,10 +69,7 @@ impl Relay {
         if !self.work.is_empty() {
             return Err(format!("left undone: {:?}", self.work));
         }
-        if self.ledger.is_over()
-            && !self.ledger.budget().may_wait()
-            && self.ledger.largest().is_some()
-        {
+        if self.ledger.is_over() && !self.ledger.budget().may_wait() {
             return Err(format!("{} bytes over", self.ledger.budget().over_bytes()));
         }
         let mut population = Population::default();

@@ -33,6 +33,8 @@ struct World {
     cut: Vec<Key>,
     finished: Vec<Key>,
     moved: Vec<(Key, usize, Vec<u8>)>,
+    /// Workers that were asked to shed.
+    asked: Vec<usize>,
 }
 
 impl World {
@@ -46,9 +48,13 @@ impl World {
         let headrooms = 2 * event_bytes * workers as u64;
         let limit_bytes = budget_bytes + if workers > 1 { headrooms } else { event_bytes };
         let budget = SharedBudget::for_events_of(event_bytes, limit_bytes, workers);
+        Self::of_worker(0, limits, budget, workers)
+    }
+
+    fn of_worker(worker: usize, limits: Limits, budget: Arc<SharedBudget>, workers: usize) -> Self {
         let metrics = Metrics::new(workers);
         let relay = Relay::new(Settings {
-            worker: 0,
+            worker,
             owners: Owners::new([1, 2, 3, 4], workers),
             domain: None,
             limits,
@@ -60,8 +66,20 @@ impl World {
         });
         let nothing = (HashMap::new(), HashMap::new(), HashMap::new());
         let (received, appetite, unsent) = nothing;
-        let (cut, finished, moved) = (Vec::new(), Vec::new(), Vec::new());
-        Self { relay, budget, metrics, now: 0, received, appetite, unsent, cut, finished, moved }
+        let (cut, finished, moved, asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            relay,
+            budget,
+            metrics,
+            now: 0,
+            received,
+            appetite,
+            unsent,
+            cut,
+            finished,
+            moved,
+            asked,
+        }
     }
 
     fn connect(&mut self) -> Key {
@@ -143,7 +161,8 @@ impl World {
                         self.relay.release(key);
                         self.moved.push((key, worker, ticket.unread));
                     }
-                    Action::Read(_) | Action::AskToShed(_) | Action::Wake(_) => {}
+                    Action::AskToShed(worker) => self.asked.push(worker),
+                    Action::Read(_) | Action::Wake(_) => {}
                 }
             }
         }
@@ -539,6 +558,48 @@ fn nobody_pays_for_a_connection_that_has_paid_itself() {
     world.bytes(hoarder, &message[10_000..72_000]);
     assert_eq!(world.cut, [hoarder]);
     assert!(world.relay.connection(slow).is_some_and(|c| c.is_open()));
+}
+
+/// An id that this one of two workers owns.
+fn id_of(worker: usize) -> String {
+    let owners = Owners::new([1, 2, 3, 4], 2);
+    let ids = (0..).map(|number| format!("id-{number}"));
+    let owner = |id: &str| owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap());
+    ids.into_iter().find(|id| owner(id) == worker).unwrap()
+}
+
+#[test]
+fn the_largest_backlog_of_the_process_goes_first_whoever_holds_it() {
+    let limits = Limits { max_phones: 1000, ..Limits::default() };
+    let mut hoarders = World::with(limits, 4 << 20, 2);
+    let mut small = World::of_worker(1, limits, hoarders.budget.clone(), 2);
+    let (there, here) = (id_of(0), id_of(1));
+    hoarders.binary(&there);
+    small.binary(&here);
+    let half = masked(1, &vec![b' '; 250_000]);
+    while hoarders.budget.leased_bytes() + 300_000 < hoarders.budget.pool_bytes() {
+        let phone = hoarders.phone(&there);
+        hoarders.bytes(phone, &half[..80_000]);
+    }
+    let there_before = hoarders.counts().1;
+    assert!(hoarders.cut.is_empty() && there_before >= 10);
+    for number in 1..=60 {
+        let phone = small.phone(&here);
+        small.bytes(phone, &half[..20_000]);
+        assert!(small.cut.is_empty(), "{number}: eight times as much lives elsewhere");
+        // The mail takes its time: one request is under way, however many messages come.
+        if number % 3 == 0
+            && let Some(worker) = small.asked.pop()
+        {
+            assert_eq!((worker, small.asked.len()), (0, 0));
+            hoarders.relay.shed_under_pressure(hoarders.now);
+            hoarders.settle();
+        }
+    }
+    assert_eq!(small.counts(), (1, 60));
+    assert!(hoarders.counts().1 < there_before, "somebody has paid");
+    // All of them larger than any here, but in the reserve.
+    assert!(hoarders.counts().1 >= 5, "{:?}", hoarders.counts());
 }
 
 #[test]

@@ -335,7 +335,8 @@ impl<C: Core> Worker<C> {
         }
         let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until()];
         let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
-        Wait::AtMost(Duration::from_millis(at).saturating_sub(self.epoch.elapsed()))
+        let at = self.epoch + Duration::from_millis(at);
+        if at <= Instant::now() { Wait::No } else { Wait::Until(at) }
     }
 
     /// One turn of the loop. What it queues for the ring is submitted by the next one.

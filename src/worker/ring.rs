@@ -22,7 +22,7 @@ use io_uring::{
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Operations that are queued before the kernel must take them, where locked memory is no matter.
 pub const MAX_ENTRIES: u32 = 1024;
@@ -124,8 +124,8 @@ pub struct Outgoing {
 pub enum Wait {
     /// Not at all.
     No,
-    /// For as long as this.
-    AtMost(Duration),
+    /// Not beyond this.
+    Until(Instant),
     /// Until something completes.
     ForEver,
 }
@@ -138,6 +138,9 @@ const STOP: u64 = 4;
 const ACCEPT: u64 = 5;
 const STOP_ACCEPTING: u64 = 6;
 const RUNTIME: u64 = 7;
+const DEADLINE: u64 = 8;
+const QUICK_SENDS: u64 = 9;
+const MOVED: u64 = 10;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -155,6 +158,10 @@ pub struct Ring {
     /// Sends that were queued since the last wait and complete as they are submitted.
     quick_sends: u32,
     per_wake: PerWake,
+    /// When the kernel is to end a wait, if it has been told.
+    deadline: Option<Instant>,
+    /// The kernel is to end a wait soon for the sake of quick sends.
+    quick_sends_timed: bool,
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
@@ -219,6 +226,8 @@ impl Ring {
             flags,
             quick_sends: 0,
             per_wake: PerWake::default(),
+            deadline: None,
+            quick_sends_timed: false,
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
@@ -274,27 +283,25 @@ impl Ring {
         while into.len() < COMPLETIONS_PER_TURN
             && let Some(entry) = self.completions.next()
         {
-            into.extend(read(&entry, &mut self.sending));
+            match entry.user_data() >> 32 {
+                DEADLINE => self.deadline = None,
+                QUICK_SENDS => self.quick_sends_timed = false,
+                _ => into.extend(read(&entry, &mut self.sending)),
+            }
         }
         self.completions.sync();
     }
 
     #[allow(unsafe_code)]
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let quick_sends = std::mem::take(&mut self.quick_sends);
+        // Until they have been submitted.
+        let soon = types::Timespec::from(QUICK_SENDS_WAIT);
+        let time = types::Timespec::from(self.time_to_tell(wait).unwrap_or_default());
+        self.queue_timers(wait, quick_sends > 0, (&soon, &time));
         self.queue.sync();
         let queued = self.queue.len() as u32;
-        let quick_sends = std::mem::take(&mut self.quick_sends);
-        let at_most = match wait {
-            Wait::AtMost(time) if quick_sends > 0 => Some(time.min(QUICK_SENDS_WAIT)),
-            Wait::AtMost(time) => Some(time),
-            Wait::ForEver if quick_sends > 0 => Some(QUICK_SENDS_WAIT),
-            Wait::No | Wait::ForEver => None,
-        };
-        let time = types::Timespec::from(at_most.unwrap_or_default());
         let mut args = types::SubmitArgs::new();
-        if at_most.is_some() {
-            args = args.timespec(&time);
-        }
         let more = if self.features.min_wait { self.per_wake.worth_waiting_for() } else { 0 };
         if more > 0 && wait != Wait::No {
             args = args.min_wait_usec(MIN_WAIT_US);
@@ -316,6 +323,45 @@ impl Ring {
             Err(error) if !is_passing(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// How long the wait may last, if the kernel does not know yet.
+    fn time_to_tell(&self, wait: Wait) -> Option<Duration> {
+        match wait {
+            Wait::Until(at) if self.deadline.is_none_or(|told| at < told) => {
+                Some(at.saturating_duration_since(Instant::now()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Has the kernel end the wait in time. It is told only what is new to it: to set a timer for
+    /// each wait, and to take it back, would cost more than a message does.
+    fn queue_timers(
+        &mut self,
+        wait: Wait,
+        has_quick_sends: bool,
+        (soon, time): (&types::Timespec, &types::Timespec),
+    ) {
+        if has_quick_sends && wait != Wait::No && !self.quick_sends_timed {
+            self.quick_sends_timed = true;
+            let entry = opcode::Timeout::new(soon).build();
+            self.push(&entry.user_data(user_data(QUICK_SENDS, 0)));
+        }
+        let Wait::Until(at) = wait else { return };
+        match self.deadline {
+            Some(told) if told <= at => return,
+            // It may have passed meanwhile, and its completion be on the way.
+            Some(_) => {
+                let entry = opcode::TimeoutUpdate::new(user_data(DEADLINE, 0), time).build();
+                self.push(&entry.user_data(user_data(MOVED, 0)));
+            }
+            None => {
+                let entry = opcode::Timeout::new(time).build();
+                self.push(&entry.user_data(user_data(DEADLINE, 0)));
+            }
+        }
+        self.deadline = Some(at);
     }
 
     /// Queues an operation. Where the kernel takes none for good, the next turn says so.

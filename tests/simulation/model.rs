@@ -362,7 +362,7 @@ impl Model {
         format!(
             "{{\"status\":\"ok\",\"version\":\"{}\",\"connected_binaries\":{binaries},\
              \"connected_phones\":{phones},\"uptime_seconds\":{}}}",
-            env!("CARGO_PKG_VERSION"),
+            pyrycode_relay::config::VERSION,
             now / 1000
         )
     }
