@@ -549,14 +549,12 @@ async fn the_budget_is_shared_by_all_workers() {
     round_trip(&mut bystander, &mut bystander_phone, &bystander_id).await;
 }
 
-#[tokio::test]
-async fn who_hoards_on_one_worker_does_not_cost_anyone_on_another() {
-    let relay = Relay::start(&patient(&["--workers", "2", "--memory-budget", "2MiB"])).await;
-    // A binary of each worker; which one it is, the log tells.
+/// A binary of each of two workers, with its id; which one it is, the log tells.
+async fn one_of_each_worker(relay: &Relay) -> [(Raw, String); 2] {
     let mut by_core = [None, None];
     for number in 0..64 {
         let id = format!("id {number}");
-        let binary = Raw::binary(&relay, &id).await;
+        let binary = Raw::binary(relay, &id).await;
         let claimed = relay
             .wait_for_log_where("server_claimed", |line| line.get("server_id") == Some(&*id))
             .await;
@@ -566,9 +564,44 @@ async fn who_hoards_on_one_worker_does_not_cost_anyone_on_another() {
             break;
         }
     }
-    let [Some((mut hoarder, hoarder_id)), Some((mut healthy, healthy_id))] = by_core else {
-        panic!("64 ids of one worker")
-    };
+    by_core.map(|binary| binary.expect("of 64 ids, one of each worker"))
+}
+
+#[tokio::test]
+async fn nothing_inside_the_reserve_of_a_worker_is_shed_for_another() {
+    let args = ["--workers", "2", "--memory-budget", "8MiB", "--max-phones", "1000"];
+    let relay = Relay::start(&patient(&args)).await;
+    let [(mut hoarder, hoarder_id), (mut healthy, healthy_id)] = one_of_each_worker(&relay).await;
+    // Each holds more than any of the hoarders, but all of them less than their worker's reserve.
+    let message = masked(TEXT, numbered(0, 40_000));
+    let mut phones = Vec::new();
+    for _ in 0..20 {
+        let mut phone = Raw::phone(&relay, &healthy_id).await;
+        phone.send(&message[..20_000]).await;
+        phones.push(phone);
+    }
+    let mut hoarders = Vec::new();
+    for _ in 0..500 {
+        let mut phone = Raw::phone(&relay, &hoarder_id).await;
+        phone.send(&message[..16_000]).await;
+        hoarders.push(phone);
+    }
+    relay.wait_for_log("memory_budget_shed").await;
+    for phone in &mut phones {
+        phone.send(&message[20_000..]).await;
+        assert_eq!(open_envelope(&healthy.recv_text().await).1, numbered(0, 40_000));
+    }
+    assert!(hoarder.recv_text().await.ends_with("\"close_code\":1001}"));
+    assert_eq!(relay.health().await.connected_binaries, 2);
+    for phone in &mut phones {
+        phone.assert_quiet().await;
+    }
+}
+
+#[tokio::test]
+async fn who_hoards_on_one_worker_does_not_cost_anyone_on_another() {
+    let relay = Relay::start(&patient(&["--workers", "2", "--memory-budget", "2MiB"])).await;
+    let [(mut hoarder, hoarder_id), (mut healthy, healthy_id)] = one_of_each_worker(&relay).await;
     let mut phone = Raw::phone(&relay, &healthy_id).await;
     let conn_id = meet(&mut healthy, &mut phone).await;
     let mut deaf = Vec::new();

@@ -1,8 +1,9 @@
-//! Hostile peers, each attack with a healthy pair beside it and the relay's memory and
+//! Hostile peers, each attack with healthy pairs and newcomers beside it and the relay's memory and
 //! descriptors watched (PROTOCOL.md, chapter 5: hostile peers can lose their own connections;
 //! they cannot take the relay's memory).
 //!
-//! The pair's round trips must all complete; how long they took is printed, not judged:
+//! The pairs' round trips and the newcomers' must all complete; how long they took is printed, and
+//! judged only widely:
 //! `cargo test --test hostile -- --nocapture --test-threads=1`. `HOSTILE_SCALE=8` makes each
 //! attack eight times as large.
 
@@ -240,6 +241,28 @@ async fn floods_of_pings() {
     scene.end().await;
 }
 
+#[tokio::test]
+async fn floods_of_newcomers_that_send_ahead() {
+    let scene = Scene::begin("newcomers that send ahead", &["--probe-timeout", "3s"]).await;
+    let holder = Raw::binary(&scene, "ahead").await;
+    let empty = masked(TEXT, "").repeat(150_000);
+    let byte = masked(TEXT, "1").repeat(64_000);
+    let mut tasks = JoinSet::new();
+    for number in 0..scaled(15) {
+        let mut newcomer = Raw::binary(&scene, "ahead").await;
+        let bytes = if number % 2 == 0 { empty.clone() } else { byte.clone() };
+        tasks.spawn(async move {
+            // Its share is read, and the rest waits in the kernels until the probe is over.
+            newcomer.send_until_stuck(&bytes, Duration::from_millis(500)).await;
+            newcomer
+        });
+    }
+    let newcomers = join_all(tasks).await;
+    scene.wait_for_log("server_id_takeover").await;
+    drop((holder, newcomers));
+    scene.end().await;
+}
+
 // ---- memory
 
 #[tokio::test]
@@ -371,7 +394,7 @@ async fn descriptor_exhaustion() {
     limited.arg("-c").arg(format!("ulimit -n {LIMIT} && exec \"$0\" \"$@\""));
     limited.arg(inner.get_program()).args(inner.get_args()).args(["--memory-budget", BUDGET]);
     let relay = Relay::listening(Process::spawn(limited)).await;
-    let scene = Scene::begin_on("descriptor exhaustion", relay).await;
+    let scene = Scene::begin_on("descriptor exhaustion", relay).await.closed_to_newcomers();
     let begun = Instant::now();
     let mut peers = Vec::new();
     for number in 0..scaled(500) {
@@ -448,7 +471,7 @@ async fn everyone_is_killed_and_stampedes_back() {
         }
         let binaries = join_all(binaries).await;
         let phones = join_all(phones).await;
-        scene.wait_for_counts(1 + ids as u64, 1 + (ids * PHONES) as u64).await;
+        scene.wait_for_others(ids as u64, (ids * PHONES) as u64).await;
         // What the kernel does for a process that is killed.
         phones.into_iter().chain(binaries).for_each(Raw::abort);
     }

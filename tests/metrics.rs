@@ -113,7 +113,7 @@ async fn everything_is_there_from_the_start() {
     }
     assert_eq!(samples["ready"], 1.0);
     assert_eq!(samples[concat!("build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}")], 1.0);
-    assert_eq!(samples["worker_cpu_seconds_total{core=\"1\"}"], 0.0);
+    assert!(samples["worker_cpu_seconds_total{core=\"1\"}"] < 1.0, "it has done nothing yet");
     assert!(samples["process_open_fds"] > 3.0 && samples["process_max_fds"] > 100.0);
     assert!(samples["process_resident_memory_bytes"] > 1e6);
     drop(relay);
@@ -210,7 +210,7 @@ async fn the_caps_on_connections_are_counted_apart() {
 
 #[tokio::test]
 async fn claims_and_graces_are_counted_by_their_outcome() {
-    let (relay, addr) = start(&["--grace", "300ms", "--probe-timeout", "300ms"]).await;
+    let (relay, addr) = start(&["--grace", "2s", "--probe-timeout", "1s"]).await;
     // A living holder, a reclaim, a silent holder, and a grace that runs out.
     let mut holder = Raw::binary(&relay, "id").await;
     let mut newcomer = Raw::binary(&relay, "id").await;

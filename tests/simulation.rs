@@ -49,6 +49,7 @@
 //! | * a phone's frame followed the notice of its end | `order` | 180 |
 //! | * input was charged by a value from before room was made | an assertion of the budget | 92 from 200000 |
 //! | * pongs out of order after a partial write | `pong` | 212 |
+//! | * a binary was cut for memory inside the message that its phone was closed for | `close code` | 463127 |
 
 #![allow(
     clippy::unwrap_used,

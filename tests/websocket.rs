@@ -14,7 +14,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    BINARY, Binary, CLOSE, CONTINUATION, Event, Frame, Hostile, PING, PONG, Phone, Raw, Relay,
+    BINARY, Binary, CLOSE, CONTINUATION, End, Event, Frame, Hostile, PING, PONG, Phone, Raw, Relay,
     SOON, TEXT, close_directive, close_frame, close_notice, envelope, masked, open_envelope, soon,
 };
 
@@ -834,6 +834,34 @@ async fn a_slow_reader_that_makes_progress_is_not_cut() {
     }
     assert!(begun.elapsed() > Duration::from_secs(2), "the reader was not slow");
     binary.assert_quiet().await;
+}
+
+#[tokio::test]
+async fn a_peer_on_a_slow_line_gets_what_was_on_its_way_and_the_answer_to_its_close() {
+    let relay = Relay::start(&["--close-timeout", "1s"]).await;
+    let mut binary = Raw::binary(&relay, "id").await;
+    let mut phone = Raw::narrow(&relay, 8192).await.upgrade(common::Request::client("id")).await;
+    let conn_id = meet(&mut binary, &mut phone).await;
+    let (message, frame) = envelope_of(1000, &conn_id);
+    // No more than the kernel and one write take: what is not on its way when the close comes may
+    // be dropped.
+    let frames = 60;
+    for _ in 0..frames {
+        binary.send(masked(TEXT, &*message)).await;
+    }
+    binary.assert_quiet().await;
+    phone.send(close_frame(4321, "")).await;
+    let begun = Instant::now();
+    for number in 0..frames {
+        let text = phone.recv_text().await;
+        assert_eq!(text, frame, "{number}");
+        // 20 kB/s.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(phone.recv_close().await.0, 4321);
+    assert_eq!(phone.assert_ended().await, End::Fin);
+    assert!(begun.elapsed() > Duration::from_secs(2), "the reader was not slow");
+    assert_eq!(binary.recv_text().await, close_notice(&conn_id, 4321));
 }
 
 // ---- the table of codes

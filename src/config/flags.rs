@@ -21,6 +21,9 @@ const MAX_CONNECTIONS: usize = 1 << 30;
 /// The most phones that one server-id may be given.
 const MAX_PHONES: usize = 65_536;
 
+/// A switch in the Go relay.
+const NAMES_PROXIES: &str = "--trust-x-forwarded-for";
+
 const ABOUT: &str = "\
 Connects phones to a pyry daemon that no one can dial, because it is behind NAT. The daemon (the \
 binary) and its phones all dial out to this relay, which routes their WebSocket messages by \
@@ -99,7 +102,7 @@ pub(super) struct Flags {
     /// none of these networks
     #[arg(
         help_heading = "Behind a proxy", long, value_name = "CIDR,…", default_value = "",
-        hide_default_value = true, value_parser = networks::parse
+        hide_default_value = true, value_parser = networks::trusted
     )]
     pub(super) trust_x_forwarded_for: networks::Networks,
 
@@ -141,8 +144,8 @@ pub(super) struct Flags {
     pub(super) workers: Option<usize>,
 
     /// Memory for all messages that wait to be sent or are half read, in the whole process; past
-    /// it the largest backlog is cut. At least 1MiB, and 512KiB for each worker [default: a
-    /// quarter of the memory limit of the cgroup or the machine]
+    /// it the largest backlog is cut. At least 1MiB for each worker [default: a quarter
+    /// of the memory limit of the cgroup or the machine]
     #[arg(
         help_heading = "Resources", long, value_name = "SIZE",
         value_parser = units::size(MIN_BUDGET_BYTES)
@@ -262,6 +265,16 @@ impl Flags {
     /// The refusal, and the flag that it is about, if any.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, (Exit, String)> {
         let (args, _) = double_dashes(args);
+        // Given as a switch, it would take the next flag for its value, and whatever stands behind
+        // that would be blamed.
+        let is_switch = |two: &[OsString]| {
+            let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+            matches!(two, [name, next] if name == NAMES_PROXIES && is_flag(next))
+        };
+        if args.windows(2).any(is_switch) {
+            let exit = Exit::refusal(&format!("{NAMES_PROXIES}: {}", networks::NOT_A_SWITCH));
+            return Err((exit, NAMES_PROXIES.to_owned()));
+        }
         command()
             .try_get_matches_from(args)
             .and_then(|matches| Self::from_arg_matches(&matches))
@@ -381,7 +394,9 @@ fn exit(err: &clap::Error) -> (Exit, String) {
                 Some(ContextValue::Strings(choices)) if !choices.is_empty() => choices.join(", "),
                 _ => arg.split(" <").nth(1).unwrap_or_default().trim_end_matches('>').to_owned(),
             };
-            if value.is_empty() {
+            if value.is_empty() && flag == NAMES_PROXIES {
+                format!("{flag}: {}", networks::NOT_A_SWITCH)
+            } else if value.is_empty() {
                 format!("{flag}: it needs a value: {choices}")
             } else {
                 format!("{flag}: {value:?} is none of {choices}")

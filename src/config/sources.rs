@@ -157,8 +157,12 @@ pub(super) fn blame(exit: Exit, origins: &Origins) -> Exit {
 /// The lines of a configuration file: number, flag and value.
 fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String)>, Exit> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Exit::refusal(&format!("--config: {shown} cannot be read: {error}")))?;
+    let unreadable = |why: &str| Exit::refusal(&format!("--config: {shown} cannot be read: {why}"));
+    let bytes = std::fs::read(path).map_err(|error| unreadable(&error.to_string()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| unreadable("it is not text in UTF-8; save it as such"))?;
+    // What some editors write in front.
+    let text = text.trim_start_matches('\u{feff}');
     let mut lines: Vec<(usize, String, String)> = Vec::new();
     for (number, line) in text.lines().enumerate().map(|(index, line)| (index + 1, line.trim())) {
         if line.is_empty() || line.starts_with('#') {

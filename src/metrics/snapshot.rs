@@ -252,7 +252,7 @@ impl Exposition {
             (
                 "log_lines_lost_total",
                 Counter,
-                "Log lines that were never written: there were too many at once.",
+                "Log lines that were dropped because standard error was not read in time.",
                 process.log_lines_lost,
             ),
             (

@@ -1,89 +1,126 @@
 //! Which connections hold the most bytes, so that the largest backlog can go first when memory
 //! runs short (PROTOCOL.md, chapter 5) without looking at every connection.
 //!
-//! Connections are kept in lists by size class, the power of two of their charge. Moving between
-//! lists is O(1) and happens only when the class changes; finding the largest looks at one list.
+//! Connections are kept in lists by size class, four to each power of two. Moving between lists is
+//! O(1) and happens only when the class changes; so is finding the largest: any one of the highest
+//! class, within a fifth of the very largest. Among those of a class, who does not read goes before
+//! who is still sending: a message that is half read may be that of a healthy peer.
 
 use super::Key;
 
 /// Charges below this are not tracked: they cannot matter before thousands of larger ones do.
-const MIN_BYTES: usize = 1024;
-const CLASSES: usize = 16;
+const MIN_BYTES: u32 = 1024;
+/// Classes of each power of two, as bits below the leading one.
+const STEP_BITS: u32 = 2;
+/// Up to 2^32 bytes: 22 powers of two beyond the least, in four steps, each unread or not; and 0.
+const LISTS: usize = ((32 - MIN_BYTES.ilog2() as usize) << STEP_BITS) * 2 + 2;
 
-/// Where a connection stands; kept by the connection, passed in on every change.
+/// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Place {
-    /// 0: not tracked; else the power of two of the charge, counted from [`MIN_BYTES`].
-    class: u8,
+    /// 0: not tracked; else the number of its list.
+    list: u16,
     index: u32,
 }
 
-/// The lists, one per class.
-#[derive(Default)]
+/// The lists, smallest class first.
 pub struct Backlogs {
-    lists: [Vec<Key>; CLASSES],
+    lists: Vec<Vec<Key>>,
+    /// One bit for each list that is not empty.
+    occupied: [u64; LISTS.div_ceil(64)],
+}
+
+impl Default for Backlogs {
+    fn default() -> Self {
+        Self { lists: vec![Vec::new(); LISTS], occupied: [0; LISTS.div_ceil(64)] }
+    }
 }
 
 impl Backlogs {
-    /// The class of a charge; 0 for one too small to track.
-    fn class_of(charged_bytes: usize) -> u8 {
-        match charged_bytes.checked_div(MIN_BYTES) {
-            None | Some(0) => 0,
-            Some(units) => (units.ilog2() as u8 + 1).min(CLASSES as u8 - 1),
+    /// The list of a charge; 0 for one too small to track.
+    #[inline]
+    fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
+        if charged_bytes < MIN_BYTES {
+            return 0;
         }
+        let power = charged_bytes.ilog2();
+        let step = (charged_bytes >> (power - STEP_BITS)) & ((1 << STEP_BITS) - 1);
+        let class = ((power - MIN_BYTES.ilog2()) << STEP_BITS) + step + 1;
+        (class * 2 + u32::from(is_unread)) as u16
     }
 
-    /// Notes the new charge of `key`. Where another connection had to move within its list, it is
-    /// returned with its new place, which the caller must store.
+    /// Notes the new charge of `key` and whether it is unread. Where another connection had to move
+    /// within its list, it is returned with its new place, which the caller must store.
     #[must_use]
+    #[inline]
     pub fn update(
         &mut self,
         key: Key,
         place: &mut Place,
-        charged_bytes: usize,
+        charged_bytes: u32,
+        is_unread: bool,
     ) -> Option<(Key, Place)> {
-        let class = Self::class_of(charged_bytes);
-        if class == place.class {
+        let list = Self::list_of(charged_bytes, is_unread);
+        if list == place.list {
             return None;
         }
         let moved = self.take_out(*place);
         *place = Place::default();
-        if class > 0
-            && let Some(list) = self.lists.get_mut(usize::from(class))
+        if let Some(keys) = self.lists.get_mut(usize::from(list))
+            && list > 0
         {
-            *place = Place { class, index: list.len() as u32 };
-            list.push(key);
+            *place = Place { list, index: keys.len() as u32 };
+            keys.push(key);
+            self.mark(list, true);
         }
         moved
     }
 
     fn take_out(&mut self, place: Place) -> Option<(Key, Place)> {
-        if place.class == 0 {
+        if place.list == 0 {
             return None;
         }
-        let list = self.lists.get_mut(usize::from(place.class))?;
+        let list = self.lists.get_mut(usize::from(place.list))?;
         let index = place.index as usize;
         if index >= list.len() {
             debug_assert!(false, "place outside of its list");
             return None;
         }
         list.swap_remove(index);
+        let moved = list.get(index).map(|key| (*key, place));
         if list.is_empty() {
-            *list = Vec::new();
+            // The memory of a list that a crowd has filled; a few are kept, for who comes and goes.
+            if list.capacity() > 64 {
+                *list = Vec::new();
+            }
+            self.mark(place.list, false);
         }
-        list.get(index).map(|key| (*key, place))
+        moved
+    }
+
+    fn mark(&mut self, list: u16, is_occupied: bool) {
+        if let Some(word) = self.occupied.get_mut(usize::from(list) / 64) {
+            let bit = 1 << (list % 64);
+            *word = if is_occupied { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn highest(&self) -> Option<usize> {
+        let (number, word) =
+            self.occupied.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
+        Some(number * 64 + word.ilog2() as usize)
     }
 
     /// The class of the largest backlog, 0 where there is none.
     #[must_use]
     pub fn largest_class(&self) -> u32 {
-        self.lists.iter().rposition(|list| !list.is_empty()).unwrap_or(0) as u32
+        self.highest().map_or(0, |list| list as u32 / 2)
     }
 
-    /// The connections of the largest class that is not empty.
+    /// A connection of the largest class that is not empty.
     #[must_use]
-    pub fn largest(&self) -> &[Key] {
-        self.lists.iter().rev().find(|list| !list.is_empty()).map_or(&[], Vec::as_slice)
+    pub fn largest(&self) -> Option<Key> {
+        self.lists.get(self.highest()?)?.first().copied()
     }
 }
 
@@ -98,26 +135,45 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(3);
         let mut backlogs = Backlogs::default();
         let mut places = [Place::default(); 30];
-        let mut charges = [0usize; 30];
+        let mut charges = [(0u32, false); 30];
         for _ in 0..5000 {
             let pick = rng.random_range(0..30);
-            let bits = rng.random_range(0..24);
-            charges[pick] = rng.random_range(0..1usize << bits);
+            let bits = rng.random_range(0..32);
+            charges[pick] = (rng.random_range(0..1u32 << bits), rng.random_range(0..2) == 0);
             let mut place = places[pick];
-            let moved = backlogs.update(Key(pick as u32), &mut place, charges[pick]);
+            let (bytes, unread) = charges[pick];
+            let moved = backlogs.update(Key(pick as u32), &mut place, bytes, unread);
             places[pick] = place;
             if let Some((key, place)) = moved {
                 places[key.0 as usize] = place;
             }
             for (key, place) in places.iter().enumerate() {
-                assert_eq!(place.class, Backlogs::class_of(charges[key]));
-                if place.class > 0 {
-                    let list = &backlogs.lists[usize::from(place.class)];
+                assert_eq!(place.list, Backlogs::list_of(charges[key].0, charges[key].1));
+                if place.list > 0 {
+                    let list = &backlogs.lists[usize::from(place.list)];
                     assert_eq!(list[place.index as usize], Key(key as u32));
                 }
             }
             let tracked: usize = backlogs.lists.iter().map(Vec::len).sum();
-            assert_eq!(tracked, charges.iter().filter(|c| **c >= MIN_BYTES).count());
+            assert_eq!(tracked, charges.iter().filter(|(bytes, _)| *bytes >= MIN_BYTES).count());
+            let largest = charges.iter().map(|(bytes, _)| *bytes).max().unwrap();
+            match backlogs.largest() {
+                Some(key) => assert!(charges[key.0 as usize].0 as u64 * 5 >= largest as u64 * 4),
+                None => assert!(largest < MIN_BYTES),
+            }
         }
+    }
+
+    #[test]
+    fn who_does_not_read_goes_before_who_is_sending() {
+        let mut backlogs = Backlogs::default();
+        let mut places = [Place::default(); 3];
+        for (key, (bytes, unread)) in
+            [(9000, false), (8200, true), (9900, false)].iter().enumerate()
+        {
+            let _moved = backlogs.update(Key(key as u32), &mut places[key], *bytes, *unread);
+        }
+        assert_eq!(backlogs.largest(), Some(Key(1)));
+        assert_eq!(Backlogs::list_of(u32::MAX, true) as usize, LISTS - 1);
     }
 }

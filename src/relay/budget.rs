@@ -1,30 +1,63 @@
 //! The process-wide memory budget for everything queued or half read (PROTOCOL.md, chapter 5).
 //!
-//! Workers lease the budget in chunks from one shared counter and charge frames against their own
-//! lease, so the shared counter is touched once per chunk, not once per frame.
+//! Of the budget each worker has a headroom of its own, for what one event may add before anybody
+//! is asked to pay for it. The rest is a pool, which workers lease in chunks from one shared counter,
+//! so that it is touched once per chunk, not once per frame.
 //!
-//! Half of the budget is shared out among the workers from the start and never goes to another:
-//! whoever hoards memory on one worker leaves the connections of the others room to work.
+//! Half of the pool is shared out among the workers from the start, their reserves, and never goes to
+//! another: whoever hoards memory on one worker leaves the connections of the others room to work.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// What all workers share: how much is leased, and who has the largest backlog.
+/// The most that one event may add: the longest message with its envelope, in a chunk of its own,
+/// and beside it a chunk that grows for a notice.
+const EVENT_BYTES: u64 = 256 * 1024 + 64 * 1024;
+
+/// What all workers share: how much is leased, who has the largest backlog, who is short.
 pub struct SharedBudget {
     limit_bytes: u64,
+    /// What one event may add, for each worker.
+    event_bytes: u64,
+    headroom_bytes: u64,
+    pool_bytes: u64,
     leased_bytes: AtomicU64,
-    /// Per worker: the size class of its largest backlog, see [`Backlogs`](super::backlogs).
-    largest_class: Vec<AtomicU32>,
+    workers: Vec<Standing>,
+}
+
+/// How one worker stands, by its own word.
+#[derive(Default)]
+struct Standing {
+    /// The size class of its largest backlog, see [`Backlogs`](super::backlogs).
+    largest_class: AtomicU32,
+    /// Bytes that it leases beyond its reserve.
+    beyond_bytes: AtomicU64,
+    /// Bytes that it has charged and could not lease.
+    wanted_bytes: AtomicU64,
+    /// It has been asked to shed and has not looked into it yet.
+    is_asked: AtomicBool,
 }
 
 impl SharedBudget {
     /// A budget of `limit_bytes` for `workers` workers.
     #[must_use]
     pub fn new(limit_bytes: u64, workers: usize) -> Arc<Self> {
+        let share_bytes = limit_bytes / workers.max(1) as u64;
+        Self::for_events_of(EVENT_BYTES.min(share_bytes / 3), limit_bytes, workers)
+    }
+
+    /// As [`SharedBudget::new`], where no event adds more than `event_bytes`.
+    #[must_use]
+    pub fn for_events_of(event_bytes: u64, limit_bytes: u64, workers: usize) -> Arc<Self> {
+        // With others, a worker goes on while one of them is asked to pay.
+        let headroom_bytes = if workers > 1 { 2 * event_bytes } else { event_bytes };
         Arc::new(Self {
             limit_bytes,
+            event_bytes,
+            headroom_bytes,
+            pool_bytes: limit_bytes.saturating_sub(headroom_bytes * workers as u64),
             leased_bytes: AtomicU64::new(0),
-            largest_class: (0..workers).map(|_| AtomicU32::new(0)).collect(),
+            workers: (0..workers).map(|_| Standing::default()).collect(),
         })
     }
 
@@ -34,6 +67,18 @@ impl SharedBudget {
         self.limit_bytes
     }
 
+    /// What may be leased in all: the limit less the headrooms.
+    #[must_use]
+    pub fn pool_bytes(&self) -> u64 {
+        self.pool_bytes
+    }
+
+    /// Bytes that each worker may charge beyond what it leases.
+    #[must_use]
+    pub fn headroom_bytes(&self) -> u64 {
+        self.headroom_bytes
+    }
+
     /// Bytes that the workers hold leases for: what they have charged, rounded up to chunks, and at
     /// least their reserves.
     #[must_use]
@@ -41,26 +86,28 @@ impl SharedBudget {
         self.leased_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether less than an eighth is left to lease.
-    #[must_use]
-    pub fn is_under_pressure(&self) -> bool {
-        self.leased_bytes() > self.limit_bytes - self.limit_bytes / 8
-    }
-
-    /// The worker that holds the largest backlog, by its own word.
-    #[must_use]
-    pub fn worker_with_largest_backlog(&self) -> usize {
-        let classes = self.largest_class.iter().map(|class| class.load(Ordering::Relaxed));
-        classes.enumerate().max_by_key(|(_, class)| *class).map_or(0, |(worker, _)| worker)
+    /// Whether less is left to lease than the workers want.
+    fn is_short(&self) -> bool {
+        let wanted = self.workers.iter().map(|w| w.wanted_bytes.load(Ordering::Relaxed));
+        wanted.sum::<u64>() > self.pool_bytes.saturating_sub(self.leased_bytes())
     }
 
     fn lease(&self, bytes: u64) -> bool {
         self.leased_bytes
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |leased| {
                 let leased = leased.checked_add(bytes)?;
-                (leased <= self.limit_bytes).then_some(leased)
+                (leased <= self.pool_bytes).then_some(leased)
             })
             .is_ok()
+    }
+
+    /// Leases `bytes` or what is left; returns how much that was.
+    fn lease_up_to(&self, bytes: u64) -> u64 {
+        let before = self.leased_bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, |leased| {
+            let taken = bytes.min(self.pool_bytes.saturating_sub(leased));
+            (taken > 0).then_some(leased + taken)
+        });
+        before.map_or(0, |before| bytes.min(self.pool_bytes.saturating_sub(before)))
     }
 
     fn give_back(&self, bytes: u64) {
@@ -68,8 +115,8 @@ impl SharedBudget {
     }
 }
 
-/// One worker's lease. What it charges never exceeds what it has leased, and all leases together
-/// never exceed the limit.
+/// One worker's lease. What it charges never exceeds what it has leased by more than its headroom,
+/// and all leases together never exceed the pool.
 pub struct Budget {
     shared: Arc<SharedBudget>,
     worker: usize,
@@ -84,52 +131,112 @@ impl Budget {
     /// The lease of worker number `worker`, which has its reserve and no charge at first.
     #[must_use]
     pub fn new(shared: Arc<SharedBudget>, worker: usize) -> Self {
-        let workers = shared.largest_class.len().max(1) as u64;
+        let workers = shared.workers.len().max(1) as u64;
         // Two chunks per worker may lie idle: keep them to a thirty-second of the whole.
-        let chunk_bytes = (shared.limit_bytes / workers / 64).clamp(1, 1024 * 1024);
-        let share_bytes = shared.limit_bytes / workers / 2;
+        let chunk_bytes = (shared.pool_bytes / workers / 64).clamp(1, 1024 * 1024);
+        let share_bytes = shared.pool_bytes / workers / 2;
         // Refused only to more leases than the budget was made for.
         let reserve_bytes = if shared.lease(share_bytes) { share_bytes } else { 0 };
         let leased_bytes = reserve_bytes;
         Self { shared, worker, chunk_bytes, reserve_bytes, leased_bytes, charged_bytes: 0 }
     }
 
-    /// Charges `bytes`, or changes nothing and returns false: the budget does not hold them.
+    /// Whether `bytes` more may be charged, if need be into the headroom.
     #[must_use]
-    pub fn try_charge(&mut self, bytes: usize) -> bool {
+    pub fn has_room(&mut self, bytes: usize) -> bool {
         let wanted = self.charged_bytes + bytes as u64;
-        if wanted > self.leased_bytes {
-            let missing = wanted - self.leased_bytes;
-            let rounded = missing.next_multiple_of(self.chunk_bytes);
-            if self.shared.lease(rounded) {
-                self.leased_bytes += rounded;
-            } else if self.shared.lease(missing) {
-                self.leased_bytes += missing;
-            } else {
-                return false;
-            }
+        self.lease_for(wanted);
+        wanted <= self.leased_bytes + self.shared.headroom_bytes
+    }
+
+    /// Charges `bytes`, of which [`Budget::has_room`] was asked.
+    #[inline]
+    pub fn charge(&mut self, bytes: usize) {
+        self.charged_bytes += bytes as u64;
+        if self.charged_bytes > self.leased_bytes {
+            self.lease_for(self.charged_bytes);
         }
-        self.charged_bytes = wanted;
-        true
     }
 
     /// Takes back a charge.
+    #[inline]
     pub fn release(&mut self, bytes: usize) {
         debug_assert!(self.charged_bytes >= bytes as u64, "released more than was charged");
         self.charged_bytes = self.charged_bytes.saturating_sub(bytes as u64);
-        let idle = self.leased_bytes - self.charged_bytes;
+        let idle = self.leased_bytes.saturating_sub(self.charged_bytes);
         if idle > 2 * self.chunk_bytes {
-            let beyond_reserve = self.leased_bytes - self.reserve_bytes;
-            let surplus = (idle - self.chunk_bytes).min(beyond_reserve);
+            self.give_back(idle - self.chunk_bytes);
+        }
+    }
+
+    /// Gives back all that is leased and not charged, but for the reserve.
+    pub fn give_back_idle(&mut self) {
+        self.give_back(self.leased_bytes.saturating_sub(self.charged_bytes));
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        let surplus = bytes.min(self.leased_bytes - self.reserve_bytes);
+        if surplus > 0 {
             self.leased_bytes -= surplus;
             self.shared.give_back(surplus);
+            self.publish_lease();
         }
+    }
+
+    /// Leases what is missing for `wanted` bytes in all, as far as it is to be had.
+    fn lease_for(&mut self, wanted: u64) {
+        let missing = wanted.saturating_sub(self.leased_bytes);
+        if missing == 0 {
+            return;
+        }
+        let rounded = missing.next_multiple_of(self.chunk_bytes);
+        if self.shared.lease(rounded) {
+            self.leased_bytes += rounded;
+        } else {
+            self.leased_bytes += self.shared.lease_up_to(missing);
+        }
+        self.publish_lease();
+    }
+
+    fn publish_lease(&self) {
+        if let Some(standing) = self.standing() {
+            let beyond = self.leased_bytes - self.reserve_bytes;
+            standing.beyond_bytes.store(beyond, Ordering::Relaxed);
+        }
+    }
+
+    fn standing(&self) -> Option<&Standing> {
+        self.shared.workers.get(self.worker)
     }
 
     /// What this worker has charged.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
         self.charged_bytes
+    }
+
+    /// What it has charged into its headroom.
+    #[must_use]
+    #[inline]
+    pub fn over_bytes(&self) -> u64 {
+        self.charged_bytes.saturating_sub(self.leased_bytes)
+    }
+
+    /// Leases what has become free meanwhile, and tells the others what is still wanted. Returns
+    /// whether that is nothing.
+    pub fn settle(&mut self) -> bool {
+        self.lease_for(self.charged_bytes);
+        let wanted = self.over_bytes();
+        if let Some(standing) = self.standing() {
+            standing.wanted_bytes.store(wanted, Ordering::Relaxed);
+        }
+        wanted == 0
+    }
+
+    /// Whether another event has room while someone else is asked to pay.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        self.over_bytes() + self.shared.event_bytes <= self.shared.headroom_bytes
     }
 
     /// What all workers share.
@@ -140,26 +247,58 @@ impl Budget {
 
     /// Tells the other workers the size class of this worker's largest backlog.
     pub fn publish_largest_class(&self, class: u32) {
-        if let Some(slot) = self.shared.largest_class.get(self.worker) {
-            slot.store(class, Ordering::Relaxed);
+        if let Some(standing) = self.standing() {
+            standing.largest_class.store(class, Ordering::Relaxed);
         }
     }
 
-    /// Which worker to ask for room when memory runs short, if it is another one: the one with
-    /// the largest backlog.
+    /// The other worker that holds the largest backlog beyond its reserve, if that is larger than
+    /// one of this class. O(workers).
     #[must_use]
-    pub fn other_worker_to_shed(&self) -> Option<usize> {
-        if !self.shared.is_under_pressure() {
-            return None;
+    pub fn larger_elsewhere(&self, own_class: u32) -> Option<usize> {
+        let others = self.shared.workers.iter().enumerate();
+        others
+            .filter(|(worker, standing)| {
+                *worker != self.worker && standing.beyond_bytes.load(Ordering::Relaxed) > 0
+            })
+            .map(|(worker, standing)| (standing.largest_class.load(Ordering::Relaxed), worker))
+            .filter(|(class, _)| *class > own_class)
+            .max()
+            .map(|(_, worker)| worker)
+    }
+
+    /// Whether `worker` is to be asked to shed now: not while a request is under way to it.
+    #[must_use]
+    pub fn ask(&self, worker: usize) -> bool {
+        let standing = self.shared.workers.get(worker);
+        standing.is_some_and(|standing| !standing.is_asked.swap(true, Ordering::Relaxed))
+    }
+
+    /// A request of another worker has arrived: the next one may be sent.
+    pub fn take_request(&self) {
+        if let Some(standing) = self.standing() {
+            standing.is_asked.store(false, Ordering::Relaxed);
         }
-        let worker = self.shared.worker_with_largest_backlog();
-        (worker != self.worker).then_some(worker)
+    }
+
+    /// Whether this worker is to shed a backlog of `bytes` and this class, its largest, for
+    /// others: they are short, it lies beyond the reserve whole, and nobody else who may be asked
+    /// holds a larger one. O(workers).
+    #[must_use]
+    pub fn owes_others(&self, class: u32, bytes: usize) -> bool {
+        bytes > 0
+            && self.charged_bytes >= self.reserve_bytes + bytes as u64
+            && self.shared.is_short()
+            && self.larger_elsewhere(class).is_none()
     }
 }
 
 impl Drop for Budget {
     fn drop(&mut self) {
         self.shared.give_back(self.leased_bytes);
+        self.charged_bytes = 0;
+        self.leased_bytes = 0;
+        self.settle();
     }
 }
 
@@ -168,21 +307,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn charges_to_the_last_byte_and_not_beyond() {
-        let shared = SharedBudget::new(1000, 2);
+    fn charges_to_the_last_byte_and_a_headroom_beyond() {
+        let shared = SharedBudget::for_events_of(50, 1200, 2);
         let (mut a, mut b) = (Budget::new(shared.clone(), 0), Budget::new(shared.clone(), 1));
-        assert!(a.try_charge(600));
-        assert!(b.try_charge(300));
-        assert!(!b.try_charge(101));
-        assert_eq!((a.charged_bytes(), b.charged_bytes()), (600, 300));
-        assert!(shared.leased_bytes() <= 1000);
+        assert_eq!((shared.pool_bytes(), shared.headroom_bytes()), (1000, 100));
+        a.charge(600);
+        b.charge(300);
+        assert_eq!((a.over_bytes(), b.over_bytes()), (0, 0));
+        b.charge(100);
+        assert!(b.settle() && shared.leased_bytes() <= 1000);
+        assert!(b.has_room(100) && !b.has_room(101));
+        b.charge(50);
+        assert_eq!((b.over_bytes(), b.may_wait()), (50, true));
+        b.charge(1);
+        assert!(!b.settle() && !b.may_wait());
         a.release(600);
         // The rest is the reserve of the other worker.
-        assert!(b.try_charge(400));
-        assert!(!b.try_charge(51));
-        assert!(a.try_charge(250));
-        a.release(250);
-        b.release(700);
+        assert!(b.settle() && b.has_room(399) && !b.has_room(400));
         drop((a, b));
         assert_eq!(shared.leased_bytes(), 0);
     }
@@ -191,13 +332,45 @@ mod tests {
     fn idle_leases_stay_small() {
         let shared = SharedBudget::new(64 * 1024 * 1024, 4);
         let mut lease = Budget::new(shared.clone(), 0);
-        for _ in 0..1000 {
-            assert!(lease.try_charge(60_000));
+        for _ in 0..500 {
+            lease.charge(60_000);
         }
-        for _ in 0..1000 {
+        assert_eq!(lease.over_bytes(), 0);
+        for _ in 0..500 {
             lease.release(60_000);
         }
-        let reserves = shared.limit_bytes() / 2 / 4;
+        let reserves = shared.pool_bytes() / 2 / 4;
         assert!(shared.leased_bytes() <= reserves + shared.limit_bytes() / 32 / 4);
+        lease.give_back_idle();
+        assert_eq!(shared.leased_bytes(), reserves);
+    }
+
+    #[test]
+    fn only_the_largest_backlog_beyond_a_reserve_pays_for_another_worker() {
+        let shared = SharedBudget::for_events_of(50, 1200, 2);
+        let (mut hoarder, mut small) = (Budget::new(shared.clone(), 0), Budget::new(shared, 1));
+        hoarder.publish_largest_class(5);
+        small.publish_largest_class(3);
+        hoarder.charge(700);
+        assert!(!hoarder.owes_others(5, 100), "nobody wants anything");
+        small.charge(310);
+        assert!(!small.settle(), "10 bytes are wanted");
+        assert_eq!(hoarder.larger_elsewhere(5), None);
+        assert_eq!(small.larger_elsewhere(3), Some(0));
+        assert_eq!(small.larger_elsewhere(5), None, "it is no larger");
+        assert!(small.ask(0) && !small.ask(0), "one request is under way");
+        hoarder.take_request();
+        assert!(small.ask(0));
+        assert!(hoarder.owes_others(5, 100));
+        assert!(!hoarder.owes_others(2, 100), "the other's is larger");
+        assert!(!hoarder.owes_others(5, 451), "it would be taken out of the reserve");
+        hoarder.release(100);
+        hoarder.give_back_idle();
+        assert!(!hoarder.owes_others(5, 100), "there is room again");
+        assert!(small.settle());
+        hoarder.release(360);
+        hoarder.give_back_idle();
+        hoarder.publish_largest_class(9);
+        assert_eq!(small.larger_elsewhere(3), None, "nothing inside a reserve");
     }
 }

@@ -9,6 +9,7 @@
 
 use super::connection::{Closing, Due, Stage};
 use super::timers::{Millis, NEVER};
+use super::visitors::VisitId;
 use super::{Action, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
@@ -16,7 +17,8 @@ use crate::protocol::frames::{Decoder, FrameError};
 use std::fmt::Display;
 
 /// How long a peer that owes us nothing more has to end its direction, if the close timeout is not
-/// shorter. To end TCP under bytes that are still coming would destroy what we said last.
+/// shorter, and how often it is looked whether bytes still leave the kernel for a peer whose time is
+/// over. To end TCP under bytes that are still coming or going would destroy what we said last.
 const LINGER_MS: Millis = 1000;
 
 /// Why a connection ends without a close frame.
@@ -225,14 +227,14 @@ impl Relay {
         }
         connection.decoder = Decoder::default();
         connection.due = Due::NOTHING;
-        let released = connection.charged();
         connection.outbox.clear();
-        connection.input_charge = 0;
-        connection.transport_charge = 0;
+        // Before its peer can know of the end: whoever has seen it may count on the place.
+        connection.pass = None;
+        let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
+        self.visitors.remove(visit);
         let timer = connection.timer;
         self.wheel.arm_at(timer, NEVER);
-        self.budget.release(released);
-        self.note_charge(key);
+        self.ledger.clear(key);
         self.actions.push(last);
         stage
     }
@@ -259,9 +261,8 @@ impl Relay {
 
     fn drop_pending(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let released = connection.outbox.drop_pending();
-        self.budget.release(released);
-        self.note_charge(key);
+        connection.outbox.drop_pending();
+        self.charge_outbox(key);
     }
 
     /// The kernel has everything that was queued: takes the next step of an ending, or of a move.
@@ -286,10 +287,55 @@ impl Relay {
                     connection.due.stage = now + close_timeout.min(LINGER_MS);
                     self.actions.push(Action::FinishWriting(key));
                 }
+                self.actions.push(Action::CheckUnsent(key));
                 self.arm(key);
             }
             Stage::Moving(_) => self.move_if_flushed(now, key),
+            Stage::Head(_) => self.resume_heads(now, key),
             _ => {}
+        }
+    }
+
+    /// The time of a closing connection is over. If everything is with the kernel, it is asked
+    /// whether the peer still takes what it holds; a socket that gives no answer ends a little later.
+    pub(super) fn closing_timed_out(&mut self, now: Millis, key: Key) {
+        let linger = self.limits.close_timeout_ms.min(LINGER_MS);
+        let Some(connection) = self.connection_mut(key) else { return };
+        match &mut connection.stage {
+            Stage::Closing(closing) if connection.outbox.is_empty() && !closing.drain.overdue => {
+                closing.drain.overdue = true;
+                connection.due.stage = now + linger;
+                self.actions.push(Action::CheckUnsent(key));
+            }
+            _ => self.cut(key),
+        }
+    }
+
+    /// Of what the relay has written to a closing connection, the kernel still holds `bytes`: the
+    /// answer to [`Action::CheckUnsent`]. As long as they become fewer within the close timeout, the
+    /// peer is on a slow line and the connection stays.
+    pub fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize) {
+        let close_timeout = self.limits.close_timeout_ms;
+        let Some(connection) = self.connection_mut(key) else { return };
+        let Stage::Closing(closing) = &mut connection.stage else { return };
+        let drain = &mut closing.drain;
+        let is_overdue = std::mem::take(&mut drain.overdue);
+        let has_sunk = bytes < drain.unsent;
+        if has_sunk || !is_overdue {
+            drain.progress_at = now;
+        }
+        drain.unsent = bytes;
+        if !is_overdue {
+            return;
+        }
+        if has_sunk || (bytes > 0 && now - drain.progress_at < close_timeout) {
+            connection.due.stage = now + close_timeout.min(LINGER_MS);
+            self.arm(key);
+        } else if bytes == 0 && closing.finished {
+            // It has all of it, and need not be told that by a reset.
+            self.die(key, Action::Part(key));
+        } else {
+            self.cut(key);
         }
     }
 
@@ -300,11 +346,14 @@ impl Relay {
         match connection.stage {
             // What is queued may still reach a peer that has only stopped sending.
             Stage::Closing(_) if clean => self.after_flush(now, key),
+            // What it has asked for is answered first.
+            Stage::Head(_) if clean && connection.paused => {}
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
             // The owner of the server-id is to know it, once it has the connection.
             Stage::Moving(_) if clean => {}
             _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
+        self.settle(now);
     }
 
     /// The layer below can carry nothing more (PROTOCOL.md, chapter 7: TLS). A peer that has not
@@ -318,12 +367,14 @@ impl Relay {
         } else {
             self.lose(now, key, Loss::Tls);
         }
+        self.settle(now);
     }
 
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
     pub fn shut_down(&mut self, now: Millis) {
         self.shutting_down = true;
-        for entry in self.registry.clear() {
+        for mut entry in self.registry.clear() {
+            entry.tell_last_faults(now);
             self.wheel.remove(entry.timer);
         }
         self.binaries = 0;
@@ -347,5 +398,6 @@ impl Relay {
                 Stage::Cut => {}
             }
         }
+        self.settle(now);
     }
 }

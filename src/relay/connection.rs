@@ -1,16 +1,16 @@
 //! One connection's state, as plain data, and its deadlines.
 
 use super::admission::Pass;
-use super::backlogs::Place;
+use super::ahead::Ahead;
 use super::outbox::Outbox;
 use super::registry::EntryKey;
 use super::timers::{Millis, NEVER, TimerId};
+use super::visitors::VisitId;
 use crate::protocol::close::Close;
 use crate::protocol::frames::Decoder;
 use crate::protocol::ids::ConnId;
 use crate::protocol::upgrade::{HeadScanner, Upgrade};
 use crate::telemetry::Remote;
-use std::collections::VecDeque;
 
 /// Everything the relay knows of one connection.
 pub struct Connection {
@@ -32,12 +32,8 @@ pub struct Connection {
     pub due: Due,
     /// Pings sent and the last of them that was answered.
     pub heartbeat: Heartbeat,
-    /// Bytes charged for input that is half read or held back.
-    pub input_charge: u32,
-    /// Bytes charged for what the shell holds of it: records that did not arrive or leave whole.
-    pub transport_charge: u32,
-    /// Where it stands among the backlogs.
-    pub place: Place,
+    /// Where it stands among those that are not upgraded.
+    pub visit: VisitId,
     /// An [`Action::Write`](super::Action::Write) is out and not yet answered.
     pub write_queued: bool,
     /// The peer has ended its direction.
@@ -50,7 +46,8 @@ pub struct Connection {
 pub enum Stage {
     /// A request head is expected; `due.stage` is its deadline.
     Head(Box<Head>),
-    /// The request is checked and another worker owns its id; earlier answers must leave first.
+    /// The request is checked and another worker owns its id; earlier answers must leave first, and
+    /// `due.stage` is the deadline for that.
     Moving(Box<Moving>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),
@@ -76,11 +73,22 @@ pub enum Stage {
     Cut,
 }
 
+impl Stage {
+    /// Whether WebSocket messages are exchanged: after the 101, before any close frame.
+    #[must_use]
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Newcomer(_) | Self::Binary { .. } | Self::Phone { .. })
+    }
+}
+
 /// A connection whose request head is expected.
 #[derive(Default)]
 pub struct Head {
-    /// The head so far, if it did not arrive whole.
+    /// The head so far, if it did not arrive whole; or several that wait for their turn.
     pub received: Vec<u8>,
+    /// How many bytes at the front of it are answered already.
+    pub read: usize,
     /// How far it was searched.
     pub scanner: HeadScanner,
 }
@@ -102,7 +110,7 @@ pub struct Newcomer {
     /// Its name in logs.
     pub conn_id: ConnId,
     /// Messages that it sent meanwhile, to be handled if it wins.
-    pub held: VecDeque<Vec<u8>>,
+    pub ahead: Ahead,
 }
 
 /// How a connection ends.
@@ -116,6 +124,19 @@ pub struct Closing {
     pub discard: bool,
     /// The sending direction has ended.
     pub finished: bool,
+    /// What the kernel still holds for the peer, as far as that is known.
+    pub drain: Drain,
+}
+
+/// How the last bytes of a connection leave the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drain {
+    /// Bytes that it held when it was last asked.
+    pub unsent: usize,
+    /// When they last became fewer, or were first counted.
+    pub progress_at: Millis,
+    /// The peer's time is over, unless the bytes have become fewer: the kernel is being asked.
+    pub overdue: bool,
 }
 
 /// Heartbeat pings carry their number, so that a pong names the ping that it answers.
@@ -168,25 +189,11 @@ impl Connection {
             timer: TimerId::NONE,
             due: Due::NOTHING,
             heartbeat: Heartbeat::default(),
-            input_charge: 0,
-            transport_charge: 0,
-            place: Place::default(),
+            visit: VisitId::NONE,
             write_queued: false,
             ended: false,
             paused: false,
         }
-    }
-
-    /// Bytes charged for everything that is queued or half read.
-    #[must_use]
-    pub fn charged(&self) -> usize {
-        self.outbox.charged() + self.input_charge as usize + self.transport_charge as usize
-    }
-
-    /// Whether most of what is charged waits for the peer to read it.
-    #[must_use]
-    pub fn is_unread(&self) -> bool {
-        self.outbox.charged() >= self.charged() / 2
     }
 
     /// Whether a read should be under way.
@@ -198,6 +205,6 @@ impl Connection {
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        matches!(self.stage, Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. })
+        self.stage.is_open()
     }
 }

@@ -22,7 +22,10 @@ impl Relay {
                 }
                 TimerOwner::Entry(entry) => self.entry_timed_out(now, entry),
             }
+            self.settle(now);
         }
+        // Room that others have made meanwhile is taken, or they are asked again.
+        self.settle(now);
     }
 
     fn connection_timed_out(&mut self, now: Millis, key: Key) {
@@ -33,7 +36,8 @@ impl Relay {
         }
         if due.stage <= now {
             return match connection.stage {
-                Stage::Head(_) => self.head_timed_out(now, key),
+                Stage::Head(_) | Stage::Moving(_) => self.head_timed_out(now, key),
+                Stage::Closing(_) => self.closing_timed_out(now, key),
                 _ => self.cut(key),
             };
         }
@@ -48,6 +52,7 @@ impl Relay {
             self.resume_deadlines(now, key);
         }
         if due.ping <= now {
+            self.tell_faults(now, key);
             self.send_ping(now, key);
             // Unless making room for the ping has cost the connection itself.
             self.start_heartbeat(now, key);
@@ -79,18 +84,23 @@ impl Relay {
     }
 
     /// Pings a connection, for its heartbeat or because its id is claimed by another. A ping for
-    /// which there is no memory is not sent, and its answer is not awaited.
+    /// which there is no memory is not sent, and its answer is not awaited. Nor is a second one sent
+    /// while the first still waits for the kernel: whoever answers that one lives.
     pub(super) fn send_ping(&mut self, now: Millis, key: Key) {
         let pong_due = now + self.limits.heartbeat_timeout_ms;
         let Some(connection) = self.connection(key) else { return };
-        let number = connection.heartbeat.sent.wrapping_add(1);
-        let mut ping = Vec::with_capacity(frames::MAX_HEADER_BYTES + size_of_val(&number));
-        frames::push_ping(&mut ping, &number.to_be_bytes());
-        if !self.push_control(now, key, &ping) {
-            return;
+        if !connection.outbox.has_ping() {
+            let number = connection.heartbeat.sent.wrapping_add(1);
+            let mut ping = Vec::with_capacity(frames::MAX_HEADER_BYTES + size_of_val(&number));
+            frames::push_ping(&mut ping, &number.to_be_bytes());
+            if !self.push_control(key, &ping) {
+                return;
+            }
+            if let Some(connection) = self.connection_mut(key) {
+                connection.heartbeat.sent = number;
+            }
         }
         let Some(connection) = self.connection_mut(key) else { return };
-        connection.heartbeat.sent = number;
         connection.due.pong = connection.due.pong.min(pong_due);
         self.arm(key);
     }

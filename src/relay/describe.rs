@@ -1,9 +1,9 @@
 //! Connections as an operator sees them: one line each, without secrets.
 
-use super::Relay;
 use super::connection::{Connection, Stage};
 use super::registry::EntryKey;
 use super::timers::Millis;
+use super::{Key, Relay};
 use std::fmt::Write as _;
 
 /// Connections that are described at once: a worker has nothing else to do meanwhile.
@@ -12,8 +12,8 @@ const AT_ONCE: usize = 1000;
 /// Some connections of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Described {
-    /// One line each: worker, remote, state, server-id, conn-id, age in seconds, bytes that wait
-    /// for it and bytes that are half read; `-` for what it does not have.
+    /// One line each: worker, remote, state, server-id, conn-id, age in seconds, memory that what
+    /// waits for it takes and memory of what is half read; `-` for what it does not have.
     pub lines: String,
     /// Where to go on, if there are more.
     pub next: Option<usize>,
@@ -27,13 +27,14 @@ impl Relay {
         let end = first.saturating_add(AT_ONCE);
         for slot in first..end.min(self.connections.capacity()) {
             if let Some(connection) = self.connections.get(slot) {
-                self.describe_one(now, connection, &mut lines);
+                self.describe_one(now, Key(slot as u32), connection, &mut lines);
             }
         }
         Described { lines, next: (end < self.connections.capacity()).then_some(end) }
     }
 
-    fn describe_one(&self, now: Millis, connection: &Connection, lines: &mut String) {
+    fn describe_one(&self, now: Millis, key: Key, connection: &Connection, lines: &mut String) {
+        let charges = self.ledger.charges(key);
         let (state, entry, conn_id) = match &connection.stage {
             Stage::Head(_) => ("head", None, None),
             Stage::Moving(_) => ("moving", None, None),
@@ -54,8 +55,8 @@ impl Relay {
             entry.map_or_else(|| "-".to_owned(), |entry| self.quoted_id(entry)),
             conn_id.map_or("-", |id| id.as_str()),
             now.saturating_sub(connection.since) / 1000,
-            connection.outbox.charged(),
-            connection.input_charge + connection.transport_charge,
+            charges.outbox,
+            charges.input + charges.transport,
         );
     }
 

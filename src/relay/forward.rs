@@ -1,7 +1,8 @@
 //! Frames across, and backpressure (PROTOCOL.md, chapters 4 and 5).
 
-use super::closing::{Loss, series_of_directive};
+use super::closing::series_of_directive;
 use super::connection::{Connection, Stage};
+use super::memory::Work;
 use super::outbox::charge_of;
 use super::registry::EntryKey;
 use super::timers::Millis;
@@ -11,7 +12,7 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope::{self, Envelope, EnvelopeError};
 use crate::protocol::ids::ConnId;
 use std::num::NonZeroU16;
-use tracing::{info, warn};
+use tracing::info;
 
 /// What may wait for one phone, by charge.
 const PHONE_OUTBOX_BYTES: usize = 4 * 1024 * 1024;
@@ -31,18 +32,11 @@ impl Relay {
         let (entry, conn_id) = (*entry, *conn_id);
         let payload_bytes = envelope::wrapped_len(frame.len());
         let holder = self.registry.entry(entry).and_then(|entry| entry.holder());
-        let has_room =
-            holder.is_some_and(|holder| self.make_room(now, holder, charge_of(payload_bytes)));
-        if has_room && !self.connection(phone).is_some_and(Connection::is_open) {
-            // Room was made at its own expense, and the binary knows that it is gone.
-            return self.budget.release(charge_of(payload_bytes));
-        }
-        let forwarded = has_room
-            && holder.is_some_and(|holder| {
-                self.push_charged_text(holder, payload_bytes, |out| {
-                    envelope::push_wrapped(out, &conn_id, frame);
-                })
-            });
+        let forwarded = holder.is_some_and(|holder| {
+            self.push_text(holder, payload_bytes, |out| {
+                envelope::push_wrapped(out, &conn_id, frame);
+            })
+        });
         match holder {
             Some(holder) if forwarded => {
                 self.counters.count(Series::FramesPhoneToBinary);
@@ -117,11 +111,7 @@ impl Relay {
             Ok(Envelope::PushWake { platform, token }) => {
                 self.on_wake(now, entry, &platform, &token);
             }
-            Err(error) => {
-                let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-                warn!(server_id, err = %error, "binary_forwarder_bad_envelope");
-                self.counters.count(Series::MalformedEnvelopes);
-            }
+            Err(error) => self.on_bad_envelope(now, entry, error),
         }
     }
 
@@ -135,16 +125,13 @@ impl Relay {
         close_code: Option<NonZeroU16>,
     ) {
         let Some(phone) = to.and_then(|to| self.find_phone(entry, to)) else {
-            let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-            let conn_id = to.as_ref().map(ConnId::as_str);
-            self.counters.count(Series::UnknownConnIds);
-            return warn!(server_id, conn_id, "binary_forwarder_unknown_conn_id");
+            return self.on_unknown_conn_id(now, entry, to);
         };
         let close = close_code.map(|code| Close::directive(code.get()));
         if let Some(frame) = frame {
             let queued = self.connection(phone).map_or(0, |c| c.outbox.charged());
             let fits = queued + charge_of(frame.len()) <= PHONE_OUTBOX_BYTES;
-            if !fits || !self.push_text(now, phone, frame.len(), |out| out.extend(frame)) {
+            if !fits || !self.push_text(phone, frame.len(), |out| out.extend(frame)) {
                 return match close {
                     Some(asked) => {
                         self.close_as(series_of_directive(asked), now, phone, asked, None);
@@ -174,16 +161,16 @@ impl Relay {
 
     /// Tells the holder of an id that one of its phones is gone. A holder that cannot be told is
     /// cut: it must not believe in a phone that is not there.
-    pub(super) fn notify(&mut self, now: Millis, entry: EntryKey, conn_id: ConnId, code: u16) {
+    pub(super) fn notify(&mut self, entry: EntryKey, conn_id: ConnId, code: u16) {
         let Some(holder) = self.registry.entry(entry).and_then(|entry| entry.holder()) else {
             return;
         };
         let payload_bytes = envelope::close_notice_len(code);
-        let told = self.push_text(now, holder, payload_bytes, |out| {
+        let told = self.push_text(holder, payload_bytes, |out| {
             envelope::push_close_notice(out, &conn_id, code);
         });
         if !told {
-            self.lose(now, holder, Loss::Memory);
+            self.work.push_back(Work::Lose(holder));
         }
     }
 }

@@ -27,10 +27,12 @@ pub enum Phase {
 pub struct Glimpse {
     /// How far it has come.
     pub phase: Phase,
-    /// Bytes charged for what is queued for it.
+    /// What is queued for it, by the rule for a phone's outbox.
     pub outbox_bytes: usize,
     /// Bytes charged for what it has sent and what is half read or held back.
     pub input_bytes: usize,
+    /// Memory that what is queued for it takes, as it is charged.
+    pub held_bytes: usize,
 }
 
 impl Relay {
@@ -48,7 +50,39 @@ impl Relay {
             Stage::Cut => Phase::Cut,
         };
         let outbox_bytes = connection.outbox.charged();
-        Some(Glimpse { phase, outbox_bytes, input_bytes: connection.input_charge as usize })
+        let charges = self.ledger.charges(key);
+        Some(Glimpse {
+            phase,
+            outbox_bytes,
+            input_bytes: charges.input as usize,
+            held_bytes: charges.outbox as usize,
+        })
+    }
+
+    /// Whether the books are right between two events.
+    ///
+    /// # Errors
+    ///
+    /// The invariant that is broken, in words.
+    pub fn check_books(&self) -> Result<(), String> {
+        self.ledger.check()?;
+        if !self.work.is_empty() {
+            return Err(format!("left undone: {:?}", self.work));
+        }
+        if self.ledger.is_over()
+            && !self.ledger.budget().may_wait()
+            && self.ledger.largest().is_some()
+        {
+            return Err(format!("{} bytes over", self.ledger.budget().over_bytes()));
+        }
+        for (slot, connection) in &self.connections {
+            let charged = self.ledger.charges(Key(slot as u32)).outbox as usize;
+            let held = connection.outbox.held_bytes();
+            if charged != held {
+                return Err(format!("{slot}: {charged} bytes are charged for {held} queued"));
+            }
+        }
+        Ok(())
     }
 
     /// How many server-ids are held or in grace.

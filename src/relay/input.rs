@@ -8,9 +8,6 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::frames::{self, Incoming};
 use crate::protocol::json;
 
-/// A newcomer's messages are read ahead to this many bytes while it waits for a probe.
-const NEWCOMER_HELD_BYTES: usize = 64 * 1024;
-
 impl Relay {
     /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
     pub fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
@@ -26,6 +23,7 @@ impl Relay {
             Stage::Moving(_) => debug_assert!(false, "read while moving"),
             _ => self.on_frame_bytes(now, key, input),
         }
+        self.settle(now);
     }
 
     /// Whether frames of this connection still have a meaning.
@@ -45,6 +43,7 @@ impl Relay {
             match decoder.next(&mut rest) {
                 Ok(Some(message)) => {
                     self.on_message(now, key, message);
+                    self.settle(now);
                     if !self.reads_frames(key) {
                         // What was half read goes with the decoder.
                         self.charge_input(now, key, 0);
@@ -84,16 +83,15 @@ impl Relay {
         }
     }
 
-    /// Charges what the decoder holds, beside what a newcomer has sent ahead.
+    /// Charges what the decoder holds, beside what a newcomer has sent ahead. Once for all that
+    /// arrived together: the cost of a message is that of its bytes.
     fn charge_half_read(&mut self, now: Millis, key: Key, buffered: usize) {
         let Some(connection) = self.connection(key) else { return };
         let held = match &connection.stage {
-            Stage::Newcomer(newcomer) => newcomer.held.iter().map(Vec::len).sum(),
+            Stage::Newcomer(newcomer) => newcomer.ahead.held_bytes(),
             _ => 0,
         };
-        if connection.input_charge as usize != buffered + held {
-            self.charge_input(now, key, buffered + held);
-        }
+        self.charge_input(now, key, buffered + held);
     }
 
     fn on_frame_error(&mut self, now: Millis, key: Key, error: frames::FrameError) {
@@ -133,7 +131,7 @@ impl Relay {
             Incoming::Ping(payload) => {
                 let mut pong = Vec::with_capacity(frames::MAX_HEADER_BYTES + payload.len());
                 frames::push_pong(&mut pong, payload);
-                self.push_control(now, key, &pong);
+                self.push_control(key, &pong);
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),
@@ -164,10 +162,8 @@ impl Relay {
                 None => self.on_binary_message(now, key, bytes),
             },
             Stage::Newcomer(newcomer) => {
-                newcomer.held.push_back(bytes.to_vec());
-                let held: usize = newcomer.held.iter().map(Vec::len).sum();
-                connection.paused = held > NEWCOMER_HELD_BYTES;
-                self.charge_input(now, key, held);
+                newcomer.ahead.push(bytes);
+                connection.paused = newcomer.ahead.is_full();
             }
             _ => {}
         }

@@ -1,60 +1,107 @@
-//! The memory budget, and who goes when it runs short (PROTOCOL.md, chapter 5).
+//! Who pays when memory runs short (PROTOCOL.md, chapter 5).
+//!
+//! What happens to a connection is charged to it and costs nobody anything at once. When a message,
+//! a deadline or whatever else came from outside has been dealt with, [`Relay::settle`] looks whether
+//! the budget holds, and sheds the largest backlogs until it does. What that brings about waits in a
+//! queue for its turn, so that no call ever runs inside another of its kind.
 
+use super::ahead::Ahead;
 use super::closing::Loss;
-use super::connection::{Connection, Stage};
-
+use super::connection::Stage;
+use super::ledger::Part;
 use super::timers::Millis;
 use super::{Action, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 
+/// What is left to do before the next event. At most one of each kind for each connection, and in
+/// practice one or two.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A binary has won its id: what it sent ahead counts, from this byte on.
+    Replay {
+        /// The new holder.
+        winner: Key,
+        /// What it sent.
+        ahead: Ahead,
+        /// Where to go on.
+        position: usize,
+    },
+    /// A holder could not be told that one of its phones is gone. It must not believe in a phone
+    /// that is not there.
+    Lose(Key),
+}
+
 impl Relay {
-    /// Charges `bytes` for what `key` is to hold, at the expense of the largest backlogs if need be.
-    /// False if even that does not help, or if `key` itself was the largest: nobody else pays for a
-    /// connection that is lost. Then nothing is charged. Any connection may have been closed by this.
-    pub(super) fn make_room(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
-        if self.budget.try_charge(bytes) {
-            return true;
+    /// An event has been dealt with: does what it has brought about, and makes the headroom whole
+    /// again. Any connection may have ended after this.
+    #[inline]
+    pub(super) fn settle(&mut self, now: Millis) {
+        if !self.work.is_empty() || self.ledger.is_over() {
+            self.settle_all(now);
         }
-        // Other workers hold part of the budget: the next byte may come from them.
-        if let Some(worker) = self.budget.other_worker_to_shed() {
-            self.actions.push(Action::AskToShed(worker));
-        }
-        let before = self.vitality(key);
-        while self.vitality(key) == before && self.shed_largest(now) {
-            if self.budget.try_charge(bytes) {
-                return true;
+    }
+
+    /// Each turn takes a piece of work or costs a connection; a connection pays twice at most. So
+    /// the cost is that of the messages sent ahead, and of ending those connections.
+    #[cold]
+    fn settle_all(&mut self, now: Millis) {
+        loop {
+            if let Some(work) = self.work.pop_front() {
+                self.go_on_with(now, work);
+            } else if self.ledger.settle() || !self.relieve(now) {
+                return;
             }
         }
-        false
     }
 
-    /// How much of its life a connection has left; it only ever sinks.
-    fn vitality(&self, key: Key) -> u8 {
-        match self.connection(key).map(|connection| &connection.stage) {
-            None | Some(Stage::Cut) => 0,
-            Some(Stage::Closing(_)) => 1,
-            Some(_) => 2,
+    fn go_on_with(&mut self, now: Millis, work: Work) {
+        match work {
+            Work::Replay { winner, ahead, mut position } => {
+                let Some(message) = ahead.message_at(&mut position) else { return };
+                self.on_binary_message(now, winner, message);
+                // Before anything that came up later: its messages stay in order.
+                self.work.push_front(Work::Replay { winner, ahead, position });
+            }
+            Work::Lose(key) => self.lose(now, key, Loss::Memory),
         }
     }
 
-    /// Another worker runs short while this one holds the largest backlog.
+    /// Memory is short: has another worker pay that holds a larger backlog, as long as there is room
+    /// for one more event, or sheds the largest backlog here. False if nothing more is to be done.
+    fn relieve(&mut self, now: Millis) -> bool {
+        if let Some(worker) = self.ledger.larger_elsewhere() {
+            if self.ledger.budget().ask(worker) {
+                self.actions.push(Action::AskToShed(worker));
+            }
+            if self.ledger.budget().may_wait() {
+                return false;
+            }
+        }
+        self.shed_largest(now)
+    }
+
+    /// Another worker is short of memory, and this one held the largest backlog when it asked. It is
+    /// looked at again: others may have paid meanwhile, and nothing is taken from a reserve.
     pub fn shed_under_pressure(&mut self, now: Millis) {
-        if self.budget.shared().is_under_pressure() {
-            self.shed_largest(now);
+        self.ledger.budget().take_request();
+        self.ledger.give_back_idle();
+        while self.ledger.owes_others() && self.shed_largest(now) {
+            self.settle(now);
+            self.ledger.give_back_idle();
         }
+        self.settle(now);
     }
 
     /// Ends the connection with the largest backlog; false if there is none worth it. A phone is
     /// closed, and cut if it is in the way again; whoever else hoards memory is cut at once.
     fn shed_largest(&mut self, now: Millis) -> bool {
-        // Among those of about the same size, who does not read goes before who is still sending:
-        // a message that is half read may be that of a healthy peer.
-        let weight = |key: &&Key| self.connection(**key).map(|c| (c.is_unread(), c.charged()));
-        let Some(key) = self.backlogs.largest().iter().max_by_key(weight).copied() else {
-            return false;
+        let Some(key) = self.ledger.largest() else { return false };
+        let Some(connection) = self.connection(key) else {
+            debug_assert!(false, "a backlog of nobody");
+            self.ledger.clear(key);
+            return true;
         };
-        let Some(connection) = self.connection(key) else { return false };
         tracing::warn!(
             remote = %connection.remote,
             err = "the memory budget is used up and this connection holds the largest backlog",
@@ -62,7 +109,7 @@ impl Relay {
         );
         self.counters.count(Series::MemorySheds);
         match connection.stage {
-            Stage::Phone { .. } if connection.is_unread() => {
+            Stage::Phone { .. } if self.ledger.charges(key).is_unread() => {
                 self.close_now(now, key, Close::BACKLOG_FULL, Some(GONE_WITHOUT_CLOSE));
             }
             _ => self.lose(now, key, Loss::Memory),
@@ -73,68 +120,40 @@ impl Relay {
     /// Charges the connection for `bytes` of half-read or held input, in place of what it was
     /// charged before. False if there is no room: then the connection has been cut.
     pub(super) fn charge_input(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
-        self.recharge(now, key, bytes, |connection| &mut connection.input_charge)
+        let before = self.ledger.charges(key).input as usize;
+        self.recharge(now, key, Part::Input, before, bytes)
     }
 
     /// Charges the connection for `bytes` that the shell holds of it, in place of what it was
     /// charged before. False if there is no room: then the connection has been cut.
     pub fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
-        self.recharge(now, key, bytes, |connection| &mut connection.transport_charge)
+        let before = self.ledger.charges(key).transport as usize;
+        let charged = self.recharge(now, key, Part::Transport, before, bytes);
+        self.settle(now);
+        charged && !self.is_cut(key)
     }
 
-    fn recharge(
-        &mut self,
-        now: Millis,
-        key: Key,
-        bytes: usize,
-        charge: impl Fn(&mut Connection) -> &mut u32,
-    ) -> bool {
-        // Ends when no room had to be made, or making it has left the connection as it was: each
-        // further turn has cost another connection.
-        loop {
-            let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
-            if matches!(connection.stage, Stage::Cut) {
-                return false;
-            }
-            let before = *charge(connection) as usize;
-            if bytes <= before {
-                *charge(connection) = bytes as u32;
-                self.budget.release(before - bytes);
-                self.note_charge(key);
-                return true;
-            }
-            if !self.make_room(now, key, bytes - before) {
-                self.lose(now, key, Loss::Memory);
-                return false;
-            }
-            // It may have been the largest backlog itself, or have lost a claim with its holder.
-            let unchanged = self
-                .connections
-                .get_mut(key.0 as usize)
-                .filter(|connection| !matches!(connection.stage, Stage::Cut));
-            match unchanged.map(&charge).filter(|charged| **charged as usize == before) {
-                Some(charged) => {
-                    *charged = bytes as u32;
-                    self.note_charge(key);
-                    return true;
-                }
-                None => self.budget.release(bytes - before),
-            }
+    fn recharge(&mut self, now: Millis, key: Key, part: Part, before: usize, bytes: usize) -> bool {
+        if self.is_cut(key) {
+            return false;
         }
+        if bytes > before && !self.ledger.has_room(bytes - before) {
+            self.lose(now, key, Loss::Memory);
+            return false;
+        }
+        self.ledger.set(key, part, bytes);
+        true
     }
 
-    /// Puts the connection in its place among the backlogs after its charge has changed.
-    pub(super) fn note_charge(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let (before, charged) = (connection.place, connection.charged());
-        let moved = self.backlogs.update(key, &mut connection.place, charged);
-        if connection.place != before {
-            self.budget.publish_largest_class(self.backlogs.largest_class());
-        }
-        if let Some((key, place)) = moved
-            && let Some(connection) = self.connection_mut(key)
-        {
-            connection.place = place;
+    fn is_cut(&self, key: Key) -> bool {
+        self.connection(key).is_none_or(|connection| matches!(connection.stage, Stage::Cut))
+    }
+
+    /// Charges the connection for what its outbox takes now.
+    #[inline]
+    pub(super) fn charge_outbox(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get(key.0 as usize) {
+            self.ledger.set(key, Part::Outbox, connection.outbox.held_bytes());
         }
     }
 }

@@ -13,14 +13,17 @@
 //! - `sessions`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
+//! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `output`: what is queued for a socket, and what the kernel took
-//! - `memory`: the budget, and who goes when it runs short (chapter 5)
+//! - [`ledger`]: what each connection is charged for (chapter 5)
+//! - `memory`: who goes when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
-//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
-//!   stand on
+//! - [`ahead`]: what a newcomer says before it has won
+//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
+//!   data they stand on
 //!
 //! # The life of a connection
 //!
@@ -31,6 +34,7 @@
 mod closing;
 mod deadlines;
 mod describe;
+mod faults;
 mod forward;
 mod head;
 mod input;
@@ -39,14 +43,17 @@ mod output;
 mod sessions;
 
 pub mod admission;
+pub mod ahead;
 pub mod backlogs;
 pub mod budget;
 pub mod connection;
 pub mod glimpse;
+pub mod ledger;
 pub mod outbox;
 pub mod registry;
 pub mod spare;
 pub mod timers;
+pub mod visitors;
 pub mod wakes;
 
 #[cfg(test)]
@@ -59,17 +66,20 @@ use crate::protocol::upgrade::Upgrade;
 use crate::telemetry::Remote;
 use admission::{Admission, Pass};
 use ahash::RandomState;
-use backlogs::Backlogs;
 use budget::{Budget, SharedBudget};
 use connection::{Connection, Stage};
 pub use describe::Described;
+use ledger::Ledger;
+use memory::Work;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use registry::{EntryKey, Registry};
 use slab::Slab;
 use spare::SpareBuffers;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
+use visitors::Visitors;
 use wakes::Wake;
 
 /// Names a connection of one worker, from [`Relay::accept`] to [`Relay::release`].
@@ -85,6 +95,8 @@ pub enum Action {
     Read(Key),
     /// Nothing more will be written: end the sending direction (a FIN), go on reading.
     FinishWriting(Key),
+    /// Tell [`Relay::on_unsent`] how many bytes the kernel still holds for the peer.
+    CheckUnsent(Key),
     /// Dead: end the socket both ways, at once and with what the kernel still holds for it
     /// (a reset), then [`Relay::release`].
     Cut(Key),
@@ -177,8 +189,9 @@ pub struct Relay {
     connections: Slab<Connection>,
     registry: Registry,
     wheel: Wheel<TimerOwner>,
-    budget: Budget,
-    backlogs: Backlogs,
+    ledger: Ledger,
+    work: VecDeque<Work>,
+    visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
     actions: Vec<Action>,
@@ -204,11 +217,12 @@ impl Relay {
         Self {
             counters: metrics.worker(worker),
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
-            budget: Budget::new(budget, worker),
+            ledger: Ledger::new(Budget::new(budget, worker)),
+            work: VecDeque::new(),
             rng: StdRng::from_seed(seed),
             connections: Slab::new(),
             wheel: Wheel::default(),
-            backlogs: Backlogs::default(),
+            visitors: Visitors::new(owners.hasher.clone()),
             spare: SpareBuffers::default(),
             actions: Vec::new(),
             shutting_down: false,
@@ -225,7 +239,8 @@ impl Relay {
     }
 
     /// A connection was accepted; its request head is expected next. It is cut at once if its
-    /// address has too many that have not come further.
+    /// address has too many that have not come further. Where all addresses together have too many,
+    /// one of them is cut that has waited longest.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -235,6 +250,12 @@ impl Relay {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
             self.cut(key);
+        } else {
+            let visit = self.visitors.add(key, remote.0.ip().into());
+            if let Some(connection) = self.connection_mut(key) {
+                connection.visit = visit;
+            }
+            self.make_room_for_visitor(now);
         }
         key
     }
@@ -244,12 +265,14 @@ impl Relay {
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
         let Some(connection) = self.connection_mut(key) else { return };
         connection.remote = remote;
+        let visit = connection.visit;
         let named = connection.pass.as_mut().map_or(Ok(()), |pass| pass.name(remote.0.ip()));
         if let Err(refusal) = named {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            self.cut(key);
+            return self.cut(key);
         }
+        self.visitors.name(visit, remote.0.ip().into());
     }
 
     /// A connection came from another worker, because this one owns its server-id.
@@ -257,6 +280,7 @@ impl Relay {
         let HandOver { remote, pass, upgrade, mut unread } = ticket;
         let key = self.insert(Connection::new(now, remote, pass));
         self.open(now, key, upgrade, &mut unread);
+        self.settle(now);
         key
     }
 
@@ -301,7 +325,7 @@ impl Relay {
     /// Bytes that this worker has charged to the memory budget.
     #[must_use]
     pub fn charged_bytes(&self) -> u64 {
-        self.budget.charged_bytes()
+        self.ledger.budget().charged_bytes()
     }
 
     fn insert(&mut self, connection: Connection) -> Key {
@@ -361,7 +385,7 @@ impl Relay {
         }
         self.counters.set(Series::ServerIds, self.registry.len() as u64);
         self.counters.set(Series::Timers, self.wheel.len() as u64);
-        self.counters.set(Series::ChargedBytes, self.budget.charged_bytes());
+        self.counters.set(Series::ChargedBytes, self.charged_bytes());
     }
 
     fn publish_counts(&self) {

@@ -8,7 +8,7 @@
 //! is half sent, to let pings and pongs overtake at the next boundary, and to release each frame's
 //! charge when its last byte is gone.
 
-use super::spare::SpareBuffers;
+use super::spare::{self, SpareBuffers};
 use crate::protocol::frames;
 use std::collections::VecDeque;
 
@@ -17,7 +17,14 @@ pub const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// A chunk takes no further frame once it would pass this size. A larger frame has its own chunk.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3).
+/// What a chunk takes beside its capacity: its place in the queue, and the allocator's own.
+const CHUNK_OVERHEAD_BYTES: usize = 64;
+/// What remains of a chunk this large is moved to a buffer that fits, once that is a quarter of it.
+const COMPACT_BYTES: usize = 4 * 1024;
+/// The most that waiting pings and pongs take.
+pub const MAX_CONTROL_GROWTH_BYTES: usize = 2 * CONTROL_BYTES + CHUNK_OVERHEAD_BYTES;
+/// Waiting pongs beyond this are replaced by the newest one (RFC 6455, section 5.5.3). With at most
+/// one ping among them, the queue is walked once in as many bytes of pongs: O(1) for each.
 const CONTROL_BYTES: usize = 1024;
 
 /// What a frame with this many payload bytes is charged.
@@ -36,6 +43,8 @@ pub struct Write {
     pub from: usize,
     /// End of the bytes to write.
     pub to: usize,
+    /// There is nothing more to write for now.
+    pub all: bool,
 }
 
 /// The queue of one connection. An idle one holds no heap memory.
@@ -44,6 +53,10 @@ pub struct Outbox {
     /// The oldest chunk; `head_sent` bytes of it are gone.
     head: Vec<u8>,
     tail: VecDeque<Vec<u8>>,
+    /// The capacity of the tail's chunks.
+    tail_capacity: u32,
+    /// The capacity of the head while it is with the kernel, else 0.
+    in_flight_capacity: u32,
     /// Whole pings and pongs that go at the next frame boundary.
     control: Vec<u8>,
     head_sent: usize,
@@ -53,6 +66,10 @@ pub struct Outbox {
     frame_left: u32,
     /// What the half-sent frame is charged.
     frame_charge: u32,
+    /// The half-sent frame is a ping.
+    frame_is_ping: bool,
+    /// A ping is queued or in flight.
+    has_ping: bool,
     charged: u32,
     /// Unsent bytes of the head while it is with the kernel, else 0.
     in_flight: u32,
@@ -69,6 +86,38 @@ impl Outbox {
         self.charged as usize
     }
 
+    /// Bytes on the heap, by capacity: what the memory budget is charged. What is in flight counts
+    /// until it comes back.
+    #[must_use]
+    #[inline]
+    pub fn held_bytes(&self) -> usize {
+        let chunks = |capacity: usize| match capacity {
+            0 => 0,
+            _ => capacity + CHUNK_OVERHEAD_BYTES,
+        };
+        chunks(self.head.capacity() + self.in_flight_capacity as usize)
+            + chunks(self.control.capacity())
+            + self.tail_capacity as usize
+            + self.tail.len() * CHUNK_OVERHEAD_BYTES
+    }
+
+    /// The most that [`Outbox::held_bytes`] may grow by with one more frame, or HTTP bytes, of this
+    /// length.
+    #[must_use]
+    #[inline]
+    pub fn most_growth(&self, bytes: usize) -> usize {
+        let last = self.tail.back().unwrap_or(&self.head);
+        let needed = last.len() + bytes;
+        let chunk = if last.is_empty() || needed > CHUNK_BYTES {
+            spare::fit(bytes)
+        } else if needed <= last.capacity() {
+            0
+        } else {
+            spare::fit(needed.max((2 * last.len()).min(CHUNK_BYTES))) - last.capacity()
+        };
+        chunk + CHUNK_OVERHEAD_BYTES
+    }
+
     /// Whether nothing is queued and nothing is in flight.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -79,6 +128,12 @@ impl Outbox {
     #[must_use]
     pub fn in_flight(&self) -> bool {
         self.in_flight > 0
+    }
+
+    /// Whether a ping waits for the kernel to take it: then it serves whoever asks for another.
+    #[must_use]
+    pub fn has_ping(&self) -> bool {
+        self.has_ping
     }
 
     /// Queues one frame: `write` appends exactly its `frame_bytes` bytes (header and payload).
@@ -105,20 +160,24 @@ impl Outbox {
         self.charge(bytes.len());
     }
 
-    /// Queues a ping or pong (a whole frame), to go at the next frame boundary. Where too many
-    /// wait already, the newest pong replaces the older ones, whose charge is returned.
+    /// Queues a ping or pong (a whole frame), to go at the next frame boundary; a ping only where
+    /// none waits. Where too many pongs wait already, the newest replaces the older ones, whose
+    /// charge is returned.
     pub fn push_control(&mut self, frame: &[u8]) -> usize {
+        debug_assert!(!(self.has_ping && is_ping(frame)), "two pings wait");
+        self.has_ping |= is_ping(frame);
         let mut released = 0;
         if self.control.len() + frame.len() > CONTROL_BYTES {
-            let mut kept = Vec::new();
+            let mut ping = None;
             for_each_frame(&self.control, |frame, charge| {
                 if is_ping(frame) {
-                    kept.extend_from_slice(frame);
+                    ping = Some(frame.to_vec());
                 } else {
                     released += charge;
                 }
             });
-            self.control = kept;
+            self.control.clear();
+            self.control.extend(ping.into_iter().flatten());
             self.discharge(released);
         }
         self.control.extend_from_slice(frame);
@@ -134,7 +193,7 @@ impl Outbox {
             return None;
         }
         if self.head.is_empty() {
-            self.head = self.tail.pop_front().unwrap_or_default();
+            self.next_head();
         }
         let mut to = self.head.len();
         // Who was overtaken goes next, or a peer that pings at every pong would keep all else back.
@@ -155,6 +214,7 @@ impl Outbox {
                     false => self.head.append(&mut control),
                 }
                 if !overtaken.is_empty() {
+                    self.tail_capacity += overtaken.capacity() as u32;
                     self.tail.push_front(overtaken);
                 }
                 self.overtook = !self.tail.is_empty();
@@ -167,7 +227,9 @@ impl Outbox {
             return None;
         }
         self.in_flight = self.head_unsent() as u32;
-        Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to })
+        let all = to == self.head.len() && self.tail.is_empty() && self.control.is_empty();
+        self.in_flight_capacity = self.head.capacity() as u32;
+        Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to, all })
     }
 
     /// Takes back the buffer of [`Outbox::take_write`], of which the kernel took `taken` bytes.
@@ -175,6 +237,7 @@ impl Outbox {
     pub fn on_written(&mut self, spare: &mut SpareBuffers, buffer: Vec<u8>, taken: usize) -> usize {
         debug_assert!(self.in_flight(), "no write was out");
         self.in_flight = 0;
+        self.in_flight_capacity = 0;
         self.head = buffer;
         let mut released = self.advance(taken);
         if self.drop_rest {
@@ -182,14 +245,29 @@ impl Outbox {
             released += self.drop_behind_begun();
         }
         if self.head_sent >= self.head.len() {
-            let next = self.tail.pop_front().unwrap_or_default();
-            spare.keep(std::mem::replace(&mut self.head, next));
+            spare.keep(std::mem::take(&mut self.head));
+            self.next_head();
+        } else if self.head.capacity() > COMPACT_BYTES
+            && self.head_unsent() <= self.head.capacity() / 4
+        {
+            // Each byte is moved O(1) times: the next move is three quarters less.
+            let rest = self.head.get(self.head_sent..).unwrap_or_default();
+            let mut fitting = spare.take(rest.len());
+            fitting.extend_from_slice(rest);
+            spare.keep(std::mem::replace(&mut self.head, fitting));
             self.head_sent = 0;
-            if self.tail.is_empty() {
-                self.tail = VecDeque::new();
-            }
         }
         released
+    }
+
+    /// The oldest chunk of the tail becomes the head, which is empty.
+    fn next_head(&mut self) {
+        self.head_sent = 0;
+        self.head = self.tail.pop_front().unwrap_or_default();
+        self.tail_capacity -= self.head.capacity() as u32;
+        if self.tail.is_empty() {
+            self.tail = VecDeque::new();
+        }
     }
 
     /// Drops everything that the kernel has not begun to take, but for HTTP bytes and the rest of
@@ -237,6 +315,7 @@ impl Outbox {
             chunk.truncate(keep);
             keep > 0
         });
+        self.tail_capacity = self.tail.iter().map(Vec::capacity).sum::<usize>() as u32;
         if self.tail.is_empty() {
             self.tail = VecDeque::new();
         }
@@ -245,11 +324,14 @@ impl Outbox {
 
     fn drop_behind_begun(&mut self) -> usize {
         let keep = (self.head_sent + self.begun_bytes()).min(self.head.len());
+        if self.control.is_empty() {
+            self.has_ping = self.frame_left > 0 && self.frame_is_ping;
+        }
         let mut released = 0;
         for_each_frame(self.head.get(keep..).unwrap_or_default(), |_, charge| released += charge);
         self.head.truncate(keep);
         if keep == self.head_sent {
-            self.head.clear();
+            self.head = Vec::new();
             self.head_sent = 0;
         }
         self.discharge(released);
@@ -269,12 +351,14 @@ impl Outbox {
                 let Some((header, payload)) = frames::frame_extent(rest) else { break };
                 self.frame_left = (header + payload) as u32;
                 self.frame_charge = charge_of(payload) as u32;
+                self.frame_is_ping = is_ping(rest);
             }
             let step = (self.frame_left as usize).min(end - position);
             self.frame_left -= step as u32;
             position += step;
             if self.frame_left == 0 {
                 released += self.frame_charge as usize;
+                self.has_ping &= !self.frame_is_ping;
             }
         }
         debug_assert_eq!(position, end, "the outbox holds whole frames");
@@ -290,12 +374,18 @@ impl Outbox {
         if !into_head && !self.tail.back().is_some_and(fits) {
             self.tail.push_back(Vec::new());
         }
-        let chunk = match self.tail.back_mut() {
-            Some(last) if !into_head => last,
-            _ => &mut self.head,
-        };
-        spare.make_room(chunk, bytes);
-        chunk
+        match self.tail.back_mut() {
+            Some(last) if !into_head => {
+                self.tail_capacity -= last.capacity() as u32;
+                spare.make_room(last, bytes, CHUNK_BYTES);
+                self.tail_capacity += last.capacity() as u32;
+                last
+            }
+            _ => {
+                spare.make_room(&mut self.head, bytes, CHUNK_BYTES);
+                &mut self.head
+            }
+        }
     }
 
     fn charge(&mut self, bytes: usize) {

@@ -2,7 +2,8 @@
 
 use super::closing::Loss;
 use super::connection::{Connection, Stage};
-use super::outbox::{Write, charge_of};
+use super::ledger::Part;
+use super::outbox::{MAX_CONTROL_GROWTH_BYTES, Write};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
 use crate::protocol::close::Close;
@@ -36,16 +37,22 @@ impl Relay {
             return;
         }
         connection.due.write = NEVER;
-        let Some(taken) = taken else { return self.lose(now, key, Loss::WriteFailed) };
-        let released = connection.outbox.on_written(&mut self.spare, buffer, taken);
-        self.budget.release(released);
-        self.note_charge(key);
+        let Some(taken) = taken else {
+            self.lose(now, key, Loss::WriteFailed);
+            return self.settle(now);
+        };
+        connection.outbox.on_written(&mut self.spare, buffer, taken);
+        self.charge_outbox(key);
+        if taken > 0 {
+            self.note_progress(now, key);
+        }
         self.resume_phones_if_drained(now, key);
         if self.connection(key).is_some_and(|connection| connection.outbox.is_empty()) {
             self.after_flush(now, key);
         } else {
             self.queue_write(key);
         }
+        self.settle(now);
     }
 
     /// The write that [`Relay::begin_write`] gave has made progress and goes on.
@@ -55,6 +62,17 @@ impl Relay {
             && connection.due.write != NEVER
         {
             connection.due.write = due;
+        }
+        self.note_progress(now, key);
+    }
+
+    /// The kernel takes bytes of a closing connection: its peer reads, and has its time anew.
+    fn note_progress(&mut self, now: Millis, key: Key) {
+        let due = now + self.limits.close_timeout_ms;
+        if let Some(connection) = self.connection_mut(key)
+            && matches!(connection.stage, Stage::Closing(_))
+        {
+            connection.due.stage = connection.due.stage.max(due);
         }
     }
 
@@ -88,41 +106,25 @@ impl Relay {
     }
 
     /// Queues one text message, whose payload `write` appends. False if the connection is not
-    /// open, or memory is so short that it must be lost.
+    /// open, or memory is so short that the message must be lost.
     pub(super) fn push_text(
         &mut self,
-        now: Millis,
         to: Key,
         payload_bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
-        self.make_room(now, to, charge_of(payload_bytes))
-            && self.push_charged_text(to, payload_bytes, write)
-    }
-
-    /// As [`Relay::push_text`], with room that [`Relay::make_room`] has made. If the message
-    /// cannot be queued, the room is given back.
-    pub(super) fn push_charged_text(
-        &mut self,
-        to: Key,
-        payload_bytes: usize,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) -> bool {
-        // Making room may have cost the addressee its connection.
-        match self.connections.get_mut(to.0 as usize) {
-            Some(connection) if connection.is_open() => {
-                let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
-                connection.outbox.push_frame(&mut self.spare, frame_bytes, payload_bytes, |out| {
-                    frames::push_text_header(out, payload_bytes);
-                    write(out);
-                });
-            }
-            _ => {
-                self.budget.release(charge_of(payload_bytes));
-                return false;
-            }
+        let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
+        let Some(connection) = self.connections.get_mut(to.0 as usize) else { return false };
+        let outbox = &mut connection.outbox;
+        let growth = outbox.most_growth(frame_bytes);
+        if !connection.stage.is_open() || !self.ledger.has_room(growth) {
+            return false;
         }
-        self.note_charge(to);
+        outbox.push_frame(&mut self.spare, frame_bytes, payload_bytes, |out| {
+            frames::push_text_header(out, payload_bytes);
+            write(out);
+        });
+        self.ledger.set(to, Part::Outbox, outbox.held_bytes());
         self.queue_write(to);
         true
     }
@@ -144,57 +146,42 @@ impl Relay {
 
     fn push_last(&mut self, key: Key, frame: &[u8]) {
         let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
-        let charge = charge_of(payload_bytes);
-        if !self.budget.try_charge(charge) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        if !self.ledger.has_room(connection.outbox.most_growth(frame.len())) {
             return self.cut(key);
         }
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
-            return self.budget.release(charge);
-        };
         connection.outbox.push_frame(&mut self.spare, frame.len(), payload_bytes, |out| {
             out.extend_from_slice(frame);
         });
-        self.note_charge(key);
+        self.charge_outbox(key);
         self.queue_write(key);
     }
 
     /// Queues a ping or a pong, ahead of waiting messages. False if the connection is not open, or
     /// memory is so short that it must be lost.
-    pub(super) fn push_control(&mut self, now: Millis, key: Key, frame: &[u8]) -> bool {
-        let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
-        let charge = charge_of(payload_bytes);
-        if !self.make_room(now, key, charge) {
+    pub(super) fn push_control(&mut self, key: Key, frame: &[u8]) -> bool {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
+        if !connection.is_open() || !self.ledger.has_room(MAX_CONTROL_GROWTH_BYTES) {
             return false;
         }
-        let replaced = match self.connections.get_mut(key.0 as usize) {
-            Some(connection) if connection.is_open() => connection.outbox.push_control(frame),
-            _ => {
-                self.budget.release(charge);
-                return false;
-            }
-        };
-        self.budget.release(replaced);
-        self.note_charge(key);
+        connection.outbox.push_control(frame);
+        self.charge_outbox(key);
         self.queue_write(key);
         true
     }
 
     /// Queues HTTP bytes. False if there was no room and the connection was cut.
-    pub(super) fn push_http(&mut self, now: Millis, key: Key, bytes: &[u8]) -> bool {
-        if !self.make_room(now, key, bytes.len()) {
+    pub(super) fn push_http(&mut self, key: Key, bytes: &[u8]) -> bool {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
+        if matches!(connection.stage, Stage::Cut) {
+            return false;
+        }
+        if !self.ledger.has_room(connection.outbox.most_growth(bytes.len())) {
             self.cut(key);
             return false;
         }
-        match self.connections.get_mut(key.0 as usize) {
-            Some(connection) if !matches!(connection.stage, Stage::Cut) => {
-                connection.outbox.push_http(&mut self.spare, bytes);
-            }
-            _ => {
-                self.budget.release(bytes.len());
-                return false;
-            }
-        }
-        self.note_charge(key);
+        connection.outbox.push_http(&mut self.spare, bytes);
+        self.charge_outbox(key);
         self.queue_write(key);
         true
     }

@@ -4,6 +4,7 @@
 //! An id that is not in the shard is *free*. A free id has no phones and no timer.
 
 use super::Key;
+use super::faults::Faults;
 use super::timers::TimerId;
 use super::wakes::WakeAllowance;
 use crate::protocol::ids::ServerId;
@@ -47,6 +48,8 @@ pub struct Entry {
     pub phones_paused: bool,
     /// What its binary may still ask for.
     pub wakes: WakeAllowance,
+    /// What its binary's messages did wrong.
+    pub faults: Faults,
 }
 
 impl Entry {
@@ -193,6 +196,7 @@ impl Registry {
             timer: add_timer(key),
             phones_paused: false,
             wakes: WakeAllowance::default(),
+            faults: Faults::default(),
         });
         self.by_id.insert(id.clone(), key);
         (key, Claim::Granted)

@@ -1,7 +1,9 @@
 //! Claims, registrations, probes and grace: the effects of what the registry decides
 //! (PROTOCOL.md, chapter 3).
 
+use super::ahead::Ahead;
 use super::connection::{Connection, Newcomer, Stage};
+use super::memory::Work;
 use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay, TimerOwner};
@@ -10,7 +12,6 @@ use crate::protocol::close::Close;
 use crate::protocol::ids::{ConnId, ServerId};
 use crate::protocol::upgrade::{self, Role, Upgrade};
 use rand::Rng;
-use std::collections::VecDeque;
 use tracing::{info, warn};
 
 impl Relay {
@@ -24,7 +25,7 @@ impl Relay {
         let Upgrade { server_id, accept_key, role } = upgrade;
         let mut answer = Vec::with_capacity(160);
         upgrade::write_switching_protocols(&mut answer, &accept_key);
-        if !self.push_http(now, key, &answer) {
+        if !self.push_http(key, &answer) {
             return;
         }
         let conn_id = self.new_conn_id(key);
@@ -61,7 +62,7 @@ impl Relay {
         let remote = self.connection(key).map(|connection| connection.remote);
         match claim {
             Claim::Waiting { holder, first } => {
-                let newcomer = Newcomer { entry, conn_id, held: VecDeque::new() };
+                let newcomer = Newcomer { entry, conn_id, ahead: Ahead::default() };
                 self.set_stage(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
                     self.wheel.arm_at(timer, now + self.limits.probe_timeout_ms);
@@ -131,9 +132,9 @@ impl Relay {
                 self.registry.unregister(entry, key);
                 self.phones -= 1;
                 self.publish_counts();
-                self.log_phone_gone(entry, conn_id, notice);
+                self.log_phone_gone(key, entry, conn_id, notice);
                 if let Some(code) = notice {
-                    self.notify(now, entry, conn_id, code);
+                    self.notify(entry, conn_id, code);
                 }
             }
             Stage::Binary { entry, conn_id } => self.binary_left(now, key, entry, conn_id),
@@ -145,9 +146,11 @@ impl Relay {
         }
     }
 
-    fn log_phone_gone(&self, entry: EntryKey, conn_id: ConnId, close_code: Option<u16>) {
+    fn log_phone_gone(&self, key: Key, entry: EntryKey, conn_id: ConnId, code: Option<u16>) {
         let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-        info!(server_id, conn_id = conn_id.as_str(), close_code, "phone_unregistered");
+        let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
+        let conn_id = conn_id.as_str();
+        info!(server_id, conn_id, remote, close_code = code, "phone_unregistered");
     }
 
     fn binary_left(&mut self, now: Millis, key: Key, entry: EntryKey, conn_id: ConnId) {
@@ -158,8 +161,9 @@ impl Relay {
                 self.binaries -= 1;
                 self.publish_counts();
                 if let Some(entry) = self.registry.entry(entry) {
-                    let binary_conn_id = conn_id.as_str();
-                    info!(server_id = entry.id.as_str(), binary_conn_id, "server_released");
+                    let (server_id, binary_conn_id) = (entry.id.as_str(), conn_id.as_str());
+                    let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
+                    info!(server_id, binary_conn_id, remote, "server_released");
                 }
                 // Their next frame cannot reach a binary, and they must learn so.
                 self.resume_phones(now, entry);
@@ -199,7 +203,8 @@ impl Relay {
             Tenure::Grace => {
                 info!(server_id = entry.id.as_str(), "grace_expired");
                 self.counters.count(Series::GraceExpiries);
-                if let Some(entry) = self.registry.expire(key) {
+                if let Some(mut entry) = self.registry.expire(key) {
+                    entry.tell_last_faults(now);
                     self.wheel.remove(entry.timer);
                     self.evict(now, entry.phones, Close::NORMAL);
                 }
@@ -248,7 +253,7 @@ impl Relay {
             connection.stage = stage;
             return;
         };
-        let Newcomer { entry, conn_id, held } = *newcomer;
+        let Newcomer { entry, conn_id, ahead } = *newcomer;
         connection.stage = Stage::Binary { entry, conn_id };
         if std::mem::take(&mut connection.paused) {
             self.actions.push(Action::Read(winner));
@@ -256,9 +261,9 @@ impl Relay {
         self.resume_deadlines(now, winner);
         let half_read = self.connection(winner).map_or(0, |c| c.decoder.buffered_bytes());
         self.charge_input(now, winner, half_read);
-        for message in held {
-            self.on_binary_message(now, winner, &message);
-        }
+        // Linear in what was sent ahead, which was read before the pause took hold: no more than
+        // one newcomer's share of what a turn receives.
+        self.work.push_back(Work::Replay { winner, ahead, position: 0 });
     }
 
     /// Closes phones that the registry has already forgotten, all at once.
@@ -269,7 +274,7 @@ impl Relay {
             if let Some(Connection { stage: Stage::Phone { conn_id, entry, .. }, .. }) =
                 self.connection(phone)
             {
-                self.log_phone_gone(*entry, *conn_id, Some(close.code));
+                self.log_phone_gone(phone, *entry, *conn_id, Some(close.code));
             }
             self.close_forgotten(now, phone, close);
         }

@@ -1,84 +1,114 @@
 //! Buffers that were written and wait to be filled again, so that a busy worker neither asks the
 //! allocator for each send nor faults in fresh pages.
 //!
-//! A buffer that is on its way to a peer who does not read is stuck, with all of its capacity. So
-//! a short message never gets a large buffer, and what is kept is bounded.
+//! A buffer that is on its way to a peer who does not read is stuck, with all of its capacity, and
+//! its connection is charged for that. So buffers come in sizes, four to each power of two: what
+//! gets one of its own has one that is no more than a fourth too large, or of the least size.
 
-/// Room for a short message or two.
-const SMALL_BYTES: usize = 1024;
-/// The least that is allocated for more.
-const LARGE_BYTES: usize = 4096;
-/// Larger buffers are given back to the allocator.
-const MAX_BYTES: usize = 128 * 1024;
-/// How much capacity small buffers may keep: that of all the messages of a busy worker's turn.
-const MAX_KEPT_SMALL_BYTES: usize = 1024 * 1024;
-/// How much large ones may keep.
-const MAX_KEPT_LARGE_BYTES: usize = 4 * 1024 * 1024;
+/// The least that is allocated: room for a short message or two.
+const MIN_BYTES: usize = 1024;
+/// Sizes of each power of two, as bits below the leading one.
+const STEP_BITS: u32 = 2;
+/// The largest size. Larger buffers are made to measure and given back to the allocator.
+pub const MAX_BYTES: usize = 128 * 1024;
+const SIZES: usize = size_number(MAX_BYTES) + 1;
+/// How much capacity all kept buffers may have: more than a busy worker's turn needs.
+const MAX_KEPT_BYTES: usize = 5 * 1024 * 1024;
+
+/// The number of the least size that holds `bytes`, at most [`MAX_BYTES`].
+const fn size_number(bytes: usize) -> usize {
+    if bytes <= MIN_BYTES {
+        return 0;
+    }
+    let power = (bytes - 1).ilog2();
+    let step = ((bytes - 1) >> (power - STEP_BITS)) & ((1 << STEP_BITS) - 1);
+    (((power - MIN_BYTES.ilog2()) as usize) << STEP_BITS) + step + 1
+}
+
+/// The capacity of a buffer for `bytes`.
+#[must_use]
+pub const fn fit(bytes: usize) -> usize {
+    if bytes <= MIN_BYTES {
+        return MIN_BYTES;
+    }
+    if bytes > MAX_BYTES {
+        return bytes;
+    }
+    let step = 1 << ((bytes - 1).ilog2() - STEP_BITS);
+    bytes.next_multiple_of(step)
+}
 
 /// The spare buffers of one worker: at most 5 MiB.
-#[derive(Default)]
 pub struct SpareBuffers {
-    small: Kept,
-    large: Kept,
-}
-
-/// Buffers of one kind.
-#[derive(Default)]
-struct Kept {
-    buffers: Vec<Vec<u8>>,
+    sizes: Vec<Vec<Vec<u8>>>,
     /// The capacity of all of them.
     bytes: usize,
+    /// The size that makes room next for one that is wanted now.
+    oldest: usize,
 }
 
-impl Kept {
-    /// One that was kept, or a new one with room for `bytes`.
-    fn take_or_make(&mut self, bytes: usize) -> Vec<u8> {
-        let Some(mut buffer) = self.buffers.pop() else { return Vec::with_capacity(bytes) };
-        self.bytes -= buffer.capacity();
-        buffer.reserve(bytes);
-        buffer
-    }
-
-    fn keep(&mut self, mut buffer: Vec<u8>, most_bytes: usize) {
-        let bytes = self.bytes + buffer.capacity();
-        if bytes <= most_bytes {
-            self.bytes = bytes;
-            buffer.clear();
-            self.buffers.push(buffer);
-        }
+impl Default for SpareBuffers {
+    fn default() -> Self {
+        Self { sizes: vec![Vec::new(); SIZES], bytes: 0, oldest: 0 }
     }
 }
 
 impl SpareBuffers {
-    /// Sees to it that `buffer` has room for `bytes` more.
+    /// Sees to it that `buffer` has room for `bytes` more. One that grows gets twice its length, but
+    /// not for that reason more than `grow_to`, so that each byte is copied O(1) times.
     #[inline]
-    pub fn make_room(&mut self, buffer: &mut Vec<u8>, bytes: usize) {
+    pub fn make_room(&mut self, buffer: &mut Vec<u8>, bytes: usize, grow_to: usize) {
         if buffer.capacity() - buffer.len() < bytes {
-            self.exchange(buffer, bytes);
+            self.exchange(buffer, bytes, grow_to);
         }
     }
 
-    fn exchange(&mut self, buffer: &mut Vec<u8>, bytes: usize) {
-        let needed = buffer.len() + bytes;
-        if buffer.capacity() >= LARGE_BYTES {
-            return buffer.reserve(bytes);
-        }
-        let mut larger = if needed <= SMALL_BYTES {
-            self.small.take_or_make(SMALL_BYTES)
-        } else {
-            self.large.take_or_make(needed.max(LARGE_BYTES))
-        };
+    fn exchange(&mut self, buffer: &mut Vec<u8>, bytes: usize, grow_to: usize) {
+        let needed = (buffer.len() + bytes).max((2 * buffer.len()).min(grow_to));
+        let mut larger = self.take(needed);
         larger.extend_from_slice(buffer);
         self.keep(std::mem::replace(buffer, larger));
     }
 
+    /// An empty buffer for `bytes`.
+    #[must_use]
+    pub fn take(&mut self, bytes: usize) -> Vec<u8> {
+        if bytes <= MAX_BYTES
+            && let Some(buffer) = self.sizes.get_mut(size_number(bytes)).and_then(Vec::pop)
+        {
+            self.bytes -= buffer.capacity();
+            return buffer;
+        }
+        Vec::with_capacity(fit(bytes))
+    }
+
     /// Takes back a buffer that is done with.
     #[inline]
-    pub fn keep(&mut self, buffer: Vec<u8>) {
-        match buffer.capacity() {
-            SMALL_BYTES..LARGE_BYTES => self.small.keep(buffer, MAX_KEPT_SMALL_BYTES),
-            LARGE_BYTES..=MAX_BYTES => self.large.keep(buffer, MAX_KEPT_LARGE_BYTES),
-            _ => {}
+    pub fn keep(&mut self, mut buffer: Vec<u8>) {
+        let capacity = buffer.capacity();
+        // Only those that came from here: others may be too small for their size.
+        if !(MIN_BYTES..=MAX_BYTES).contains(&capacity) || fit(capacity) != capacity {
+            return;
+        }
+        if self.bytes + capacity > MAX_KEPT_BYTES {
+            self.make_way(capacity);
+        }
+        if let Some(size) = self.sizes.get_mut(size_number(capacity)) {
+            buffer.clear();
+            self.bytes += capacity;
+            size.push(buffer);
+        }
+    }
+
+    /// Frees others, size by size in turn, until `bytes` fit: those that nobody has asked for lately
+    /// go with time. O(1) for each buffer that was kept.
+    #[cold]
+    fn make_way(&mut self, bytes: usize) {
+        while self.bytes + bytes > MAX_KEPT_BYTES && self.bytes > 0 {
+            self.oldest = (self.oldest + 1) % SIZES;
+            if let Some(buffer) = self.sizes.get_mut(self.oldest).and_then(Vec::pop) {
+                self.bytes -= buffer.capacity();
+            }
         }
     }
 }
@@ -92,36 +122,47 @@ mod tests {
         let mut spare = SpareBuffers::default();
         let mut buffer = Vec::new();
         for step in 0..200usize {
-            spare.make_room(&mut buffer, step);
+            spare.make_room(&mut buffer, step, 64 * 1024);
             assert!(buffer.capacity() - buffer.len() >= step);
             buffer.resize(buffer.len() + step, step as u8);
         }
         assert_eq!(buffer.len(), 199 * 200 / 2);
         assert!((0..200usize).flat_map(|step| vec![step as u8; step]).eq(buffer.iter().copied()));
-        let large = buffer.as_ptr();
+        let large = (buffer.as_ptr(), buffer.capacity());
         spare.keep(buffer);
         let mut short = Vec::new();
-        spare.make_room(&mut short, 100);
-        assert_ne!(short.as_ptr(), large, "a short message gets no large buffer");
-        let mut long = Vec::new();
-        spare.make_room(&mut long, 5000);
-        assert_eq!((long.as_ptr(), long.len()), (large, 0));
+        spare.make_room(&mut short, 100, 64 * 1024);
+        assert_ne!(short.as_ptr(), large.0, "a short message gets no large buffer");
+        assert_eq!(short.capacity(), MIN_BYTES);
+        let long = spare.take(large.1 - 5);
+        assert_eq!((long.as_ptr(), long.len()), (large.0, 0));
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn sizes_are_a_fourth_apart() {
+        for bytes in 1..=MAX_BYTES {
+            let capacity = fit(bytes);
+            assert!(capacity >= bytes && capacity <= (bytes + bytes / 4).max(MIN_BYTES), "{bytes}");
+            assert_eq!((size_number(bytes), fit(capacity)), (size_number(capacity), capacity));
+        }
+        assert_eq!((fit(MAX_BYTES + 1), fit(262_144)), (MAX_BYTES + 1, 262_144));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_of_the_sizes_that_are_in_use() {
         let mut spare = SpareBuffers::default();
-        for capacity in (0..1000).map(|n| n * 1000).chain([1024; 2000]) {
-            spare.keep(Vec::with_capacity(capacity));
+        for capacity in (1..200_000).step_by(500).cycle().take(4000) {
+            spare.keep(Vec::with_capacity(fit(capacity)));
+            assert!(spare.bytes <= MAX_KEPT_BYTES);
         }
-        let limits = [MAX_KEPT_SMALL_BYTES, MAX_KEPT_LARGE_BYTES];
-        for (kept, most) in [&mut spare.small, &mut spare.large].into_iter().zip(limits) {
-            assert_eq!(kept.bytes, kept.buffers.iter().map(Vec::capacity).sum::<usize>());
-            assert!((1..=most).contains(&kept.bytes), "{}", kept.bytes);
-            while !kept.buffers.is_empty() {
-                kept.take_or_make(1);
-            }
-            assert_eq!(kept.bytes, 0);
+        let kept: usize = spare.sizes.iter().flatten().map(Vec::capacity).sum();
+        assert_eq!(spare.bytes, kept);
+        for _ in 0..1000 {
+            spare.keep(Vec::with_capacity(fit(20_000)));
         }
+        let wanted = spare.sizes[size_number(20_000)].len() * fit(20_000);
+        assert!(wanted > MAX_KEPT_BYTES * 9 / 10, "{wanted}");
+        spare.keep(Vec::with_capacity(1500));
+        assert!(spare.take(1500).capacity() >= 1500);
     }
 }

@@ -5,11 +5,12 @@ use super::budget::SharedBudget;
 use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
-use crate::config::Limits;
+use crate::config::{Limits, LogFormat};
 use crate::metrics::Metrics;
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
-use crate::telemetry::Remote;
+use crate::telemetry::tests::logged;
+use crate::telemetry::{Remote, repeats};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ struct World {
     received: HashMap<Key, Vec<u8>>,
     /// How many bytes a peer still takes; unlimited if it is not here.
     appetite: HashMap<Key, usize>,
+    /// Bytes that the kernel holds for a peer; none if it is not here.
+    unsent: HashMap<Key, usize>,
     cut: Vec<Key>,
     finished: Vec<Key>,
     moved: Vec<(Key, usize, Vec<u8>)>,
@@ -37,8 +40,12 @@ impl World {
         Self::with(Limits::default(), 64 * 1024 * 1024, 1)
     }
 
+    /// `budget_bytes` is the budget beside the headrooms.
     fn with(limits: Limits, budget_bytes: u64, workers: usize) -> Self {
-        let budget = SharedBudget::new(budget_bytes, workers);
+        let event_bytes = 512 * 1024;
+        let headrooms = 2 * event_bytes * workers as u64;
+        let limit_bytes = budget_bytes + if workers > 1 { headrooms } else { event_bytes };
+        let budget = SharedBudget::for_events_of(event_bytes, limit_bytes, workers);
         let metrics = Metrics::new(workers);
         let relay = Relay::new(Settings {
             worker: 0,
@@ -51,10 +58,10 @@ impl World {
             seed: [7; 32],
             push: true,
         });
-        let nothing = (HashMap::new(), HashMap::new());
-        let (received, appetite) = nothing;
+        let nothing = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (received, appetite, unsent) = nothing;
         let (cut, finished, moved) = (Vec::new(), Vec::new(), Vec::new());
-        Self { relay, budget, metrics, now: 0, received, appetite, cut, finished, moved }
+        Self { relay, budget, metrics, now: 0, received, appetite, unsent, cut, finished, moved }
     }
 
     fn connect(&mut self) -> Key {
@@ -128,6 +135,10 @@ impl World {
                         self.relay.release(key);
                     }
                     Action::FinishWriting(key) => self.finished.push(key),
+                    Action::CheckUnsent(key) => {
+                        let bytes = self.unsent.get(&key).copied().unwrap_or(0);
+                        self.relay.on_unsent(self.now, key, bytes);
+                    }
                     Action::HandOver { key, worker, ticket } => {
                         self.relay.release(key);
                         self.moved.push((key, worker, ticket.unread));
@@ -136,10 +147,8 @@ impl World {
                 }
             }
         }
-        let charged: usize =
-            self.relay.connections.iter().map(|(_, connection)| connection.charged()).sum();
-        assert_eq!(charged as u64, self.relay.charged_bytes(), "bytes charged are bytes queued");
-        assert!(self.budget.leased_bytes() <= self.budget.limit_bytes());
+        self.relay.check_books().unwrap();
+        assert!(self.budget.leased_bytes() <= self.budget.pool_bytes());
     }
 
     fn write(&mut self, key: Key) {
@@ -338,6 +347,66 @@ fn a_silent_holder_is_taken_over_when_the_probe_is_over() {
 }
 
 #[test]
+fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
+    let mut world = World::new();
+    let holder = world.binary("a");
+    let newcomer = world.binary("a");
+    world.frames(holder);
+    assert!(world.relay.wants_read(newcomer));
+    let (before, empty) = (world.relay.charged_bytes(), masked(1, b"").repeat(10_000));
+    world.bytes(newcomer, &empty);
+    assert!(!world.relay.wants_read(newcomer), "empty messages fill it too");
+    let charged = world.relay.charged_bytes() - before;
+    assert!((40_000..=80_000).contains(&charged), "{charged} bytes, each length 4");
+    world.pass(10_100);
+    assert_eq!(world.closed(holder), pair(1011, "heartbeat timeout"));
+    assert!(world.relay.wants_read(newcomer));
+    assert_eq!(world.relay.charged_bytes(), 0);
+}
+
+#[test]
+fn at_most_one_ping_of_ours_waits_for_a_holder_that_does_not_read() {
+    let mut world = World::new();
+    let holder = world.binary("a");
+    world.appetite.insert(holder, 0);
+    for _ in 0..1000 {
+        let newcomer = world.binary("a");
+        world.end(newcomer);
+    }
+    let charged = world.relay.charged_bytes();
+    assert!(charged < 100, "{charged} bytes for one ping");
+    world.send(holder, PING, b"mine");
+    world.feed(holder);
+    let frames = world.frames(holder);
+    assert_eq!(frames, [(PING, vec![0, 0, 0, 1]), (PONG, b"mine".to_vec())]);
+    world.pass(1000);
+    let newcomer = world.binary("a");
+    assert_eq!(world.frames(holder), [(PING, vec![0, 0, 0, 2])], "each probe is asked anew");
+    world.send(holder, PONG, &[0, 0, 0, 2]);
+    assert_eq!(world.closed(newcomer).0, 4409);
+}
+
+#[test]
+fn a_closing_connection_stays_as_long_as_bytes_leave_the_kernel() {
+    let mut world = World::new();
+    let (_, slow, stuck) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    for phone in [slow, stuck] {
+        world.unsent.insert(phone, 10_000);
+        world.send(phone, CLOSE, &[3, 0xe8]);
+    }
+    assert_eq!(world.finished, [slow, stuck]);
+    for unsent in [8000, 6000, 6000, 6000, 4000, 2000, 1] {
+        world.pass(1100);
+        world.unsent.insert(slow, unsent);
+        assert!(!world.cut.contains(&slow), "{unsent}");
+    }
+    assert_eq!(world.cut, [stuck], "it had the close timeout");
+    world.unsent.insert(slow, 0);
+    world.pass(2500);
+    assert_eq!(world.cut, [stuck, slow]);
+}
+
+#[test]
 fn a_phone_that_does_not_read_is_closed_at_four_mebibytes_and_its_sibling_is_not_delayed() {
     let mut world = World::new();
     let (binary, slow, quick) = (world.binary("a"), world.phone("a"), world.phone("a"));
@@ -485,6 +554,108 @@ fn a_head_has_its_time_and_an_idle_connection_none() {
 }
 
 #[test]
+fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
+    for end in [false, true] {
+        let mut world = World::new();
+        let peer = world.connect();
+        world.appetite.insert(peer, 0);
+        let health = head("/healthz", "-").into_bytes();
+        let asked = 500;
+        let mut all = health.repeat(asked);
+        // What is left when reading stops may come in more than one piece, and end in half a head.
+        all.truncate(all.len() - 10);
+        let (first, second) = all.split_at(all.len() - 1000);
+        world.bytes(peer, first);
+        assert!(!world.relay.wants_read(peer));
+        let connection = world.relay.connection(peer).unwrap();
+        assert!(connection.outbox.charged() < 17 * 1024, "{}", connection.outbox.charged());
+        world.bytes(peer, second);
+        if end {
+            world.end(peer);
+        }
+        // A peer that reads slowly is served for longer than a head may take.
+        while world.relay.connection(peer).is_some_and(|c| c.paused) {
+            world.pass(9000);
+            world.appetite.insert(peer, 4000);
+            world.write(peer);
+            world.settle();
+        }
+        world.feed(peer);
+        let received = world.received.remove(&peer).unwrap();
+        let text = String::from_utf8(received).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), asked - 1);
+        assert_eq!(world.cut.contains(&peer), end);
+        if !end {
+            world.received.insert(peer, Vec::new());
+            world.bytes(peer, &health[health.len() - 10..]);
+            let text = String::from_utf8(world.received.remove(&peer).unwrap()).unwrap();
+            assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 1);
+        }
+    }
+    // Who does not read is not served for ever.
+    let mut world = World::new();
+    let peer = world.connect();
+    world.appetite.insert(peer, 100);
+    world.bytes(peer, &head("/healthz", "-").into_bytes().repeat(100));
+    let _write = world.relay.begin_write(0, peer).unwrap();
+    world.pass(9_900);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [peer]);
+}
+
+#[test]
+fn who_is_to_be_handed_over_has_its_time_for_that() {
+    let mut world = World::with(Limits::default(), 64 * 1024 * 1024, 2);
+    let id = (0..).map(|n| format!("id-{n}")).find(|id| {
+        world.relay.owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1
+    });
+    let moving = |world: &mut World| {
+        let peer = world.connect();
+        world.appetite.insert(peer, 10);
+        world.pass(4000);
+        let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
+        world.bytes(peer, requests.as_bytes());
+        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::Moving(_)));
+        peer
+    };
+    let [slow, stuck] = [(); 2].map(|()| moving(&mut world));
+    world.pass(900);
+    world.feed(slow);
+    assert_eq!(world.moved.len(), 1);
+    world.pass(4000);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [stuck]);
+}
+
+#[test]
+fn those_who_wait_for_their_upgrade_are_no_more_than_there_is_room_for() {
+    let mut world = World::new();
+    let limits = AdmissionLimits { max_visitors: 3, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    let binary = world.binary("id");
+    let [refused, served, silent] = [(); 3].map(|()| world.connect());
+    world.bytes(refused, b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");
+    world.bytes(served, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(world.cut.is_empty());
+    // Who was answered and has not gone still has its socket.
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused]);
+    world.end(served);
+    let phone = world.phone("id");
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused, served], "who has gone, or is upgraded, is not counted");
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused, served, silent]);
+    assert_eq!(world.relay.visitors.len(), 3);
+    assert!(world.relay.is_open(binary) && world.relay.is_open(phone));
+}
+
+#[test]
 fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     let mut world = World::with(Limits::default(), 64 << 20, 2);
     let owners = Owners::new([1, 2, 3, 4], 2);
@@ -588,4 +759,47 @@ fn a_101_behind_an_answer_that_the_kernel_still_has_is_not_dropped() {
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
     assert_eq!(world.closed(phone), pair(1000, ""));
     assert_eq!(world.texts(binary).len(), 1, "the close notice");
+}
+
+/// A flood costs lines when it begins, and then one a minute that says how much there was: on the
+/// next ping, whether or not the flood goes on.
+#[test]
+fn what_a_binary_does_wrong_over_and_over_is_counted_and_told() {
+    let limits = Limits { heartbeat_timeout_ms: 1 << 40, ..Limits::default() };
+    let interval = limits.heartbeat_interval_ms;
+    let mut world = World::with(limits, 1 << 26, 1);
+    let (flooder, other) = (world.binary("flood"), world.binary("other"));
+    let flood = masked(1, b"no envelope").repeat(1000);
+    let lines = |world: &mut World, does: &dyn Fn(&mut World)| {
+        let text = logged(LogFormat::Text, || does(world));
+        text.lines().map(|line| line.split_once(" event=").unwrap().1.to_owned()).collect()
+    };
+    let begins: Vec<String> = lines(&mut world, &|world| {
+        world.bytes(flooder, &flood);
+        world.text(other, "no envelope");
+    });
+    assert_eq!(begins.len(), 6, "{begins:?}");
+    assert!(begins[5].contains("server_id=other"), "{begins:?}");
+    let goes_on: Vec<String> = lines(&mut world, &|world| {
+        for _ in 0..600 {
+            world.bytes(flooder, &flood);
+            world.pass(1000);
+        }
+    });
+    assert!((8..=10).contains(&goes_on.len()), "{goes_on:?}");
+    assert!(goes_on[0].ends_with("more like these were counted, not logged\""), "{goes_on:?}");
+    let stops: Vec<String> =
+        lines(&mut world, &|world| world.pass(repeats::TOLD_EVERY_MS + 2 * interval));
+    assert_eq!(stops.len(), 1, "{stops:?}");
+    let told = |lines: &[String]| -> u64 {
+        let counts = lines.iter().filter_map(|line| line.split_once("err=\"")?.1.split_once(' '));
+        counts.map(|(count, _)| count.parse::<u64>().unwrap()).sum()
+    };
+    assert_eq!(5 + told(&goes_on) + told(&stops), 601_000);
+    let quiet: Vec<String> = lines(&mut world, &|world| world.pass(10 * repeats::TOLD_EVERY_MS));
+    assert_eq!(quiet, Vec::<String>::new());
+    // What was not told yet is, when there is no more time for it.
+    world.bytes(flooder, &flood);
+    let ends: Vec<String> = lines(&mut world, &|world| world.relay.shut_down(world.now));
+    assert!(ends.iter().any(|line| line.contains("err=\"995 more like these")), "{ends:?}");
 }

@@ -33,6 +33,8 @@ pub trait Core {
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::on_plain_http`].
+    fn on_plain_http(&mut self, now: Millis, key: Key);
     /// See [`Relay::charge_transport`].
     fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool;
     /// See [`Relay::begin_write`].
@@ -41,6 +43,8 @@ pub trait Core {
     fn on_write_progress(&mut self, now: Millis, key: Key);
     /// See [`Relay::on_written`].
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>);
+    /// See [`Relay::on_unsent`].
+    fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize);
     /// See [`Relay::on_timers`].
     fn on_timers(&mut self, now: Millis);
     /// See [`Relay::next_wake_ms`].
@@ -111,6 +115,11 @@ impl Core for Relay {
     }
 
     #[inline]
+    fn on_plain_http(&mut self, now: Millis, key: Key) {
+        self.on_plain_http(now, key);
+    }
+
+    #[inline]
     fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
         self.charge_transport(now, key, bytes)
     }
@@ -128,6 +137,11 @@ impl Core for Relay {
     #[inline]
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>) {
         self.on_written(now, key, buffer, taken);
+    }
+
+    #[inline]
+    fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize) {
+        self.on_unsent(now, key, bytes);
     }
 
     #[inline]

@@ -29,19 +29,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// The address cannot be bound: taken by another process, not an address of this machine, or a
 /// port that needs a privilege.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
-    // With SO_REUSEPORT, a second relay would quietly share the port and split the server-ids.
-    // A socket without it cannot be bound where anyone listens.
-    let (guard, address) = match socket(address) {
-        // This machine has no IPv6: then all interfaces are those of IPv4.
-        Err(error) if is_no_ipv6(&error) && address.ip().is_unspecified() => {
-            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            (socket(address)?, address)
-        }
-        socket => (socket?, address),
-    };
-    guard.bind(&address.into())?;
-    let address = guard.local_addr()?.as_socket().unwrap_or(address);
-    drop(guard);
+    let address = look(address)?;
     (0..workers)
         .map(|_| {
             let listener = socket(address)?;
@@ -56,6 +44,26 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
             Ok(listener)
         })
         .collect()
+}
+
+/// Whether `address` can be listened on now, and what it then comes to: with port 0, the kernel
+/// chooses one. With SO_REUSEPORT, a second relay would quietly share the port and split the
+/// server-ids; a socket without it cannot be bound where anyone listens.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn look(address: SocketAddr) -> io::Result<SocketAddr> {
+    let (guard, address) = match socket(address) {
+        // This machine has no IPv6: then all interfaces are those of IPv4.
+        Err(error) if is_no_ipv6(&error) && address.ip().is_unspecified() => {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            (socket(address)?, address)
+        }
+        socket => (socket?, address),
+    };
+    guard.bind(&address.into())?;
+    Ok(guard.local_addr()?.as_socket().unwrap_or(address))
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {

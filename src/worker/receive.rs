@@ -4,10 +4,11 @@
 use super::Worker;
 use super::buffers::BufferGroup;
 use super::core::Core;
-use super::ring::{Reading, Ring};
+use super::ring::Reading;
 use crate::metrics::Series;
 use crate::relay::Key;
 use crate::relay::timers::Millis;
+use io_uring::IoUring;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -22,6 +23,10 @@ const LARGE_BYTES: u32 = 64 * 1024;
 const MIN_LARGE_BUFFERS: u64 = 32;
 const MAX_LARGE_BUFFERS: u64 = 128;
 
+/// The memory that the kernel locks for both groups' entries, in bytes.
+pub(super) const LOCKED_BYTES: u64 = BufferGroup::entries_bytes(SMALL_BUFFERS)
+    + BufferGroup::entries_bytes(MAX_LARGE_BUFFERS as u16);
+
 /// Receives that found no buffer and are tried again in one turn: about as many as will find one.
 pub(super) const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
 
@@ -32,15 +37,15 @@ pub(super) const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
 ///
 /// What the kernel says.
 pub(super) fn buffers(
-    ring: &Ring,
+    uring: &IoUring,
     budget_bytes: u64,
     workers: u64,
 ) -> io::Result<(BufferGroup, BufferGroup)> {
     let large = budget_bytes / 32 / workers.max(1) / u64::from(LARGE_BYTES);
     let large = large.clamp(MIN_LARGE_BUFFERS, MAX_LARGE_BUFFERS) as u16;
     Ok((
-        BufferGroup::new(ring, SMALL, SMALL_BYTES, SMALL_BUFFERS)?,
-        BufferGroup::new(ring, LARGE, LARGE_BYTES, large)?,
+        BufferGroup::new(uring, SMALL, SMALL_BYTES, SMALL_BUFFERS)?,
+        BufferGroup::new(uring, LARGE, LARGE_BYTES, large)?,
     ))
 }
 

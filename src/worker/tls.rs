@@ -306,6 +306,6 @@ pub fn explain(error: &Error) -> String {
             "it asked for another name than --domain or for none, or there is no certificate yet"
                 .to_owned()
         }
-        error => error.to_string(),
+        error => crate::words::of_tls(error),
     }
 }

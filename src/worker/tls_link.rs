@@ -3,6 +3,7 @@
 use super::Worker;
 use super::core::Core;
 use super::link::Link;
+use super::ring::Outgoing;
 use super::tls::{self, Plain, RECORD_BYTES, Received, Session};
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
@@ -89,6 +90,11 @@ impl TlsLink {
         (is_free && self.session.close(&mut alert)).then_some(alert)
     }
 
+    /// Encrypted bytes that no send has taken yet.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.out.len()
+    }
+
     /// Has the session forget its ciphers until it is used again.
     fn cool(&mut self) {
         self.session.cool();
@@ -114,6 +120,8 @@ struct EncryptedWrite {
     buffer: Vec<u8>,
     /// Bytes of it that were encrypted.
     bytes: usize,
+    /// There is nothing more to write for now.
+    all: bool,
     /// They are in the send under way.
     in_flight: bool,
 }
@@ -192,7 +200,8 @@ impl<C: Core> Worker<C> {
         if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
             return self.core.on_written(now, key, write.buffer, None);
         }
-        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, in_flight: false });
+        let all = write.all && bytes == write.to - write.from;
+        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, all, in_flight: false });
         self.note_use(key);
         self.flush_tls(key);
         self.charge_tls(now, key);
@@ -251,8 +260,9 @@ impl<C: Core> Worker<C> {
             if let Some(write) = &mut tls.write {
                 write.in_flight = true;
             }
-            let bytes = out.len();
-            self.send(key, out, 0, bytes);
+            let outgoing = Outgoing { from: 0, to: out.len(), buffer: out };
+            let all = tls.write.as_ref().is_none_or(|write| write.all);
+            self.send(key, outgoing, all);
         } else if let Some((worker, ticket)) = tls.moving.take() {
             self.hand_over(key, worker, ticket);
         } else if std::mem::take(&mut tls.finish) {
@@ -285,8 +295,8 @@ impl<C: Core> Worker<C> {
         tls.sent += taken;
         tls.slow = tls.sent < out.len();
         if tls.slow {
-            let (from, to) = (tls.sent, out.len());
-            self.send(key, out, from, to);
+            let outgoing = Outgoing { from: tls.sent, to: out.len(), buffer: out };
+            self.send(key, outgoing, false);
             if taken > 0 {
                 self.core.on_write_progress(now, key);
             }

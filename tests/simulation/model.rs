@@ -28,6 +28,10 @@ pub const TOO_MANY: Reason = (4429, "too many phones for server-id");
 const TICK_MS: Ms = 8;
 const PHONE_OUTBOX_BYTES: usize = 4 << 20;
 pub const FRAME_OVERHEAD: usize = 64;
+/// A newcomer that has sent this much ahead is no longer read.
+pub const AHEAD_FULL: usize = 16 << 10;
+/// What each message sent ahead takes beside its payload.
+const AHEAD_OVERHEAD: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -55,6 +59,11 @@ pub struct Closing {
     pub answered: bool,
     /// Input no longer counts.
     pub discard: bool,
+    /// What the kernel holds for the peer, since when it holds no less, and whether it is asked
+    /// because the peer's time is over.
+    pub unsent: usize,
+    pub progress_at: Ms,
+    pub overdue: bool,
 }
 
 /// Who connects.
@@ -83,6 +92,7 @@ pub struct Conn {
     /// Payload of the fragments so far of a message that is not complete.
     pub fragments: Option<usize>,
     pub held: Vec<Msg>,
+    /// What the held messages take, each with its length.
     pub held_bytes: usize,
     pub ended: bool,
     /// Not read for the sake of somebody's backlog; as the world has seen it.
@@ -154,6 +164,7 @@ pub enum Event {
     Bytes(Link, usize),
     End { link: Link, clean: bool },
     Taken(Link, Payload),
+    Unsent(Link, usize),
     WriteFailed(Link),
     Timers(Vec<Fire>),
     Adopt(Link, usize),
@@ -258,7 +269,7 @@ impl Model {
         link
     }
 
-    /// The socket is closed: it counts no longer.
+    /// It counts no longer.
     pub fn release(&mut self, link: Link) {
         let conn = Rc::make_mut(&mut self.conns[link]);
         self.counts.leave(conn.address, &mut conn.count);
@@ -277,6 +288,7 @@ impl Model {
             }
             Event::End { link, clean } => self.end(*link, *clean, now),
             Event::Taken(link, bytes) => return self.taken(*link, bytes, now),
+            Event::Unsent(link, bytes) => self.unsent(*link, *bytes, now),
             Event::WriteFailed(link) => self.cut(*link, now),
             Event::Timers(fires) => {
                 self.fired.clone_from(fires);
@@ -379,11 +391,10 @@ impl Model {
                 } else if self.conns[link].worker == self.conns[link].owner {
                     self.open(link, now);
                 } else {
+                    let due = now + self.limits.header_timeout_ms;
                     let conn = self.conn(link);
                     conn.state = State::Moving;
-                    if conn.out.http.is_empty() {
-                        conn.stage_due = None;
-                    }
+                    conn.stage_due = (!conn.out.http.is_empty()).then_some(due);
                 }
             }
         }
@@ -414,7 +425,7 @@ impl Model {
                     State::Binary => self.binary_says(link, msg, now),
                     _ => {
                         conn.held.push(msg);
-                        conn.held_bytes += bytes;
+                        conn.held_bytes += bytes + AHEAD_OVERHEAD;
                     }
                 }
                 return;
@@ -698,7 +709,7 @@ impl Model {
         let due = now + self.limits.close_timeout_ms;
         let conn = self.conn(link);
         conn.state = State::Closing;
-        conn.closing = Closing { http: true, answered: true, discard: true, in_turn: false };
+        conn.closing = Closing { http: true, answered: true, discard: true, ..Closing::default() };
         conn.stage_due = Some(due);
     }
 
@@ -706,6 +717,8 @@ impl Model {
     pub fn cut(&mut self, link: Link, now: Ms) {
         let conn = self.conn(link);
         let was = std::mem::replace(&mut conn.state, State::Cut);
+        self.release(link);
+        let conn = self.conn(link);
         conn.forget_deadlines();
         conn.write_due = None;
         conn.held_bytes = 0;
@@ -742,6 +755,27 @@ impl Model {
         }
     }
 
+    /// The kernel holds so much for a closing peer: while it becomes less, the peer has its time.
+    fn unsent(&mut self, link: Link, bytes: usize, now: Ms) {
+        let timeout = self.limits.close_timeout_ms;
+        let conn = self.conn(link);
+        if conn.state != State::Closing {
+            return;
+        }
+        let closing = &mut conn.closing;
+        let overdue = std::mem::take(&mut closing.overdue);
+        let sank = bytes < closing.unsent;
+        closing.unsent = bytes;
+        if sank || !overdue {
+            closing.progress_at = now;
+        }
+        if overdue && (sank || (bytes > 0 && now - closing.progress_at < timeout)) {
+            conn.stage_due = Some(now + timeout.min(LINGER_MS));
+        } else if overdue {
+            self.cut(link, now);
+        }
+    }
+
     // Output.
 
     fn taken(&mut self, link: Link, bytes: &[u8], now: Ms) -> Vec<Seen> {
@@ -752,6 +786,9 @@ impl Model {
         let seen = conn.out.taken(link, bytes, tight, conn.binary, &conn.closing, names);
         if conn.state == State::Moving && conn.out.http.is_empty() {
             conn.stage_due = None;
+        }
+        if conn.state == State::Closing && !bytes.is_empty() {
+            conn.stage_due = conn.stage_due.map(|before| before.max(due));
         }
         if conn.state == State::Closing && conn.out.got_close && conn.stage_due.is_none() {
             conn.stage_due = Some(due);
@@ -765,8 +802,10 @@ impl Model {
     fn ping(&mut self, link: Link, now: Ms) {
         let due = now + self.limits.heartbeat_timeout_ms;
         let conn = self.conn(link);
-        conn.sent += 1;
-        conn.out.pings += 1;
+        if conn.out.pings == 0 {
+            conn.sent += 1;
+            conn.out.pings += 1;
+        }
         conn.pong_due = Some(conn.pong_due.map_or(due, |before| before.min(due)));
     }
 
@@ -834,6 +873,14 @@ impl Model {
                 if conn.state == State::Head && conn.partial_bytes() > 0 {
                     self.conn(link).out.http.push_back((408, Vec::new(), false));
                     self.hang_up(link, now);
+                } else if conn.state == State::Closing
+                    && !conn.closing.overdue
+                    && self.is_flushed(link)
+                {
+                    let due = now + self.limits.close_timeout_ms.min(LINGER_MS);
+                    let conn = self.conn(link);
+                    conn.closing.overdue = true;
+                    conn.stage_due = Some(due);
                 } else {
                     self.cut(link, now);
                 }

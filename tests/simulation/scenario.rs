@@ -13,6 +13,8 @@ pub struct Scenario {
     pub owner_seeds: [u64; 4],
     pub limits: Limits,
     pub budget_bytes: u64,
+    /// The most that one event may need.
+    pub event_bytes: u64,
     /// The budget is small: memory runs short.
     pub tight: bool,
     /// Messages are large: outboxes reach their limits.
@@ -50,11 +52,15 @@ impl Scenario {
             write_timeout_ms: timeout(rng, 3000),
             close_timeout_ms: timeout(rng, 1500),
         };
+        let workers = rng.range(1, 4);
+        let event_bytes = if tight { 96 * 1024 } else { 1 << 20 };
+        let headrooms = event_bytes * if workers > 1 { 2 * workers } else { 1 };
         Self {
-            workers: rng.range(1, 4) as usize,
+            workers: workers as usize,
             owner_seeds: [rng.next(), rng.next(), rng.next(), rng.next()],
             limits,
-            budget_bytes: if tight { rng.range(16, 160) * 1024 } else { 1 << 30 },
+            budget_bytes: headrooms + if tight { rng.range(16, 160) * 1024 } else { 1 << 30 },
+            event_bytes,
             tight,
             fat,
             admission: Self::admission(rng),

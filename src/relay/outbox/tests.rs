@@ -212,6 +212,9 @@ impl Pair {
     }
 
     fn push_control(&mut self, frame: Vec<u8>, payload: usize) -> Result<(), TestCaseError> {
+        if is_ping(&frame) && self.outbox.has_ping() {
+            return Ok(());
+        }
         let released = self.outbox.push_control(&frame);
         self.framed = true;
         self.charged = self.charged + charge_of(payload) - released;
@@ -227,7 +230,7 @@ impl Pair {
         }
         let allowed = self.model.take();
         prop_assert_eq!(write.is_some(), !allowed.is_empty());
-        if let Some(Write { buffer, from, to }) = &write {
+        if let Some(Write { buffer, from, to, .. }) = &write {
             prop_assert!(from < to && *to <= buffer.len());
             prop_assert!(allowed.starts_with(&buffer[*from..*to]), "not what comes next");
             self.model.in_flight = true;
@@ -237,7 +240,7 @@ impl Pair {
     }
 
     fn written(&mut self, percent: usize) {
-        let Some(Write { buffer, from, to }) = self.out.take() else { return };
+        let Some(Write { buffer, from, to, .. }) = self.out.take() else { return };
         let taken = (to - from) * percent / 100;
         self.charged -= self.outbox.on_written(&mut self.spare, buffer, taken);
         self.model.written(taken);
@@ -248,6 +251,9 @@ impl Pair {
         prop_assert_eq!(charged, self.charged, "charges less releases");
         let (all, staying) = self.model.charges();
         prop_assert!((staying..=all).contains(&charged), "{staying} <= {charged} <= {all}");
+        let waiting = self.model.queue.iter().chain(&self.model.control);
+        let pings = waiting.filter(|item| !item.doomed && is_ping(&item.bytes)).count();
+        prop_assert!(pings <= usize::from(self.outbox.has_ping()), "{pings} pings");
         prop_assert_eq!(self.outbox.in_flight(), self.model.in_flight);
         prop_assert_eq!(self.outbox.is_empty(), self.model.is_empty());
         Ok(())
