@@ -68,7 +68,7 @@ impl World {
 
     fn bytes(&mut self, key: Key, bytes: &[u8]) {
         for piece in bytes.chunks(PIECE) {
-            self.relay.on_bytes(self.now, key, &mut piece.to_vec());
+            self.relay.on_bytes(self.now, key, &mut piece.to_vec(), &mut { u32::MAX });
             self.act();
         }
     }

@@ -13,9 +13,10 @@
 //! - [`control`]: the other plane: starts and stops the workers, hears the signals, keeps
 //!   certificates, wakes phones, and tells how the relay is doing
 //! - [`metrics`]: counters that workers write and everyone else reads
+//! - [`words`]: errors of libraries, as an operator can read them
 //!
 //! Arrows point downward only: the binary, then the worker and control planes, then `relay`,
-//! then `protocol`, `config`, `metrics` and `telemetry`.
+//! then `protocol`, `config`, `metrics`, `telemetry` and `words`.
 
 pub mod config;
 pub mod control;
@@ -23,4 +24,5 @@ pub mod metrics;
 pub mod protocol;
 pub mod relay;
 pub mod telemetry;
+pub mod words;
 pub mod worker;

@@ -24,6 +24,8 @@ use common::{LogLine, Process, Relay, SOON, Signal, command, run, soon, wait_unt
 use futures_util::{SinkExt as _, StreamExt as _};
 use pebble::Pebble;
 use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -230,6 +232,91 @@ async fn without_server_and_certificate_the_relay_says_so_and_stays() {
     assert_eq!(get(http_addr(&relay).await, "/").await.0, 404);
 }
 
+#[tokio::test]
+async fn why_an_acme_server_is_not_trusted_is_told_in_words() {
+    let leaf = Authority::new().leaf("127.0.0.1");
+    let config = rustls::ServerConfig::builder_with_provider(
+        rustls::crypto::ring::default_provider().into(),
+    )
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(
+        vec![CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap()],
+        PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap(),
+    )
+    .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let directory = format!("https://{}/dir", server.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = server.accept().await {
+            let _ = acceptor.accept(tcp).await;
+        }
+    });
+    let folder = Folder::new();
+    let ports = ["--http-listen", "127.0.0.1:0", "--https-listen", "127.0.0.1:0"];
+    let relay =
+        start(&folder.path("cache"), &[&["--acme-directory", &directory], &ports[..]].concat())
+            .await;
+    let line = relay.wait_for_log("certificate_not_issued").await;
+    let err = line.get("err").unwrap();
+    assert!(err.contains("unknown issuer: no authority that is trusted here"), "{err}");
+    assert!(!err.contains(['{', '(']) && !err.contains("UnknownIssuer"), "{err}");
+}
+
+/// What Go's autocert keeps keys as, and the same key as a certificate is made with here.
+const SEC1: &str = include_str!("acme/autocert-sec1.pem");
+const PKCS8: &str = include_str!("acme/autocert-pkcs8.pem");
+
+#[tokio::test]
+async fn a_folder_that_autocert_filled_is_used_rather_than_ordering_anew() {
+    let authority = Authority::new();
+    let date = rcgen::date_time_ymd;
+    let leaf = authority.leaf_of(PKCS8, DOMAIN, |_| {});
+    let expired = authority.leaf_of(PKCS8, DOMAIN, |leaf| leaf.not_after = date(2001, 1, 1));
+    let text = |chain: &str| format!("{SEC1}{chain}{}", authority.pem());
+    // For what Let's Encrypt gave: no Pebble and no other server is asked.
+    for (name, other) in [(DOMAIN, "relay.test+rsa"), ("relay.test+rsa", DOMAIN)] {
+        let folder = Folder::new();
+        let cache = folder.path("cache");
+        std::fs::create_dir(&cache).unwrap();
+        std::fs::write(cache.join(name), text(&leaf.chain)).unwrap();
+        std::fs::write(cache.join(other), text(&expired.chain)).unwrap();
+        std::fs::write(cache.join("acme_account+key"), SEC1).unwrap();
+        let ports = ["--http-listen", "127.0.0.1:0", "--https-listen", "127.0.0.1:0"];
+        let relay = start(&cache, &ports).await;
+        let line = relay.wait_for_log("certificate_loaded").await;
+        assert_eq!(line.get("path"), cache.join(name).to_str());
+        relay.wait_for_log("certificate_renewal_planned").await;
+        shake(&relay, &authority.roots()).await.unwrap();
+        assert!(events(&relay, "certificate_ordering").is_empty());
+        assert!(events(&relay, "certificate_missing").is_empty());
+    }
+    // Another server's are not mixed up with it.
+    let folder = Folder::new();
+    let cache = folder.path("cache");
+    std::fs::create_dir(&cache).unwrap();
+    std::fs::write(cache.join(DOMAIN), text(&leaf.chain)).unwrap();
+    start_alone(&cache).await.wait_for_log("certificate_missing").await;
+}
+
+#[tokio::test]
+async fn the_account_of_autocert_is_taken_over() {
+    let Some(bin) = pebble::find() else { return };
+    let pebble = Pebble::start(bin, MONTHS).await;
+    let folder = Folder::new();
+    let cache = folder.path("cache");
+    std::fs::create_dir(&cache).unwrap();
+    std::fs::write(cache.join("acme_account+key"), SEC1).unwrap();
+    let relay = start_with_pebble(&cache, &pebble).await;
+    let line = relay.wait_for_log("acme_account_taken_over").await;
+    assert!(line.get("path").unwrap().ends_with("acme_account+key"), "{}", line.raw);
+    relay.wait_for_log("certificate_issued").await;
+    assert!(events(&relay, "acme_account_unusable").is_empty());
+    relays(&relay, &pebble.roots().await).await;
+}
+
 /// Of each kind of cached certificate: what is logged, and whether it is presented.
 #[tokio::test]
 async fn a_cached_certificate_that_does_not_serve_is_not_fatal() {
@@ -298,7 +385,9 @@ async fn refused(args: &[&str], parts: &[&str]) {
 async fn checking_changes_nothing() {
     let folder = Folder::new();
     let check = async |cache: &Path| {
-        run(&["check", "--domain", DOMAIN, "--cert-cache", cache.to_str().unwrap()]).await
+        let places = ["--https-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"];
+        let args = ["check", "--domain", DOMAIN, "--cert-cache", cache.to_str().unwrap()];
+        run(&[&args[..], &places].concat()).await
     };
     let missing = folder.path("not/there");
     let exit = check(&missing).await;

@@ -168,6 +168,13 @@ async fn bad_files_are_refused_at_start() {
     );
     let unknown = folder
         .write("unknown.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let indent = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    let indented = folder.write("indented.pem", indent(&leaf.chain));
+    let indented_key = folder.write("indented-key.pem", indent(&leaf.key));
+    let cut = folder.write("cut.pem", leaf.chain.split_once("-----END").unwrap().0);
+    let dashes = folder.write("dashes.pem", leaf.key.replacen("KEY-----", "KEY---", 1));
+    let wide = std::iter::once(0xfeff).chain(leaf.chain.encode_utf16());
+    let wide = folder.write("wide.pem", wide.flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
     let huge = folder.write("huge.pem", vec![b'\n'; 1024 * 1024 + 1]);
     let missing = folder.path("missing.pem").to_str().unwrap().to_owned();
     let a_folder = folder.path(".").to_str().unwrap().to_owned();
@@ -179,6 +186,11 @@ async fn bad_files_are_refused_at_start() {
         (&key, &key, "--tls-cert", &key, "no certificate", "BEGIN CERTIFICATE"),
         (&junk, &key, "--tls-cert", &junk, "not PEM", "get it anew"),
         (&no_x509, &key, "--tls-cert", &no_x509, "certificate 1 in it is damaged", "get it anew"),
+        (&indented, &key, "--tls-cert", &indented, "indented", "take the blanks in front away"),
+        (&cert, &indented_key, "--tls-key", &indented_key, "indented", "take the blanks"),
+        (&cut, &key, "--tls-cert", &cut, "no -----END CERTIFICATE-----", "get it anew"),
+        (&cert, &dashes, "--tls-key", &dashes, "five dashes", "get it anew"),
+        (&wide, &key, "--tls-cert", &wide, "UTF-16", "save it as UTF-8"),
         (&huge, &key, "--tls-cert", &huge, "over 1 MiB", "give another"),
         (&cert, &cert, "--tls-key", &cert, "no private key", "BEGIN PRIVATE KEY"),
         (&cert, &passphrase, "--tls-key", &passphrase, "passphrase", "openssl pkey"),
@@ -193,7 +205,20 @@ async fn bad_files_are_refused_at_start() {
         for part in [flag, file, fault, cure] {
             assert!(exit.stderr.contains(part), "{part:?} is not in: {}", exit.stderr);
         }
+        assert!(!exit.stderr.contains(['[', '{']), "as Rust writes it: {}", exit.stderr);
     }
+}
+
+#[tokio::test]
+async fn byte_order_marks_are_skipped() {
+    let (authority, folder) = (Authority::new(), Folder::new());
+    let leaf = authority.leaf(DOMAIN);
+    // What an editor puts in front of a file is in the middle of two that were joined.
+    let chain = format!("\u{feff}{}\r\n\u{feff}{}", leaf.chain, authority.pem());
+    let cert = folder.write("cert.pem", chain);
+    let key = folder.write("key.pem", format!("\u{feff}{}", leaf.key));
+    let relay = start(&["--tls-cert", &cert, "--tls-key", &key]).await;
+    is_served_by(relay.addr(), &authority.roots()).await.unwrap();
 }
 
 #[tokio::test]

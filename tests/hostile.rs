@@ -1,8 +1,9 @@
-//! Hostile peers, each attack with a healthy pair beside it and the relay's memory and
+//! Hostile peers, each attack with healthy pairs and newcomers beside it and the relay's memory and
 //! descriptors watched (PROTOCOL.md, chapter 5: hostile peers can lose their own connections;
 //! they cannot take the relay's memory).
 //!
-//! The pair's round trips must all complete; how long they took is printed, not judged:
+//! The pairs' round trips and the newcomers' must all complete; how long they took is printed, and
+//! judged only widely:
 //! `cargo test --test hostile -- --nocapture --test-threads=1`. `HOSTILE_SCALE=8` makes each
 //! attack eight times as large.
 
@@ -423,7 +424,7 @@ async fn descriptor_exhaustion() {
     limited.arg("-c").arg(format!("ulimit -n {LIMIT} && exec \"$0\" \"$@\""));
     limited.arg(inner.get_program()).args(inner.get_args()).args(["--memory-budget", BUDGET]);
     let relay = Relay::listening(Process::spawn(limited)).await;
-    let scene = Scene::begin_on("descriptor exhaustion", relay).await;
+    let scene = Scene::begin_on("descriptor exhaustion", relay).await.closed_to_newcomers();
     let begun = Instant::now();
     let mut peers = Vec::new();
     for number in 0..scaled(500) {
@@ -500,7 +501,7 @@ async fn everyone_is_killed_and_stampedes_back() {
         }
         let binaries = join_all(binaries).await;
         let phones = join_all(phones).await;
-        scene.wait_for_counts(1 + ids as u64, 1 + (ids * PHONES) as u64).await;
+        scene.wait_for_others(ids as u64, (ids * PHONES) as u64).await;
         // What the kernel does for a process that is killed.
         phones.into_iter().chain(binaries).for_each(Raw::abort);
     }

@@ -13,6 +13,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use common::{
     ACCEPT, Binary, End, KEY, PING, PONG, Phone, Raw, Relay, Request, Response, SOON, TEXT, masked,
     open_envelope,
@@ -67,7 +69,7 @@ async fn healthz_answers_with_exactly_these_bytes() {
     let possible = (0..=uptime).map(|seconds| {
         format!(
             r#"{{"status":"ok","version":"{}","connected_binaries":0,"connected_phones":0,"uptime_seconds":{seconds}}}"#,
-            env!("CARGO_PKG_VERSION")
+            concat!(env!("CARGO_PKG_VERSION"), "+", env!("PYRYCODE_RELAY_COMMIT"))
         )
     });
     assert!(possible.into_iter().any(|other| other == body), "{body:?}");
@@ -418,6 +420,12 @@ async fn the_key_must_be_one_header_with_16_bytes_in_base64() {
             assert_status(&relay, row, 400, &format!("{path}, key: {what}")).await;
         }
     }
+    // A client may leave something in the bits that the last character has to spare; the answer is
+    // for the header as it is.
+    let spare = Request::server("spare").set(key, "dGhlIHNhbXBsZSBub25jZR==");
+    let response = assert_status(&relay, spare, 101, "bits to spare").await;
+    let accept = tungstenite::handshake::derive_accept_key(b"dGhlIHNhbXBsZSBub25jZR==");
+    assert_eq!(response.header("Sec-WebSocket-Accept"), Some(accept.as_str()));
     let padded = Request::server("id").set(key, format!("  {KEY}\t"));
     let response = assert_status(&relay, padded, 101, "blanks around the key").await;
     assert_eq!(response.header("Sec-WebSocket-Accept"), Some(ACCEPT));
@@ -740,6 +748,42 @@ async fn heads_may_be_pipelined() {
 }
 
 #[tokio::test]
+async fn any_number_of_heads_may_be_pipelined_by_who_reads_the_answers() {
+    let relay = Relay::start(&[]).await;
+    let health = Request::get("/healthz").bytes();
+    for count in [80, 10_000] {
+        let all = [health.repeat(count), Request::server("id").bytes()].concat();
+        // The relay stops reading while its answers are not read, so this goes on beside.
+        let (mut reading, mut writing) = Raw::connect(&relay).await.into_halves();
+        let asking = tokio::spawn(async move {
+            writing.write_all(&all).await.unwrap();
+            writing
+        });
+        let (mut answers, mut seen) = (Vec::new(), 0);
+        while !answers[seen..].windows(13).any(|part| part == b"HTTP/1.1 101 ") {
+            seen = answers.len().saturating_sub(12);
+            assert_ne!(common::soon("answers", reading.read_buf(&mut answers)).await.unwrap(), 0);
+        }
+        let text = String::from_utf8(answers).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK\r\n").count(), count);
+        drop((reading, asking.await.unwrap()));
+        relay.wait_for_counts(0, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn who_asks_on_and_on_and_does_not_read_is_ended_by_the_write_timeout() {
+    let relay = Relay::start(&["--write-timeout", "300ms"]).await;
+    let health = Request::get("/healthz").bytes();
+    let mut greedy = Raw::narrow(&relay, 4096).await;
+    let asked = health.repeat(200_000);
+    let sent = greedy.send_until_stuck(&asked, SOON).await;
+    assert!(sent < asked.len(), "it was served although it does not read");
+    // Until then nobody else has noticed.
+    assert_eq!(relay.health().await.connected_phones, 0);
+}
+
+#[tokio::test]
 async fn an_empty_line_before_the_head_is_ignored() {
     // RFC 9112, section 2.2.
     let relay = Relay::start(&[]).await;
@@ -824,6 +868,67 @@ async fn an_answer_echoes_nothing_and_its_body_is_one_short_fixed_line() {
         assert!(body.len() <= 100 && body.lines().count() <= 1, "{status}: {body:?}");
         assert!(!one.head.contains("ECHOMARKER"), "{}", one.head);
     }
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_header_or_the_rule_and_the_log_says_the_same() {
+    let relay = Relay::start(&["--log-level", "debug"]).await;
+    let (server, client) = (|| Request::server("id"), || Request::client("id"));
+    let lines = (0..65).fold(server(), |request, n| request.header(format!("X-{n}"), "x"));
+    let rows = [
+        (client().without("X-Pyrycode-Token"), "X-Pyrycode-Token is missing or empty"),
+        (client().set("X-Pyrycode-Server", " "), "X-Pyrycode-Server is missing or empty"),
+        (Request::client("x".repeat(257)), "X-Pyrycode-Server must be UTF-8 of at most 256 bytes"),
+        (server().without("X-Pyrycode-Version"), "X-Pyrycode-Version is missing or empty"),
+        (server().without("User-Agent"), "User-Agent is missing or empty"),
+        (server().without("Sec-WebSocket-Key"), "one header Sec-WebSocket-Key, with 16 bytes"),
+        (server().set("Sec-WebSocket-Version", "8"), "one header Sec-WebSocket-Version, with 13"),
+        (server().header("Content-Length", "5"), "must have no body"),
+        (server().without("Host"), "Host is missing"),
+        (server().header("Host", "b"), "there must be one header Host"),
+        (server().set("Host", "a b"), "Host must be a host"),
+        (server().header("Bad Name", "x"), "no blank before the colon"),
+        (server().header("X", "a\r\n b"), "no blank before the colon"),
+        (server().header("X", "a\u{1}"), "no control characters"),
+        (server().header("X", "a\nb"), "must end in CR LF"),
+        (server().header("Content-Length", "x"), "Content-Length must be one number"),
+        (server().header("Transfer-Encoding", "gzip"), "Transfer-Encoding must end in chunked"),
+        (server().version("HTTP/2.0"), "version must be HTTP/1.1"),
+        (Request::get("*"), "target must be a path"),
+        (server().method("PO ST"), "version must be HTTP/1.1"),
+        (server().method("POST"), "none of those that the header Allow names"),
+        (Request::get("/healthz").method("POST"), "none of those that the header Allow names"),
+        (server().version("HTTP/1.0"), "takes HTTP/1.1"),
+        (server().without("Upgrade"), "Upgrade must name websocket"),
+        (server().set("Connection", "keep-alive"), "Connection must name upgrade"),
+        (server().header("X", "x".repeat(17_000)), "head is over 16 KiB"),
+        (lines, "over 64 header lines"),
+        (Request::get("/nope"), "not found"),
+    ];
+    for (request, expected) in rows {
+        let is_known = !request.target.ends_with("nope") && request.target != "*";
+        let response = ask(&relay, request).await;
+        let body = String::from_utf8(response.body).unwrap();
+        let text = body.strip_suffix('\n').expect("one line");
+        assert!(text.contains(expected) && !text.contains('\n') && text.len() < 100, "{text}");
+        let said = format!("{} ", response.status);
+        let line = relay
+            .wait_for_log_where("request_refused", |line| {
+                let err = line.get("err").unwrap_or_default();
+                err.starts_with(&said) && err.ends_with(&format!(": {text}"))
+            })
+            .await;
+        assert!(line.get("remote").unwrap().starts_with("127.0.0.1:"), "{}", line.raw);
+        let path = line.get("path");
+        assert!(path.is_none_or(|path| is_known && path.starts_with('/')), "{}", line.raw);
+    }
+    // What is not debugged is not said.
+    let relay = Relay::start(&[]).await;
+    assert_status(&relay, server().without("User-Agent"), 400, "quietly").await;
+    let binary = Raw::binary(&relay, "id").await;
+    relay.wait_for_log("server_claimed").await;
+    assert!(relay.logs().iter().all(|line| line.event() != "request_refused"));
+    binary.abort();
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 //!
 //! - `rates`: upgrade requests of an address
 //! - `places`: live connections, and every way in which one ends
+//! - `visitors`: sockets that are not upgraded, of everybody
 //! - `callers`: X-Forwarded-For and PROXY headers
+//! - `balancer`: HAProxy in front, where it is installed
 //! - `https`: PROXY headers in front of TLS, and the order of all checks
 
 #![allow(
@@ -16,6 +18,8 @@
 
 mod common;
 
+#[path = "limits/balancer.rs"]
+mod balancer;
 #[path = "limits/callers.rs"]
 mod callers;
 #[path = "limits/https.rs"]
@@ -24,6 +28,8 @@ mod https;
 mod places;
 #[path = "limits/rates.rs"]
 mod rates;
+#[path = "limits/visitors.rs"]
+mod visitors;
 
 use common::{Raw, Relay, Request, Response};
 use std::net::IpAddr;

@@ -11,9 +11,13 @@
 )]
 
 mod common;
+#[path = "operate/rings.rs"]
+mod rings;
 
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,8 +26,10 @@ use std::time::Duration;
 use common::certs::{Authority, Folder};
 use common::{
     Exit, Process, Raw, Relay, Request, SOON, Signal, TEXT, command, envelope, masked,
-    open_envelope, run, wait_until,
+    open_envelope, run, soon, wait_until,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// Runs the relay with these arguments and variables to its end.
 async fn run_with(args: &[&str], variables: &[(&str, &str)]) -> Exit {
@@ -131,6 +137,30 @@ async fn status_tells_how_the_relay_is_doing_or_that_there_is_none() {
     assert_eq!(exit.stderr.lines().count(), 1);
 }
 
+#[tokio::test]
+async fn a_health_checker_that_names_no_host_is_answered_and_a_foreign_name_is_not() {
+    let relay = Relay::start(&["--metrics-listen", "127.0.0.1:0"]).await;
+    let line = relay.wait_for_log("listening_for_metrics").await;
+    let addr: std::net::SocketAddr = line.get("remote").unwrap().parse().unwrap();
+    for (head, status) in [
+        ("GET /readyz HTTP/1.0\r\n\r\n", "HTTP/1.0 200"),
+        ("HEAD /healthz HTTP/1.0\r\nUser-Agent: checker\r\n\r\n", "HTTP/1.0 200"),
+        ("GET /metrics HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n", "HTTP/1.1 200"),
+        ("GET /readyz HTTP/1.0\r\nHost: evil.example\r\n\r\n", "HTTP/1.0 421"),
+        ("GET http://evil.example/ HTTP/1.0\r\n\r\n", "HTTP/1.0 421"),
+    ] {
+        let ask = async {
+            let mut tcp = TcpStream::connect(addr).await.unwrap();
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            tcp.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = soon("an answer", ask).await;
+        assert!(answer.starts_with(status), "{head}: {answer}");
+    }
+}
+
 // ---- where configuration comes from
 
 #[tokio::test]
@@ -138,13 +168,14 @@ async fn check_shows_every_flag_with_its_value_and_where_it_comes_from() {
     let folder = Folder::new();
     let file = folder.write("relay.conf", "# a comment\ngrace = 7s\nmax-phones = 3\n");
     let variables = [("PYRYCODE_RELAY_MAX_PHONES", "4"), ("PYRYCODE_RELAY_WRITE_TIMEOUT", "1m30s")];
-    let exit = run_with(&["check", "--config", &file, "-close-timeout", "2s"], &variables).await;
+    let args = ["check", "--config", &file, "-close-timeout", "2s", "-insecure-listen=127.0.0.1:0"];
+    let exit = run_with(&args, &variables).await;
     assert_eq!(checked(&exit, "close-timeout"), ("2s", "flag"));
     assert_eq!(checked(&exit, "max-phones"), ("4", "PYRYCODE_RELAY_MAX_PHONES"));
     assert_eq!(checked(&exit, "write-timeout"), ("1m30s", "PYRYCODE_RELAY_WRITE_TIMEOUT"));
     assert_eq!(checked(&exit, "grace"), ("7s", "line 2 of --config"));
     assert_eq!(checked(&exit, "rate-limit"), ("20/6s", "default"));
-    assert_eq!(checked(&exit, "insecure-listen"), ("127.0.0.1:8080", "default"));
+    assert_eq!(checked(&exit, "insecure-listen"), ("127.0.0.1:0", "flag"));
     assert!(checked(&exit, "workers").1.starts_with("worked out: the CPUs"));
     assert!(checked(&exit, "max-connections").1.contains("descriptors allow"));
     // Every flag of the help is there.
@@ -183,7 +214,10 @@ async fn every_flag_has_a_variable() {
         ("log-level", "warn", "warn"),
     ] {
         let variable = format!("PYRYCODE_RELAY_{}", name.to_ascii_uppercase().replace('-', "_"));
-        let exit = run_with(&["check"], &[(&variable, value)]).await;
+        let mut variables = vec![("PYRYCODE_RELAY_INSECURE_LISTEN", "127.0.0.1:0")];
+        variables.retain(|(other, _)| *other != variable);
+        variables.push((&variable, value));
+        let exit = run_with(&["check"], &variables).await;
         assert_eq!(checked(&exit, name), (shown, variable.as_str()));
     }
 }
@@ -254,7 +288,9 @@ impl Stage {
             std::fs::set_permissions(folder.join(path), mode).unwrap();
         }
         let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-        let tls = vec!["--tls-cert".into(), path("cert.pem"), "--tls-key".into(), path("key.pem")];
+        let mut tls =
+            vec!["--tls-cert".into(), path("cert.pem"), "--tls-key".into(), path("key.pem")];
+        tls.extend(["--https-listen".into(), "127.0.0.1:0".into()]);
         Self { folder, tls }
     }
 
@@ -436,9 +472,22 @@ async fn systemd_is_told_when_it_is_ready_alive_reloading_and_stopping() {
     let folder = Folder::new();
     let path = folder.path("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
+    hears_of_its_life(&socket, path.as_os_str()).await;
+}
+
+#[tokio::test]
+async fn a_supervisor_with_an_abstract_socket_is_told_the_same() {
+    let name = format!("pyrycode-relay-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    hears_of_its_life(&socket, OsStr::new(&format!("@{name}"))).await;
+}
+
+/// What a supervisor hears at `socket`, which it names `address`.
+async fn hears_of_its_life(socket: &UnixDatagram, address: &OsStr) {
     socket.set_read_timeout(Some(SOON)).unwrap();
     let mut relay = Relay::start_with(&[], |command| {
-        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+        command.env("NOTIFY_SOCKET", address).env("WATCHDOG_USEC", "400000");
         command.env_remove("WATCHDOG_PID");
     })
     .await;

@@ -15,7 +15,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::certs::{Authority, Folder};
@@ -40,8 +40,22 @@ fn with(args: &[&str], variables: &[(&str, &str)]) -> Command {
     command
 }
 
-/// What `check` prints of each setting: its value and where that comes from.
+/// What `check` prints of each setting: its value and where that comes from. Unless told where to
+/// listen, it is asked of no particular port, because others of this machine may have the default.
 fn checked(args: &[&str], variables: &[(&str, &str)]) -> BTreeMap<String, (String, String)> {
+    let has = |flag| args.iter().any(|arg| arg.starts_with(flag));
+    let anywhere: &[&str] = match (has("--insecure-listen"), has("--domain")) {
+        (true, _) => &[],
+        (_, true) => &["--https-listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"],
+        _ => &["--insecure-listen=127.0.0.1:0"],
+    };
+    checked_as_it_is(&[args, anywhere].concat(), variables)
+}
+
+fn checked_as_it_is(
+    args: &[&str],
+    variables: &[(&str, &str)],
+) -> BTreeMap<String, (String, String)> {
     let args = [&["check"], args].concat();
     let output = output(with(&args, variables));
     assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
@@ -153,24 +167,45 @@ fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
     for &(name, needs, one, other, default) in MATRIX {
         let (one, other, default) = (place(one), place(other), place(default));
         // The others come from the environment, which shows that these do not mix.
+        let anywhere = "127.0.0.1:0".to_owned();
         let mut variables: Vec<(&str, String)> = match needs {
-            Needs::Nothing => vec![],
-            Needs::Acme => {
-                vec![("DOMAIN", "relay.test".to_owned()), ("CERT_CACHE", place("FOLDER/c"))]
-            }
-            Needs::Files => {
-                vec![("TLS_CERT", place("FOLDER/c.pem")), ("TLS_KEY", place("FOLDER/c.key"))]
-            }
+            Needs::Nothing => vec![("INSECURE_LISTEN", anywhere)],
+            Needs::Acme => vec![
+                ("DOMAIN", "relay.test".to_owned()),
+                ("CERT_CACHE", place("FOLDER/c")),
+                ("HTTPS_LISTEN", anywhere.clone()),
+                ("HTTP_LISTEN", anywhere),
+            ],
+            Needs::Files => vec![
+                ("TLS_CERT", place("FOLDER/c.pem")),
+                ("TLS_KEY", place("FOLDER/c.key")),
+                ("HTTPS_LISTEN", anywhere),
+            ],
         };
+        // Where the default is a port that others of this machine may have, it is not asked for.
+        let is_taken = |address: &str| {
+            let bound = std::net::TcpListener::bind(address);
+            bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+        };
+        let is_port = name.ends_with("-listen");
+        let is_taken = is_port && is_taken(&default);
         let check = |args: &[&str], variables: &[(&str, String)]| {
             let variables: Vec<_> =
                 variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            checked(args, &variables).remove(name).unwrap_or_else(|| panic!("{name} is not shown"))
+            checked_as_it_is(args, &variables)
+                .remove(name)
+                .unwrap_or_else(|| panic!("{name} is not shown"))
         };
         let variable = name.replace('-', "_").to_uppercase();
         let from_variable = format!("PYRYCODE_RELAY_{variable}");
 
-        let (value, origin) = check(&[], &variables);
+        if is_port {
+            variables.retain(|(name, _)| *name != variable);
+        }
+        let (value, origin) = match is_taken {
+            true => (default.clone(), "default".to_owned()),
+            false => check(&[], &variables),
+        };
         if default == "worked out" {
             assert!(origin.starts_with("worked out: "), "{name}: {origin}");
         } else if variables.iter().any(|(name, _)| *name == variable) {
@@ -228,6 +263,13 @@ async fn the_relay_that_runs_heeds_its_environment() {
 type Refusal =
     (&'static [&'static str], &'static [(&'static str, &'static str)], &'static [&'static str]);
 
+/// What whoever comes from the Go relay is told, where the flag was a switch.
+const SWITCH: &[&str] = &[
+    "--trust-x-forwarded-for: it names the proxies",
+    "as in --trust-x-forwarded-for 10.0.0.0/8",
+    "the Go relay believed whoever connects",
+];
+
 #[test]
 fn what_is_refused_is_blamed_on_where_it_comes_from() {
     let table: &[Refusal] = &[
@@ -274,6 +316,10 @@ fn what_is_refused_is_blamed_on_where_it_comes_from() {
         (&["--tls-cert=/no/c", "--tls-key=/no/k"], &[], &["--tls-cert", "/no/c"]),
         (&["--tls-key=/no/k"], &[("TLS_CERT", "/no/c")], &["/no/c", "PYRYCODE_RELAY_TLS_CERT"]),
         (&["-grace"], &[], &["--grace: it needs a value"]),
+        (&["--trust-x-forwarded-for"], &[], SWITCH),
+        (&["-trust-x-forwarded-for=true"], &[], SWITCH),
+        (&["--trust-x-forwarded-for", "--insecure-listen", ":1"], &[], SWITCH),
+        (&[], &[("TRUST_X_FORWARDED_FOR", "1")], SWITCH),
         (&["-grce", "1s"], &[], &["did you mean --grace?"]),
     ];
     for (args, variables, says) in table {
@@ -290,6 +336,19 @@ fn what_is_refused_is_blamed_on_where_it_comes_from() {
 fn a_variable_that_is_overridden_is_not_even_read() {
     let rows = checked(&["--grace=1s"], &[("GRACE", "nonsense")]);
     assert_eq!(rows["grace"], ("1s".to_owned(), "flag".to_owned()));
+}
+
+#[test]
+fn a_file_may_begin_with_a_byte_order_mark_and_must_be_utf_8() {
+    let folder = Folder::new();
+    let file = folder.write("marked.conf", "\u{feff}grace = 7s\r\nmax-phones = 3\r\n");
+    let rows = checked(&["--config", &file], &[]);
+    assert_eq!(rows["grace"], ("7s".to_owned(), "line 1 of --config".to_owned()));
+    assert_eq!(rows["max-phones"].0, "3");
+    let wide = "\u{feff}grace = 7s\n".encode_utf16().flat_map(u16::to_le_bytes);
+    let file = folder.write("wide.conf", wide.collect::<Vec<u8>>());
+    let refused = output(command(&["check", "--config", &file]));
+    assert_refused(&refused, &["wide.conf", "not text in UTF-8; save it as such"]);
 }
 
 #[test]
@@ -340,13 +399,23 @@ fn a_value_cannot_pass_for_another_line() {
 }
 
 #[test]
-fn check_listens_nowhere_and_shows_no_secret() {
+fn check_refuses_an_address_that_is_taken_and_shows_no_secret() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let secret = "{\"s3cret\":";
-    let args = ["--insecure-listen", &address, "--metrics-listen", &address];
-    assert_eq!(checked(&args, &[])["insecure-listen"].0, address);
-    let refused = output(with(&["check"], &[("FCM_CREDENTIALS", secret)]));
+    let free = "127.0.0.1:0";
+    for (data, metrics, flag) in
+        [(address.as_str(), free, "--insecure-listen"), (free, &address, "--metrics-listen")]
+    {
+        let args = ["check", "--insecure-listen", data, "--metrics-listen", metrics];
+        let refused = output(command(&args));
+        let stderr = text(&refused.stderr);
+        assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(1), ""), "{stderr}");
+        let says = format!("cannot listen on {address}");
+        assert!(stderr.contains(&says) && stderr.contains(flag), "{stderr}");
+    }
+    drop(taken);
+    assert_eq!(checked(&["--insecure-listen", &address], &[])["insecure-listen"].0, address);
+    let refused = output(with(&["check"], &[("FCM_CREDENTIALS", "{\"s3cret\":")]));
     assert_refused(&refused, &["PYRYCODE_RELAY_FCM_CREDENTIALS"]);
     assert!(!text(&refused.stderr).contains("s3cret"));
 }
@@ -365,7 +434,98 @@ fn check_works_out_what_is_left_open() {
     assert!(few["max-connections-per-address"].1.contains("more than a quarter"), "{few:?}");
 }
 
+#[test]
+fn to_answer_challenges_nowhere_goes_with_everything() {
+    let folder = certificates();
+    let file = |name: &str| folder.path(name).to_str().unwrap().to_owned();
+    let (cert, key) = (file("a.pem"), file("a.key"));
+    let files = ["--tls-cert", &cert, "--tls-key", &key, "--https-listen=127.0.0.1:0"];
+    for args in [&files[..], &["--insecure-listen=127.0.0.1:0"]] {
+        let rows = checked_as_it_is(&[args, &["--http-listen", ""]].concat(), &[]);
+        assert_eq!(rows["http-listen"].0, "");
+        let refused = output(command(&[&["check"], args, &["--http-listen", ":1"]].concat()));
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+    }
+}
+
+// ---- the commit
+
+/// What the build script tells cargo for a checkout at `folder`.
+fn built(script: &Path, folder: &Path, told: Option<&str>) -> String {
+    let mut command = Command::new(script);
+    command.env("CARGO_MANIFEST_DIR", folder).env_remove("PYRYCODE_RELAY_COMMIT");
+    command.envs(told.map(|commit| ("PYRYCODE_RELAY_COMMIT", commit)));
+    let output = output(command);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout).to_owned()
+}
+
+#[test]
+fn the_commit_is_what_a_packager_says_or_what_is_checked_out() {
+    let folder = Folder::new();
+    let script = folder.path("build-script");
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", concat!(env!("CARGO_MANIFEST_DIR"), "/src/build.rs"), "-o"]);
+    match rustc.arg(&script).status() {
+        Ok(status) => assert!(status.success()),
+        Err(_) => return eprintln!("SKIPPED: rustc is not on the PATH"),
+    }
+    let (one, other) = ("0123456789abcdef".repeat(3), "fedcba9876543210".repeat(3));
+    let says = |at: &str, told, commit: &str| {
+        let said = built(&script, &folder.path(at), told);
+        let is = format!("cargo::rustc-env=PYRYCODE_RELAY_COMMIT={commit}\n");
+        assert!(said.ends_with(&is), "{at}: {said}");
+        said
+    };
+    for path in ["none", "loose/.git/refs/heads", "packed/.git", "tree", "detached/.git"] {
+        std::fs::create_dir_all(folder.path(path)).unwrap();
+    }
+    says("none", None, "unknown");
+    says("none", Some(""), "unknown");
+    says("none", Some("v1.2-3"), "v1.2-3");
+
+    folder.write("loose/.git/HEAD", "ref: refs/heads/a/b\n");
+    says("loose", None, "unknown");
+    std::fs::create_dir(folder.path("loose/.git/refs/heads/a")).unwrap();
+    folder.write("loose/.git/refs/heads/a/b", format!("{one}\n"));
+    let said = says("loose", None, "0123456789ab");
+    says("loose", Some("mine"), "mine");
+    // Cargo builds anew for nothing else that git writes.
+    let watched: Vec<&str> =
+        said.lines().filter_map(|line| line.strip_prefix("cargo::rerun-if-changed=")).collect();
+    let git = folder.path("loose/.git").to_str().unwrap().to_owned();
+    assert_eq!(watched, ["src/build.rs", &format!("{git}/HEAD"), &format!("{git}/refs/heads/a/b")]);
+
+    folder.write("packed/.git/HEAD", "ref: refs/heads/main");
+    let refs = format!(
+        "# pack-refs with: peeled\n{one} refs/heads/maintenance\n{other} refs/heads/main\n"
+    );
+    folder.write("packed/.git/packed-refs", refs);
+    says("packed", None, "fedcba987654");
+    folder.write("detached/.git/HEAD", &other);
+    says("detached", None, "fedcba987654");
+
+    // A worktree, whose `.git` is a file.
+    std::fs::create_dir_all(folder.path("loose/.git/worktrees/tree")).unwrap();
+    folder.write("tree/.git", "gitdir: ../loose/.git/worktrees/tree\n");
+    folder.write("loose/.git/worktrees/tree/HEAD", "ref: refs/heads/a/b\n");
+    folder.write("loose/.git/worktrees/tree/commondir", "../..\n");
+    says("tree", None, "0123456789ab");
+}
+
 // ---- production
+
+#[test]
+fn where_there_may_be_other_instances_a_word_is_wanted() {
+    let check = |variables: &[(&str, &str)]| {
+        let mut command = with(&["check", "--insecure-listen=127.0.0.1:0"], variables);
+        command.env("FLY_APP_NAME", "relay");
+        output(command)
+    };
+    assert_refused(&check(&[]), &["FLY_APP_NAME is set", "PYRYCODE_RELAY_SINGLE_INSTANCE=1"]);
+    let checked = check(&[("SINGLE_INSTANCE", "1")]);
+    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+}
 
 /// Nobody, by its number.
 const UNPRIVILEGED: u32 = 65_534;
@@ -420,9 +580,10 @@ impl Installed {
         command
     }
 
-    fn https(&self) -> [String; 2] {
+    fn https(&self) -> [String; 3] {
         let flag = |flag: &str, file| format!("--{flag}={}", self.path(file).display());
-        [flag("tls-cert", "c.pem"), flag("tls-key", "c.key")]
+        let listen = "--https-listen=127.0.0.1:0".to_owned();
+        [flag("tls-cert", "c.pem"), flag("tls-key", "c.key"), listen]
     }
 }
 
@@ -460,8 +621,8 @@ fn production_refuses_each_capability_but_that_for_ports() {
         return;
     }
     let installed = Installed::new("capabilities");
-    let [cert, key] = &installed.https();
-    let args = [cert.as_str(), key];
+    let [cert, key, listen] = &installed.https();
+    let args = [cert.as_str(), key, listen];
     let port = "-all,+net_bind_service";
     for (inheritable, ambient) in [("-all", "-all"), (port, "-all"), (port, port)] {
         let accepted = output(installed.check(&holding(inheritable, ambient), &args, PRODUCTION));

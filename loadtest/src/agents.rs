@@ -62,6 +62,7 @@ impl Agents {
                 size,
                 run: run.clone(),
                 patience: plan.patience,
+                spin: plan.spin,
                 sources: sources(target, number, share, play),
             };
             agents.push(Agent::start(&spec, cpus)?);
@@ -143,8 +144,9 @@ impl Agent {
 /// The share of an agent in a play that is sized as a whole.
 fn share_of(play: Play, whole: Shape, share: Shape) -> Play {
     match play {
-        Play::Open { per_second } => Play::Open {
+        Play::Open { per_second, burst } => Play::Open {
             per_second: per_second * share.phones_in_all() as f64 / whole.phones_in_all() as f64,
+            burst,
         },
         other => other,
     }
@@ -185,7 +187,7 @@ pub(crate) fn run_agent() -> Outcome<()> {
     raise_descriptor_limit();
     // The usual slack of 50 µs would be counted as the relay's.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-    let mut net = Net::new(spec.target.clone(), spec.offer)?;
+    let mut net = Net::new(spec.target.clone(), spec.offer, spec.spin)?;
     net.run(&mut Crowd::new(spec), stdin)?;
     Ok(())
 }
@@ -234,8 +236,11 @@ mod tests {
     #[test]
     fn a_rate_is_shared_by_phones() {
         let whole = Shape { binaries: 4, phones: 2 };
-        let share =
-            share_of(Play::Open { per_second: 100.0 }, whole, Shape { binaries: 1, ..whole });
-        assert_eq!(share, Play::Open { per_second: 25.0 });
+        let share = share_of(
+            Play::Open { per_second: 100.0, burst: 1 },
+            whole,
+            Shape { binaries: 1, ..whole },
+        );
+        assert_eq!(share, Play::Open { per_second: 25.0, burst: 1 });
     }
 }

@@ -16,7 +16,9 @@ use std::time::Duration;
 const SUBJECTS: &str = "A relay is named:
   relay             the one that was built beside this tool; relay@2 with two workers
   baseline          the relay that one would write first, on tokio; part of this tool
-  floor             a bare io_uring pipe between the same sockets; part of this tool
+  floor             a bare io_uring pipe between the same sockets, one call each time that it wakes;
+                    part of this tool
+  floor-epoll       the same with epoll_wait, recv and send
   relay-tls         the same over TLS, with a certificate for this run alone; so baseline-tls
   PATH              another build of this relay
   ws://HOST:PORT    one that runs already; #PID after it, or --pid, for its CPU time and memory
@@ -119,9 +121,37 @@ pub(crate) enum Command {
         /// How often each is measured
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         rounds: u32,
-        /// Whom ratios are to [default: the first]
+        /// Whom ratios are to: one subject, or several [default: the first]
+        #[arg(long, value_delimiter = ',', value_name = "SUBJECT")]
+        reference: Vec<String>,
+    },
+    /// One hostile peer of each kind, and what others feel of it [3 s each]
+    ///
+    /// Says of each attack how long the round trips of connected pairs take, and new connections
+    /// (TCP, TLS, upgrade, first frame at the binary), and what memory the relay charges and holds
+    /// at its peak. The load is spread over several server-ids, so that each worker has bystanders.
+    /// What the relay takes of an attack is told in millions of bytes, or of connections.
+    ///
+    /// Example: loadtest hostile /path/to/older/pyrycode-relay relay
+    #[command(after_help = SUBJECTS)]
+    Hostile {
+        #[arg(default_values = ["relay"])]
+        subjects: Vec<Subject>,
+        /// The relay's worker threads, in turn
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+        workers: Vec<usize>,
+        /// How long each attack lasts
+        #[arg(long, default_value_t = 3.0, value_parser = positive)]
+        seconds: f64,
+        /// Only attacks whose names contain this
+        #[arg(long, value_name = "NAME")]
+        attack: Vec<String>,
+        /// Append what the relay writes to standard error to this file
         #[arg(long)]
-        reference: Option<String>,
+        log: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Serves as the relay that a Rust developer would write first
     Baseline {
@@ -134,8 +164,14 @@ pub(crate) enum Command {
         #[arg(long, requires = "tls_cert")]
         tls_key: Option<PathBuf>,
     },
-    /// Serves as a bare io_uring pipe between this tool's peers
-    Floor(Serve),
+    /// Serves as a bare pipe between this tool's peers, on io_uring
+    Floor {
+        #[command(flatten)]
+        serve: Serve,
+        /// On epoll
+        #[arg(long)]
+        epoll: bool,
+    },
     #[command(hide = true)]
     Agent,
     #[command(hide = true)]
@@ -152,12 +188,19 @@ pub(crate) struct Pace {
     /// when each was due
     #[arg(long, conflicts_with = "window", value_parser = positive)]
     rate: Option<f64>,
+    /// Questions that are due at the same instant
+    #[arg(long, requires = "rate", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    burst: u32,
+    /// The load never sleeps: then waking it is no part of the relay's CPU time, and neither is its
+    /// waking of the round trips, as with peers that are on another machine
+    #[arg(long, requires = "rate")]
+    pub(crate) spin: bool,
 }
 
 impl Pace {
     pub(crate) fn play(&self) -> Play {
         match self.rate {
-            Some(per_second) => Play::Open { per_second },
+            Some(per_second) => Play::Open { per_second, burst: self.burst },
             None => Play::Closed { window: self.window },
         }
     }
@@ -273,6 +316,11 @@ pub(crate) struct Load {
     /// Processes that play the peers, at least
     #[arg(long, default_value_t = 1)]
     agents: u32,
+    /// Count the relay's system calls, too, for at most 2 s after what else is measured: by perf,
+    /// else by strace, which slows it. They are told for each message and for each wake: a wake
+    /// is that a thread of the relay had slept (a voluntary context switch, counted by the kernel)
+    #[arg(long)]
+    syscalls: bool,
     /// Run the relay in a memory cgroup with this limit
     #[arg(long, value_parser = parse_size)]
     cgroup_memory: Option<u64>,
@@ -314,6 +362,8 @@ impl Load {
             time: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
             patience: Duration::from_secs_f64(self.patience),
             offer: Offer { version: self.tls.tls_version, resume: self.tls.resume },
+            spin: false,
+            syscalls: self.syscalls,
             cgroup: self.cgroup_memory,
             log: self.log.clone(),
             faults: None,

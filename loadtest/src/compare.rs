@@ -6,11 +6,13 @@ use crate::progress::Progress;
 use crate::run::{self, Plan};
 use crate::spec::Play;
 use crate::subject::Subject;
+use crate::table::CALLS;
 use crate::verdict::Bottleneck;
 use serde::Serialize;
 use std::fmt;
 
 /// A value that subjects are compared by.
+#[derive(Clone, Copy)]
 struct Metric {
     name: &'static str,
     digits: usize,
@@ -25,11 +27,14 @@ fn of_traffic(measured: &Measured, of: fn(&Traffic) -> f64) -> Option<f64> {
     measured.traffic.as_ref().map(of)
 }
 
-const TRAFFIC: [Metric; 8] = [
+const TRAFFIC: [Metric; 9] = [
     metric("relay CPU per message, us", 2, |m| m.traffic.as_ref()?.cpu_us_per_message),
     metric("messages per second", 0, |m| of_traffic(m, |t| t.messages_per_second)),
     metric("round trip p50, us", 0, |m| of_traffic(m, |t| t.round_trip.p50_us)),
     metric("round trip p99, us", 0, |m| of_traffic(m, |t| t.round_trip.p99_us)),
+    metric("  of it until the question left, p99, us", 0, |m| {
+        m.traffic.filter(|_| m.is_timed()).map(|traffic| traffic.late_p99_us)
+    }),
     metric("p99 / p50", 2, |m| of_traffic(m, |t| t.round_trip.p99_us / t.round_trip.p50_us)),
     metric("slowest phone / median phone", 2, |m| of_traffic(m, |t| t.slowest_share)),
     metric("relay CPU, %", 0, |m| Some(100.0 * m.load.relay_cpus?)),
@@ -79,37 +84,50 @@ struct Compared {
     metric: &'static str,
     subject: String,
     value: Spread,
-    /// To the reference subject in the same round; `None` for the reference itself.
-    ratio: Option<Spread>,
+    /// To each other reference subject in the same round.
+    ratios: Vec<Ratio>,
     #[serde(skip)]
     digits: usize,
+}
+
+/// How a value stands to another subject's.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    to: String,
+    #[serde(flatten)]
+    spread: Spread,
 }
 
 /// Everything that a comparison says.
 #[derive(Debug, Serialize)]
 pub(crate) struct Comparison {
     title: String,
-    reference: String,
+    references: Vec<String>,
     compared: Vec<Compared>,
     notes: Vec<String>,
     /// Every measurement, in the order of time.
     pub(crate) runs: Vec<Measured>,
 }
 
-/// Measures A B A B …, and holds all subjects against the one that `reference` names, or the first.
+/// Measures A B A B …, and holds all subjects against those that `references` names, or the
+/// first.
 ///
 /// # Errors
 ///
-/// When a measurement fails, or nobody has the reference's name.
+/// When a measurement fails, or nobody has a reference's name.
 pub(crate) fn run(
     subjects: &[Subject],
-    reference: Option<&str>,
+    references: &[String],
     plan: &Plan,
     rounds: usize,
 ) -> Outcome<Comparison> {
     let names: Vec<String> = subjects.iter().map(Subject::to_string).collect();
-    let place = reference.map_or(Some(0), |name| names.iter().position(|own| own == name));
-    let place = place.ok_or_else(|| format!("--reference names none of {}", names.join(", ")))?;
+    let place = |name: &String| names.iter().position(|own| own == name);
+    let places: Option<Vec<usize>> = match references {
+        [] => Some(vec![0]),
+        named => named.iter().map(place).collect(),
+    };
+    let places = places.ok_or_else(|| format!("--reference names none of {}", names.join(", ")))?;
     let whole = plan.duration() * (rounds * subjects.len()) as u32;
     let progress = Progress::new(whole)?;
     let mut all: Vec<Vec<Measured>> = subjects.iter().map(|_| Vec::new()).collect();
@@ -128,33 +146,43 @@ pub(crate) fn run(
         plan.workers,
         plan.time.as_secs_f64()
     );
-    let metrics: &[Metric] = match plan.play {
-        Play::Idle => &IDLE,
-        Play::Connect => &CONNECT,
-        _ => &TRAFFIC,
+    let calls = CALLS.map(|(name, digits, of)| metric(name, digits, of));
+    let metrics: Vec<Metric> = match plan.play {
+        Play::Idle => IDLE.into(),
+        Play::Connect => CONNECT.into(),
+        _ => TRAFFIC.into_iter().chain(calls).collect(),
     };
+    let named = places.iter().filter_map(|place| names.get(*place).cloned()).collect();
     Ok(Comparison {
         title,
-        reference: names.get(place).cloned().unwrap_or_default(),
-        compared: metrics.iter().flat_map(|metric| compare(metric, &all, place)).collect(),
+        references: named,
+        compared: metrics.iter().flat_map(|metric| compare(metric, &all, &places)).collect(),
         notes: all.iter().flat_map(|measured| notes(measured)).collect(),
         runs: in_time(all),
     })
 }
 
-fn compare(metric: &Metric, all: &[Vec<Measured>], reference: usize) -> Vec<Compared> {
+fn compare(metric: &Metric, all: &[Vec<Measured>], references: &[usize]) -> Vec<Compared> {
     let of = |at: usize| -> Vec<f64> {
         all.get(at).into_iter().flatten().filter_map(metric.of).collect()
     };
-    let base = of(reference);
+    let name = |at: usize| Some(all.get(at)?.first()?.subject.clone());
     let subject = |(at, measured): (usize, &Vec<Measured>)| {
         let own = of(at);
-        let ratios = own.iter().zip(&base).map(|(own, base)| own / base).collect();
+        let ratio = |to: &usize| {
+            let base = of(*to);
+            let ratios = own.iter().zip(&base).map(|(own, base)| own / base);
+            // Of nothing there is no ratio.
+            let spread = Spread::of(ratios.filter(|ratio| ratio.is_finite()).collect())?;
+            Some(Ratio { to: name(*to)?, spread })
+        };
+        let others = references.iter().filter(|to| **to != at);
+        let ratios = others.filter_map(ratio).collect();
         Some(Compared {
             metric: metric.name,
             subject: measured.first()?.subject.clone(),
             value: Spread::of(own.clone())?,
-            ratio: Spread::of(ratios).filter(|_| at != reference),
+            ratios,
             digits: metric.digits,
         })
     };
@@ -171,6 +199,13 @@ fn notes(measured: &[Measured]) -> Vec<String> {
         if times > 0 {
             notes.push(format!("{name}: in {times} of {rounds} rounds {bottleneck}."));
         }
+    }
+    let late = measured.iter().filter_map(Measured::lateness).count();
+    if late > 0 {
+        notes.push(format!(
+            "{name}: in {late} of {rounds} rounds questions left late, for want of CPU time of the \
+             load: round trips are not the relay's own."
+        ));
     }
     let others = Spread::of(measured.iter().map(|m| m.load.other_cpus).collect());
     if let Some(others) = others.filter(|others| others.median > 0.2) {
@@ -205,13 +240,10 @@ impl fmt::Display for Comparison {
             let (Spread { median, min, max }, digits) = (row.value, row.digits);
             let range = format!("({min:.digits$} to {max:.digits$})");
             write!(f, "  {:<width$} {median:>10.digits$}  {range:<22}", row.subject)?;
-            match row.ratio {
-                Some(Spread { median, min, max }) => {
-                    let reference = &self.reference;
-                    writeln!(f, "{median:>6.2} of {reference} ({min:.2} to {max:.2})")?;
-                }
-                None => writeln!(f)?,
+            for Ratio { to, spread: Spread { median, min, max } } in &row.ratios {
+                write!(f, "{median:>6.2} of {to} ({min:.2} to {max:.2})")?;
             }
+            writeln!(f)?;
         }
         if !self.notes.is_empty() {
             writeln!(f)?;
@@ -247,9 +279,12 @@ mod tests {
     #[test]
     fn ratios_are_taken_round_by_round() {
         let all = [measured(&[4.0, 8.0]), measured(&[2.0, 2.0])];
-        let compared = compare(&TRAFFIC[0], &all, 0);
-        assert_eq!(compared[0].ratio, None);
-        assert_eq!(compared[1].ratio, Some(Spread { median: 0.375, min: 0.25, max: 0.5 }));
+        let compared = compare(&TRAFFIC[0], &all, &[0]);
+        assert!(compared[0].ratios.is_empty());
+        let spread = Spread { median: 0.375, min: 0.25, max: 0.5 };
+        assert_eq!(compared[1].ratios[0].spread, spread);
+        let both = compare(&TRAFFIC[0], &all, &[0, 1]);
+        assert_eq!((both[0].ratios.len(), both[1].ratios.len()), (1, 1));
         assert_eq!(compared[1].value.median, 2.0);
     }
 

@@ -52,6 +52,7 @@ struct Stopping {
 struct Schedule {
     begun: Instant,
     gap: Duration,
+    burst: u64,
     next: u64,
 }
 
@@ -162,9 +163,14 @@ impl Crowd {
 
     fn start(&mut self, net: &mut Net) {
         self.started = true;
-        if let Play::Open { per_second } = self.spec.play {
+        if let Play::Open { per_second, burst } = self.spec.play {
             let gap = Duration::from_secs_f64(1.0 / per_second.max(0.001));
-            self.schedule = Some(Schedule { begun: Instant::now(), gap, next: 0 });
+            self.schedule = Some(Schedule {
+                begun: Instant::now(),
+                gap,
+                burst: u64::from(burst.max(1)),
+                next: 0,
+            });
         }
         for phone in 0..self.phones.len() as u32 {
             self.begin(net, phone);
@@ -222,7 +228,8 @@ impl Crowd {
         let count = self.phones.len() as u64;
         for _ in 0..CATCH_UP {
             let schedule = self.schedule.as_mut()?;
-            let due = schedule.begun + schedule.gap.mul_f64(schedule.next as f64);
+            let turn = schedule.next - schedule.next % schedule.burst;
+            let due = schedule.begun + schedule.gap.mul_f64(turn as f64);
             let now = Instant::now();
             if due > now {
                 return Some(due);

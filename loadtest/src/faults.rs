@@ -3,13 +3,13 @@
 //! seed, so that it can be done again.
 
 use crate::Outcome;
-use crate::codec::{self, Envelope, Received};
+use crate::codec::{self, Envelope};
+use crate::peer::{Dial, Peer, masked};
 use crate::wire::Target;
 use serde::Serialize;
-use socket2::{Domain, Socket, Type};
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, ErrorKind, Read as _};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 const THREADS: u64 = 4;
 /// How long one rests between two faults.
 const REST: Duration = Duration::from_millis(20);
-/// How long the relay may take for an answer, but for the grace of a server-id.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a phone waits for a binary that does not come back: the default grace, and patience.
 const GRACE: Duration = Duration::from_secs(50);
 /// What a phone that does not read lets the kernel take for it.
@@ -28,9 +26,6 @@ const NARROW_BYTES: usize = 16 * 1024;
 /// More than the relay and the kernel keep for it.
 const FLOOD_FRAMES: usize = 192;
 const FLOOD_BYTES: usize = 64 * 1024;
-
-/// What a binary is told of such a phone (PROTOCOL.md, chapter 4).
-const GONE_WITHOUT_CLOSE: u16 = 1001;
 
 /// What was done: how often each, and from which seed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -142,8 +137,9 @@ fn misbehave(shared: &Shared, thread: u64) {
             continue;
         }
         let id = format!("fault-{:x}-{thread}-{number}", shared.seed);
-        let mut site = Site { target: &shared.target, id, random: &mut random };
-        match fault(&mut site) {
+        let dial = Dial::new(&shared.target, Vec::new());
+        let done = dial.and_then(|dial| fault(&mut Site { dial, id, random: &mut random }));
+        match done {
             Ok(()) => *locked(&shared.done).entry(name).or_default() += 1,
             Err(error) => {
                 let error = format!(
@@ -176,29 +172,29 @@ impl Random {
 
 /// Where a fault takes place.
 struct Site<'a> {
-    target: &'a Target,
+    dial: Dial,
     /// A server-id that nobody else uses.
     id: String,
     random: &'a mut Random,
 }
 
 impl Site<'_> {
-    fn binary(&self) -> Outcome<Peer> {
-        Peer::upgrade(self.target, &self.id, false, None)
+    fn binary(&mut self) -> Outcome<Peer> {
+        self.dial.binary(&self.id)
     }
 
-    fn phone(&self) -> Outcome<Peer> {
-        Peer::upgrade(self.target, &self.id, true, None)
+    fn phone(&mut self) -> Outcome<Peer> {
+        self.dial.phone(&self.id)
     }
 
     /// A binary, its phone, and the name that the binary knows it by.
-    fn pair(&self) -> Outcome<(Peer, Peer, String)> {
+    fn pair(&mut self) -> Outcome<(Peer, Peer, String)> {
         self.pair_with(None)
     }
 
-    fn pair_with(&self, narrow: Option<usize>) -> Outcome<(Peer, Peer, String)> {
+    fn pair_with(&mut self, narrow: Option<usize>) -> Outcome<(Peer, Peer, String)> {
         let mut binary = self.binary()?;
-        let mut phone = Peer::upgrade(self.target, &self.id, true, narrow)?;
+        let mut phone = self.dial.upgrade(&self.id, true, narrow)?;
         phone.send_frame(codec::TEXT, b"\"hello\"")?;
         let conn_id = match codec::read_envelope(&binary.text()?) {
             Some(Envelope::Frame { conn_id, frame: b"\"hello\"" }) => conn_id.into_owned(),
@@ -234,9 +230,9 @@ fn reset_amid_fragments(site: &mut Site<'_>) -> Outcome<()> {
 }
 
 fn left_amid_a_head(site: &mut Site<'_>) -> Outcome<()> {
-    let Target { host, prefix, .. } = site.target;
+    let Target { host, prefix, .. } = site.dial.target();
     let head = codec::upgrade_request(host, prefix, &site.id, true);
-    let mut peer = Peer::dial(site.target, None)?;
+    let mut peer = site.dial.connect(None)?;
     let part = site.random.below(head.len() as u64 - 1) as usize;
     peer.send(head.get(..part).unwrap_or_default())?;
     match site.random.below(2) {
@@ -247,13 +243,13 @@ fn left_amid_a_head(site: &mut Site<'_>) -> Outcome<()> {
 }
 
 fn garbage_for_a_head(site: &mut Site<'_>) -> Outcome<()> {
-    let mut peer = Peer::dial(site.target, None)?;
+    let mut peer = site.dial.connect(None)?;
     let garbage: Vec<u8> = (0..site.random.below(400)).map(|_| site.random.next() as u8).collect();
     // It may have had enough before all of it is sent.
     let _ = peer.send(&garbage);
-    let _ = peer.stream.shutdown(Shutdown::Write);
+    let _ = peer.tcp().shutdown(Shutdown::Write);
     let mut answer = Vec::new();
-    let ended = peer.stream.read_to_end(&mut answer);
+    let ended = peer.tcp().read_to_end(&mut answer);
     let is_reset = |error: &io::Error| error.kind() == ErrorKind::ConnectionReset;
     match ended {
         Err(error) if !is_reset(&error) => Err(format!("it is not let go: {error}").into()),
@@ -353,154 +349,8 @@ fn binary_gone_for_good(site: &mut Site<'_>) -> Outcome<()> {
         0 => binary.reset(),
         _ => drop(binary),
     }
-    phone.stream.set_read_timeout(Some(GRACE))?;
+    phone.tcp().set_read_timeout(Some(GRACE))?;
     phone.expect_close(1000)
-}
-
-/// One frame with a mask of zeros, which a relay must take like any other.
-fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::new();
-    codec::encode(&mut frame, opcode, [0; 4], payload.len(), |out| out.extend_from_slice(payload));
-    frame
-}
-
-/// A connection that waits for what must come.
-struct Peer {
-    stream: TcpStream,
-    received: Vec<u8>,
-}
-
-/// What a peer waits for.
-enum Event {
-    Text(Vec<u8>),
-    Pinged,
-    Closed(Option<u16>),
-}
-
-impl Peer {
-    fn dial(target: &Target, narrow: Option<usize>) -> Outcome<Self> {
-        let socket = Socket::new(Domain::for_address(target.address), Type::STREAM, None)?;
-        if let Some(bytes) = narrow {
-            socket.set_recv_buffer_size(bytes)?;
-        }
-        socket.connect_timeout(&target.address.into(), PATIENCE)?;
-        socket.set_tcp_nodelay(true)?;
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream, received: Vec::new() })
-    }
-
-    fn upgrade(target: &Target, id: &str, phone: bool, narrow: Option<usize>) -> Outcome<Self> {
-        let mut peer = Self::dial(target, narrow)?;
-        peer.send(&codec::upgrade_request(&target.host, &target.prefix, id, phone))?;
-        loop {
-            if let Some(length) = codec::upgrade_answer(&peer.received)? {
-                peer.received.drain(..length);
-                return Ok(peer);
-            }
-            peer.receive()?;
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> Outcome<()> {
-        self.stream.write_all(bytes).map_err(|error| format!("it cannot send: {error}").into())
-    }
-
-    fn send_frame(&mut self, opcode: u8, payload: &[u8]) -> Outcome<()> {
-        self.send(&masked(opcode, payload))
-    }
-
-    fn receive(&mut self) -> Outcome<()> {
-        let mut bytes = [0; 16 * 1024];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => Err("its connection ends where something was due".into()),
-            Ok(count) => {
-                self.received.extend_from_slice(bytes.get(..count).unwrap_or_default());
-                Ok(())
-            }
-            Err(error) => Err(format!("something was due, and did not come: {error}").into()),
-        }
-    }
-
-    /// What comes next. Pings are answered.
-    fn event(&mut self) -> Outcome<Event> {
-        loop {
-            let Some((received, length)) = codec::decode(&self.received)? else {
-                self.receive()?;
-                continue;
-            };
-            let (event, ping) = match received {
-                Received::Text(text) => (Some(Event::Text(text.to_vec())), None),
-                Received::Ping(payload) => (Some(Event::Pinged), Some(payload.to_vec())),
-                Received::Pong => (None, None),
-                Received::Close { code, .. } => (Some(Event::Closed(code)), None),
-            };
-            self.received.drain(..length);
-            if let Some(payload) = ping {
-                self.send_frame(codec::PONG, &payload)?;
-            }
-            if let Some(event) = event {
-                return Ok(event);
-            }
-        }
-    }
-
-    fn text(&mut self) -> Outcome<Vec<u8>> {
-        loop {
-            match self.event()? {
-                Event::Text(text) => return Ok(text),
-                Event::Pinged => {}
-                Event::Closed(code) => {
-                    return Err(format!("it is closed with {code:?} where a frame was due").into());
-                }
-            }
-        }
-    }
-
-    fn answer_ping(&mut self) -> Outcome<()> {
-        match self.event()? {
-            Event::Pinged => Ok(()),
-            _ => Err("something else comes where a ping was due".into()),
-        }
-    }
-
-    fn expect_close(&mut self, wanted: u16) -> Outcome<()> {
-        loop {
-            match self.event()? {
-                Event::Closed(Some(code)) if code == wanted => return Ok(()),
-                Event::Closed(code) => {
-                    return Err(format!("it is closed with {code:?} where {wanted} was due").into());
-                }
-                Event::Pinged => {}
-                Event::Text(_) => {
-                    return Err(format!("a frame comes where a close {wanted} was due").into());
-                }
-            }
-        }
-    }
-
-    /// The binary is told that its phone went without a close frame of its own.
-    fn expect_gone(&mut self, phone: &str) -> Outcome<()> {
-        let text = self.text()?;
-        match codec::read_envelope(&text) {
-            Some(Envelope::Closed { conn_id, code })
-                if conn_id == phone && code == GONE_WITHOUT_CLOSE =>
-            {
-                Ok(())
-            }
-            other => {
-                Err(format!("the binary is brought {other:?} where the end of {phone} was due")
-                    .into())
-            }
-        }
-    }
-
-    /// Goes without a word, and throws away what is under way.
-    fn reset(self) {
-        // Without it the connection ends too, only more politely.
-        let _ = Socket::from(self.stream).set_linger(Some(Duration::ZERO));
-    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,17 @@ fn usable() -> Outcome<Vec<usize>> {
     Ok((0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect())
 }
 
+/// Keeps this thread, and those that it starts, off the first `workers` CPUs that it may use.
+pub(crate) fn stay_beyond(workers: usize) -> Outcome<()> {
+    stay_on(&Cpus::Beyond(workers).choose(&usable()?))
+}
+
+fn stay_on(cpus: &[usize]) -> Outcome<()> {
+    let mut set = CpuSet::new();
+    cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu));
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
 /// The command that becomes `program` on these CPUs and in this cgroup.
 pub(crate) fn command(program: &Path, cpus: Cpus, cgroup: Option<&Path>) -> Outcome<Command> {
     let cpus = cpus.choose(&usable()?).iter().map(usize::to_string).collect::<Vec<_>>();
@@ -74,9 +85,7 @@ pub(crate) fn launch(what: &Launch) -> Outcome<()> {
     if getppid().is_none_or(|parent| parent.as_raw_nonzero().get() != what.parent) {
         return Err("the tool that started this has ended".into());
     }
-    let mut set = CpuSet::new();
-    what.cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu));
-    rustix::thread::sched_setaffinity(None, &set)?;
+    stay_on(&what.cpus)?;
     if let Some(cgroup) = &what.cgroup {
         // 0 is whoever writes it.
         std::fs::write(cgroup.join("cgroup.procs"), "0")

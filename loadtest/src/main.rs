@@ -3,15 +3,15 @@
 //! its own, checks every frame that arrives, and reads from `/proc` what the load cost.
 //!
 //! - [`cli`], [`scenarios`]: what can be typed, and what is done then
-//! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] (on [`pipe_ring`]) are two of
-//!   the tool's own
+//! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] are the tool's own
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
-//! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`tables`]: what came of it
+//! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`syscalls`], [`tables`]: what came of it
 //! - [`table`], [`page`], [`plot`]: how it is told
 //! - [`agents`], [`spec`], [`lines`]: the processes that play the peers, and what they are told
 //! - [`crowd`], [`peers`], [`play`], [`frame`]: the peers of one such process, and every check
 //! - [`net`], [`wire`], [`codec`], [`tls`]: their connections
-//! - [`faults`]: peers that misbehave beside them
+//! - [`faults`]: peers that misbehave beside them; [`hostile`]: attacks, and what bystanders feel of
+//!   them; [`peer`]: one of either
 
 mod agents;
 mod baseline;
@@ -24,13 +24,14 @@ mod drift;
 mod faults;
 mod floor;
 mod frame;
+mod hostile;
 mod launch;
 mod lines;
 mod measured;
 mod net;
 mod page;
+mod peer;
 mod peers;
-mod pipe_ring;
 mod play;
 mod plot;
 mod proc;
@@ -41,6 +42,7 @@ mod scenarios;
 mod spec;
 mod storms;
 mod subject;
+mod syscalls;
 mod table;
 mod tables;
 mod tls;

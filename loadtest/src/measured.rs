@@ -9,6 +9,7 @@ use crate::round_trips::{RoundTrips, Summary};
 use crate::run::Plan;
 use crate::spec::Counts;
 use crate::storms::Costs;
+use crate::syscalls::Calls;
 use crate::tables::Tables;
 use crate::tls::Handshakes;
 use crate::verdict::{Bottleneck, Share, judge};
@@ -42,6 +43,9 @@ pub(crate) struct Measured {
     pub(crate) seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) traffic: Option<Traffic>,
+    /// Its system calls, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calls: Option<Calls>,
     pub(crate) connecting: Connecting,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<Tls>,
@@ -68,6 +72,39 @@ pub(crate) struct Measured {
     pub(crate) percentiles: Vec<(f64, f64)>,
 }
 
+/// A wake is told only of a relay that sleeps so often, for each message: one that always has work
+/// does not wait.
+const WAKES_WORTH_TELLING: f64 = 0.001;
+/// The part of the round trips that may be this tool's own.
+const OWN_SHARE: f64 = 0.1;
+
+impl Measured {
+    /// Whether questions left when they were due, answered or not.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.scenario.contains("a second")
+    }
+
+    /// What there is so much of for each message, for each time that the relay was woken.
+    pub(crate) fn per_wake(&self, per_message: f64) -> Option<f64> {
+        let wakes = self.traffic?.wakes_per_message.filter(|wakes| *wakes > WAKES_WORTH_TELLING)?;
+        Some(per_message / wakes)
+    }
+
+    /// A warning if questions left late, so that round trips are not the relay's own.
+    pub(crate) fn lateness(&self) -> Option<String> {
+        let traffic = self.traffic.as_ref().filter(|_| self.is_timed())?;
+        let Summary { p50_us, p99_us, .. } = traffic.round_trip;
+        let late = |own: f64, whole: f64| own > OWN_SHARE * whole;
+        (late(traffic.late_p50_us, p50_us) || late(traffic.late_p99_us, p99_us)).then(|| {
+            format!(
+                "Questions left late: by {:.0} us (p50) and {:.0} us (p99), which the round trips \
+                 contain: the load, not the relay, was short of CPU time.",
+                traffic.late_p50_us, traffic.late_p99_us
+            )
+        })
+    }
+}
+
 /// Frames through the relay, every one of them checked.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Traffic {
@@ -77,7 +114,10 @@ pub(crate) struct Traffic {
     /// From when a question was due to its answer; of pushes, from binary to phone.
     pub(crate) round_trip: Summary,
     /// How late questions of an open loop left: this tool's own part of the round trip.
+    pub(crate) late_p50_us: f64,
     pub(crate) late_p99_us: f64,
+    /// How often a thread of the relay slept and was woken, for each message.
+    pub(crate) wakes_per_message: Option<f64>,
     /// What the slowest phone got, for each frame that the median phone got.
     pub(crate) slowest_share: f64,
     /// Phones that came anew while it was measured, by the second.
@@ -118,6 +158,7 @@ pub(crate) struct Load {
 pub(crate) struct Look {
     pub(crate) at: std::time::Instant,
     pub(crate) threads: Threads,
+    pub(crate) wakes: Option<u64>,
     pub(crate) machine: Duration,
 }
 
@@ -130,10 +171,20 @@ impl Look {
     pub(crate) fn cpu_since(&self, then: &Self) -> Option<Duration> {
         (!self.threads.is_empty()).then(|| self.cpu().saturating_sub(then.cpu()))
     }
+
+    /// How often it was woken since, likewise.
+    pub(crate) fn wakes_since(&self, then: &Self) -> Option<u64> {
+        Some(self.wakes?.saturating_sub(then.wakes?))
+    }
 }
 
 /// The frames, from what the agents counted and the relay's CPU time.
-pub(crate) fn traffic(counts: &[Counts], cpu: Option<Duration>, seconds: f64) -> Traffic {
+pub(crate) fn traffic(
+    counts: &[Counts],
+    cpu: Option<Duration>,
+    wakes: Option<u64>,
+    seconds: f64,
+) -> Traffic {
     let messages = counts.iter().map(|counts| counts.messages).sum::<u64>();
     let upgrades = counts.iter().map(|counts| counts.upgrades).sum::<u64>();
     let mut late = RoundTrips::default();
@@ -143,7 +194,9 @@ pub(crate) fn traffic(counts: &[Counts], cpu: Option<Duration>, seconds: f64) ->
         messages_per_second: messages as f64 / seconds,
         cpu_us_per_message: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / messages.max(1) as f64),
         round_trip: round_trips(counts).summary(),
+        late_p50_us: late.at_us(50.0),
         late_p99_us: late.at_us(99.0),
+        wakes_per_message: wakes.map(|wakes| wakes as f64 / messages.max(1) as f64),
         slowest_share: slowest_share(counts.iter().flat_map(|counts| counts.per_phone.clone())),
         reconnections_per_second: upgrades as f64 / seconds,
     }
@@ -218,10 +271,11 @@ mod tests {
             counts(300, vec![100, 50], vec![(100_000, 150)]),
             counts(100, vec![100], vec![(300_000, 50)]),
         ];
-        let traffic = traffic(&counts, Some(Duration::from_millis(2)), 2.0);
+        let traffic = traffic(&counts, Some(Duration::from_millis(2)), Some(100), 2.0);
         assert_eq!(traffic.messages, 400);
         assert_eq!(traffic.messages_per_second, 200.0);
         assert_eq!(traffic.cpu_us_per_message, Some(5.0));
+        assert_eq!(traffic.wakes_per_message, Some(0.25));
         assert_eq!(traffic.slowest_share, 0.5);
         assert!((traffic.round_trip.p50_us - 100.0).abs() < 1.0);
         assert!((traffic.round_trip.p99_us - 300.0).abs() < 1.0);

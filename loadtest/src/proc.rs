@@ -49,6 +49,22 @@ pub(crate) fn times(pid: u32) -> Outcome<Times> {
     Ok(threads(pid)?.into_values().fold(Times::default(), add))
 }
 
+/// How often the threads of a process slept and were woken (`voluntary_ctxt_switches`).
+pub(crate) fn wakes(pid: u32) -> Outcome<u64> {
+    let mut wakes = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(task?.path().join("status")) else { continue };
+        wakes += wakes_of(&text).unwrap_or(0);
+    }
+    Ok(wakes)
+}
+
+fn wakes_of(status: &str) -> Option<u64> {
+    let count = |line: &str| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok();
+    status.lines().find_map(count)
+}
+
 /// The thread that used the most CPU time between two looks.
 pub(crate) fn busiest(then: &Threads, now: &Threads) -> Times {
     let used = now.iter().map(|(id, times)| times.since(then.get(id).copied().unwrap_or_default()));
@@ -68,6 +84,14 @@ pub(crate) fn resident_bytes(pid: u32) -> Outcome<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     Ok(kib.ok_or("no Rss in /proc")? * 1024)
+}
+
+/// The most resident memory that there was at a time, in bytes (`VmHWM`).
+pub(crate) fn peak_bytes(pid: u32) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    Ok(kib.ok_or("no VmHWM in /proc")? * 1024)
 }
 
 /// Open descriptors.
@@ -98,8 +122,12 @@ mod tests {
     #[test]
     fn this_process_can_be_looked_at() {
         let own = std::process::id();
+        let before = wakes(own).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(wakes(own).unwrap() > before);
         assert!(times(own).unwrap().cpu > Duration::ZERO);
         assert!(resident_bytes(own).unwrap() > 100_000);
+        assert!(peak_bytes(own).unwrap() > 100_000);
         assert!(descriptors(own).unwrap() >= 3);
         assert!(machine_busy().unwrap() > Duration::ZERO);
     }

@@ -11,6 +11,7 @@ use crate::progress::Progress;
 use crate::spec::{Play, Shape, Told};
 use crate::storms::{self, Costs, Storm};
 use crate::subject::{Running, Subject};
+use crate::syscalls::{self, Calls};
 use crate::tls::{Handshakes, Offer};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -38,6 +39,10 @@ pub(crate) struct Plan {
     pub(crate) time: Duration,
     /// How long an upgrade or a frame may be overdue before it counts as lost.
     pub(crate) patience: Duration,
+    /// The agents never sleep.
+    pub(crate) spin: bool,
+    /// Its system calls are counted, too.
+    pub(crate) syscalls: bool,
     /// What the peers offer to a relay that speaks TLS.
     pub(crate) offer: Offer,
     /// The limit of the memory cgroup that the relay is to run in, in bytes.
@@ -126,6 +131,7 @@ impl Session<'_> {
             return Err(format!("the relay's fault: it holds more and more: {grown}").into());
         }
         let counts = self.agents.count()?;
+        let calls = self.calls()?;
         let resident = self.running.resident_bytes()?;
         let before = storms.first().filter(|_| plan.play == Play::Idle);
         let idle_resident = self.grown_per_phone(before.and_then(|storm| storm.resident_before))?;
@@ -143,7 +149,10 @@ impl Session<'_> {
         let cpu = now.cpu_since(&then);
         let connections = plan.shape.connections() as f64;
         let idle = cpu.filter(|_| plan.play == Play::Idle);
-        let traffic = plan.play.has_traffic().then(|| measured::traffic(&counts, cpu, seconds));
+        let traffic = plan
+            .play
+            .has_traffic()
+            .then(|| measured::traffic(&counts, cpu, now.wakes_since(&then), seconds));
         if traffic.is_some_and(|traffic| traffic.messages == 0) {
             return Err("the relay's fault: it brought not a single frame".into());
         }
@@ -155,6 +164,7 @@ impl Session<'_> {
             workers: plan.workers,
             seconds,
             traffic,
+            calls,
             connecting: storms::mean(&storms, resume && plan.play == Play::Connect),
             tls,
             idle_cpu_us_per_second: idle.map(|cpu| cpu.as_secs_f64() * 1e6 / connections / seconds),
@@ -177,8 +187,19 @@ impl Session<'_> {
         Ok(Look {
             at: Instant::now(),
             threads: self.running.threads()?,
+            wakes: self.running.wakes()?,
             machine: proc::machine_busy()?,
         })
+    }
+
+    /// Its system calls while the traffic goes on.
+    fn calls(&mut self) -> Outcome<Option<Calls>> {
+        if !self.plan.syscalls || !self.plan.play.has_traffic() {
+            return Ok(None);
+        }
+        let pid = self.running.pid().ok_or("name the relay's process with --pid")?;
+        self.progress.stage("counting system calls".into());
+        syscalls::count(pid, self.plan.time, || self.agents.progress()).map(Some)
     }
 
     /// Connects the phones: what an upgrade costs, and what an idle phone holds.

@@ -2,18 +2,24 @@
 
 use crate::cli::{Command, Load, Scenario};
 use crate::compare;
+use crate::floor::Means;
+use crate::hostile::Siege;
 use crate::measured::Measured;
 use crate::progress::Progress;
 use crate::run::{self, Plan};
 use crate::spec::{Play, Shape};
 use crate::tls::certificate::server_config;
-use crate::{Outcome, agents, baseline, floor, launch, page, table};
+use crate::{Outcome, agents, baseline, floor, hostile, launch, page, table};
 use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
 
 /// Does as the user says.
 pub(crate) fn run(command: Command) -> Outcome<()> {
     match command {
-        Command::Echo { load, pace } => one(&load, load.plan(pace.play(), "64x16", 10.0)),
+        Command::Echo { load, pace } => {
+            let plan = load.plan(pace.play(), "64x16", 10.0);
+            one(&load, Plan { spin: pace.spin, ..plan })
+        }
         Command::Push { load, window } => {
             one(&load, load.plan(Play::Push { window }, "64x4", 10.0))
         }
@@ -41,8 +47,9 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
                 Scenario::Connect => ("1000x16", 5.0),
             };
             let plan = load.plan(scenario.play(&pace), shape, seconds);
+            let plan = Plan { spin: pace.spin, ..plan };
             let subjects = load.subjects(subjects)?;
-            let compared = compare::run(&subjects, reference.as_deref(), &plan, rounds as usize)?;
+            let compared = compare::run(&subjects, &reference, &plan, rounds as usize)?;
             match load.json {
                 true => println!("{}", serde_json::to_string(&compared)?),
                 false => print!("{compared}"),
@@ -52,12 +59,24 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
                 None => Ok(()),
             }
         }
+        Command::Hostile { subjects, workers, seconds, attack, log, json } => {
+            let time = Duration::from_secs_f64(seconds);
+            let siege = Siege { subjects, workers, time, attacks: attack };
+            let all = hostile::run(&siege, log.as_deref())?;
+            match json {
+                true => println!("{}", serde_json::to_string(&all)?),
+                false => hostile::print(&all),
+            }
+            Ok(())
+        }
         Command::Baseline { serve, tls_cert, tls_key } => {
             let files = tls_cert.zip(tls_key);
             let tls = files.map(|(cert, key)| server_config(&cert, &key)).transpose()?;
             baseline::run(serve.listen, serve.workers, tls)
         }
-        Command::Floor(serve) => floor::run(serve.listen),
+        Command::Floor { serve, epoll } => {
+            floor::run(serve.listen, if epoll { Means::Epoll } else { Means::Ring })
+        }
         Command::Agent => agents::run_agent(),
         Command::Launch(what) => launch::launch(&what),
     }
@@ -82,16 +101,16 @@ fn all(load: &Load) -> Outcome<()> {
         sized(Play::Push { window: 32 }, "64x4", 200),
         sized(Play::Churn { frames: 20, every: 1 }, "64x16", 200),
         sized(Play::Connect, "1000x16", 200),
-        Plan { time: std::time::Duration::from_secs(60), ..sized(Play::Idle, "1000x16", 200) },
+        Plan { time: Duration::from_secs(60), ..sized(Play::Idle, "1000x16", 200) },
     ];
     let subject = load.subject()?;
-    let half = load.plan(Play::Open { per_second: 1.0 }, "64x16", 5.0);
-    let whole = plans.iter().map(Plan::duration).sum::<std::time::Duration>() + half.duration();
+    let half = load.plan(Play::Open { per_second: 1.0, burst: 1 }, "64x16", 5.0);
+    let whole = plans.iter().map(Plan::duration).sum::<Duration>() + half.duration();
     let progress = Progress::new(whole)?;
     let mut measured: Vec<Measured> = Vec::new();
     plans.insert(1, half);
     for mut plan in plans {
-        if let Play::Open { per_second } = &mut plan.play {
+        if let Play::Open { per_second, .. } = &mut plan.play {
             let saturated = measured.first().and_then(|first| first.traffic);
             // Two messages to a question, and half of that.
             *per_second = saturated.map_or(1000.0, |traffic| traffic.messages_per_second / 4.0);

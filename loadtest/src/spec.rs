@@ -49,8 +49,9 @@ impl fmt::Display for Shape {
 pub(crate) enum Play {
     /// Phones ask, binaries answer. Each phone has `window` questions out at a time.
     Closed { window: u32 },
-    /// Phones ask when it is time, answered or not: so many questions a second in all.
-    Open { per_second: f64 },
+    /// Phones ask when it is time, answered or not: so many questions a second in all, `burst` of
+    /// them at a time.
+    Open { per_second: f64, burst: u32 },
     /// Binaries send, each `window` frames ahead of what each phone has confirmed.
     Push { window: u32 },
     /// Nothing is sent.
@@ -79,7 +80,12 @@ impl fmt::Display for Play {
         match self {
             Self::Closed { window: 1 } => write!(f, "echo"),
             Self::Closed { window } => write!(f, "echo, {window} questions out at a time"),
-            Self::Open { per_second } => write!(f, "echo, {per_second:.0} questions a second"),
+            Self::Open { per_second, burst: 1 } => {
+                write!(f, "echo, {per_second:.0} questions a second")
+            }
+            Self::Open { per_second, burst } => {
+                write!(f, "echo, {per_second:.0} questions a second, {burst} at a time")
+            }
             Self::Push { .. } => write!(f, "push"),
             Self::Idle => write!(f, "idle"),
             Self::Connect => write!(f, "connect"),
@@ -106,6 +112,8 @@ pub(crate) struct Spec {
     pub(crate) run: String,
     /// How long an upgrade or a frame may be overdue.
     pub(crate) patience: Duration,
+    /// Never sleeps, so that nobody has to wake it.
+    pub(crate) spin: bool,
     /// Addresses to dial from, in turn; none for any.
     pub(crate) sources: Vec<IpAddr>,
 }

@@ -1,6 +1,7 @@
 //! What is measured: a relay that this tool starts, or one that runs already.
 
 use crate::Outcome;
+use crate::floor::Means;
 use crate::launch::{self, Cpus};
 use crate::proc::{self, Threads};
 use crate::tables::Tables;
@@ -51,7 +52,7 @@ enum Kind {
     /// See [`crate::baseline`].
     Baseline,
     /// See [`crate::floor`].
-    Floor,
+    Floor(Means),
     /// One that runs already, with its process id if it is on this machine; `name` and `ca` are
     /// what `wss://` has to know of its certificate if it is not the URL's host and the machine's.
     Url { url: String, pid: Option<u32>, name: Option<String>, ca: Option<PathBuf> },
@@ -83,7 +84,8 @@ fn kind_of(text: &str) -> Result<(Kind, bool), String> {
     let kind = match text {
         "relay" | "relay-tls" => Kind::This,
         "baseline" | "baseline-tls" => Kind::Baseline,
-        "floor" => Kind::Floor,
+        "floor" => Kind::Floor(Means::Ring),
+        "floor-epoll" => Kind::Floor(Means::Epoll),
         url if url.starts_with("ws://") || url.starts_with("wss://") => {
             let (url, pid) = url.split_once('#').unwrap_or((url, ""));
             let pid = match pid {
@@ -94,7 +96,7 @@ fn kind_of(text: &str) -> Result<(Kind, bool), String> {
             return Ok((Kind::Url { url: url.to_owned(), pid, name: None, ca: None }, tls));
         }
         "" => {
-            let kinds = "relay, baseline, floor, ws://…, wss://…, or a command line";
+            let kinds = "relay, baseline, floor, floor-epoll, ws://…, wss://…, or a command line";
             return Err(format!("name a subject: {kinds}"));
         }
         command => {
@@ -143,7 +145,7 @@ impl Subject {
             return Ok(self);
         }
         match &self.kind {
-            Kind::Floor => Err("the floor is a bare pipe: there is none over TLS".into()),
+            Kind::Floor(_) => Err("the floor is a bare pipe: there is none over TLS".into()),
             Kind::Url { url, .. } => Err(format!("{url} is not TLS: write wss://")),
             Kind::Command(_) => Err(format!(
                 "`{}` lacks {{cert}} and {{key}}, the files of its certificate",
@@ -182,7 +184,7 @@ impl Subject {
 
     /// Whether it speaks the relay's protocol.
     pub(crate) fn is_a_relay(&self) -> bool {
-        self.kind != Kind::Floor
+        !matches!(self.kind, Kind::Floor(_))
     }
 
     /// Starts the subject on the first `workers` CPUs, for frames of `size` bytes, or finds it. With
@@ -224,7 +226,7 @@ impl Subject {
         command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn()?;
         let wire = match self.kind {
-            Kind::Floor => Wire::Floor { record: size },
+            Kind::Floor(_) => Wire::Floor { record: size },
             _ => Wire::WebSocket,
         };
         let host = match self.tls {
@@ -262,12 +264,13 @@ impl Subject {
             }
             Kind::Build(program) => self.relay_words(program),
             kind => {
-                let mode = if *kind == Kind::Floor { "floor" } else { "baseline" };
+                let mode = if matches!(kind, Kind::Floor(_)) { "floor" } else { "baseline" };
                 let own = own.to_string_lossy();
                 let words = [&own, mode, "--listen", "{listen}", "--workers", "{workers}"];
                 let tls = ["--tls-cert", "{cert}", "--tls-key", "{key}"];
                 let tls = tls.into_iter().filter(|_| self.tls);
-                words.into_iter().chain(tls).map(str::to_owned).collect()
+                let epoll = (*kind == Kind::Floor(Means::Epoll)).then_some("--epoll");
+                words.into_iter().chain(tls).chain(epoll).map(str::to_owned).collect()
             }
         })
     }
@@ -314,6 +317,16 @@ impl Running {
         self.pid.map(|pid| proc::times(pid).map(|times| times.cpu)).transpose()
     }
 
+    /// Its process, if it is known.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    /// How often its threads slept and were woken, if its process is known.
+    pub(crate) fn wakes(&self) -> Outcome<Option<u64>> {
+        self.pid.map(proc::wakes).transpose()
+    }
+
     /// Its resident memory in bytes, if its process is known.
     pub(crate) fn resident_bytes(&self) -> Outcome<Option<u64>> {
         self.pid.map(proc::resident_bytes).transpose()
@@ -327,6 +340,11 @@ impl Running {
     /// The sizes of its tables, if it tells them.
     pub(crate) fn tables(&self) -> Outcome<Option<Tables>> {
         self.metrics.map(Tables::read).transpose()
+    }
+
+    /// Whether it tells the sizes of its tables.
+    pub(crate) fn tells(&self) -> bool {
+        self.metrics.is_some()
     }
 
     /// Whether it still runs, as far as we can tell.
@@ -428,7 +446,7 @@ mod tests {
     fn subjects_are_names_urls_and_command_lines() {
         assert_eq!(subject("relay").kind, Kind::This);
         assert_eq!(subject("baseline").kind, Kind::Baseline);
-        assert!(!subject("floor").is_a_relay());
+        assert!(!subject("floor").is_a_relay() && !subject("floor-epoll").is_a_relay());
         let url = Kind::Url { url: "ws://h:1/p".into(), pid: Some(7), name: None, ca: None };
         assert_eq!(subject("ws://h:1/p#7").kind, url);
         assert_eq!(subject("ws://h:1/p").with_pid(Some(7)).kind, url);

@@ -4,6 +4,7 @@ use crate::drift::Drift;
 use crate::faults::Faults;
 use crate::measured::{Measured, Tls, Traffic};
 use crate::storms::Cost;
+use crate::syscalls::Calls;
 use crate::tls::{Agreed, Handshakes};
 
 /// What a value is called, and how it is written.
@@ -28,6 +29,21 @@ pub(crate) fn title(measured: &Measured) -> String {
     format!("{subject}: {scenario} {shape}{bytes}, {workers} {threads}, {seconds:.0} s")
 }
 
+/// A value that a measurement may have: its name, and how many digits of it are told.
+type Value = (&'static str, usize, fn(&Measured) -> Option<f64>);
+
+/// How often the relay sleeps, and its system calls.
+pub(crate) const CALLS: [Value; 8] = [
+    ("wakes per message", 3, |m| m.traffic?.wakes_per_message),
+    ("io_uring_enter per wake", 2, |m| m.per_wake(m.calls.as_ref()?.enters())),
+    ("epoll_wait per wake", 2, |m| m.per_wake(m.calls.as_ref()?.epoll_waits())),
+    ("system calls per message", 3, |m| Some(m.calls.as_ref()?.all())),
+    ("  io_uring_enter", 3, |m| Some(m.calls.as_ref()?.enters())),
+    ("  epoll_wait and its like", 3, |m| Some(m.calls.as_ref()?.epoll_waits())),
+    ("  sendto, write and their like", 3, |m| Some(m.calls.as_ref()?.sends())),
+    ("  recvfrom, read and their like", 3, |m| Some(m.calls.as_ref()?.receives())),
+];
+
 /// The values that this scenario has.
 pub(crate) fn rows(measured: &Measured) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -39,7 +55,7 @@ pub(crate) fn rows(measured: &Measured) -> Vec<Row> {
     if let Some(traffic) = &measured.traffic {
         let Traffic { round_trip, .. } = *traffic;
         let churned = Some(traffic.reconnections_per_second).filter(|rate| *rate > 0.0);
-        let late = Some(traffic.late_p99_us).filter(|late| *late > 0.0);
+        let late = |us: f64| Some(us).filter(|_| measured.is_timed());
         row("relay CPU per message", traffic.cpu_us_per_message, 2, "us");
         row("messages per second", Some(traffic.messages_per_second), 0, "");
         row("round trip p50", Some(round_trip.p50_us), 0, "us");
@@ -47,9 +63,13 @@ pub(crate) fn rows(measured: &Measured) -> Vec<Row> {
         row("round trip p99", Some(round_trip.p99_us), 0, "us");
         row("round trip p99.9", Some(round_trip.p999_us), 0, "us");
         row("round trip max", Some(round_trip.max_us), 0, "us");
-        row("  of it until the question left, p99", late, 0, "us");
+        row("  of it until the question left, p50", late(traffic.late_p50_us), 0, "us");
+        row("  of it until the question left, p99", late(traffic.late_p99_us), 0, "us");
         row("slowest phone, of the median phone's frames", Some(traffic.slowest_share), 2, "");
         row("phones that came anew, per second", churned, 0, "");
+    }
+    for (what, digits, of) in CALLS {
+        row(what, of(measured), digits, "");
     }
     let connecting = &measured.connecting;
     row("CPU per idle connection", measured.idle_cpu_us_per_second, 3, "us/s");
@@ -103,6 +123,10 @@ pub(crate) fn notes(measured: &Measured) -> Vec<String> {
             notes.push("No heartbeat fell into this time: measure for longer.".into());
         }
     }
+    notes.extend(measured.lateness());
+    if let Some(Calls { means, .. }) = &measured.calls {
+        notes.push(format!("System calls were counted by {means}, after what else was measured."));
+    }
     notes.extend(measured.faults.iter().map(faults));
     notes.extend(drift(measured));
     notes.extend(measured.tls.iter().map(tls));
@@ -135,8 +159,7 @@ fn tls(tls: &Tls) -> String {
 }
 
 fn bottleneck(measured: &Measured) -> Option<String> {
-    let open = measured.scenario.contains("a second");
-    (!open).then(|| format!("Bottleneck: {}.", measured.load.bottleneck))
+    (!measured.is_timed()).then(|| format!("Bottleneck: {}.", measured.load.bottleneck))
 }
 
 /// What went wrong on purpose, and how often.
@@ -176,6 +199,7 @@ pub(crate) mod tests {
             size: 200,
             workers: 1,
             seconds: 5.0,
+            calls: None,
             traffic: traffic.then(|| Traffic {
                 messages: 5000,
                 cpu_us_per_message: Some(4.25),

@@ -287,19 +287,69 @@ fn a_relay_that_is_not_there_is_named() {
 fn subjects_are_compared_and_reported() {
     let page = std::env::temp_dir().join(format!("loadtest-compare-{}.html", std::process::id()));
     let output = Command::new(TOOL)
-        .args("compare baseline floor --shape 2x2 --seconds 0.3 --warm-up 0 --rounds 2".split(' '))
+        .args("compare baseline floor --shape 2x2 --seconds 1 --warm-up 0 --rounds 2".split(' '))
         .args(["--json", "--report"])
         .arg(&page)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(told["reference"], "baseline");
+    assert_eq!(told["references"][0], "baseline");
     assert_eq!(told["runs"].as_array().unwrap().len(), 4);
     let floor = &told["compared"][1];
     assert_eq!(floor["subject"], "floor");
-    assert!(floor["ratio"]["median"].as_f64().unwrap() > 0.0);
+    assert!(floor["ratios"][0]["median"].as_f64().unwrap() > 0.0);
     let written = std::fs::read_to_string(&page).unwrap();
     std::fs::remove_file(&page).unwrap();
     assert!(written.contains("<svg") && written.ends_with("</html>\n"));
+}
+
+/// What the tool says to these arguments, which must be to its liking.
+fn told(arguments: &str) -> serde_json::Value {
+    let mut command = Command::new(TOOL);
+    command.args(arguments.split(' ')).arg("--json").stdin(Stdio::null());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn both_floors_carry_frames_of_every_size() {
+    for floor in ["floor", "floor-epoll"] {
+        for load in ["--shape 4x4 --size 87380", "--shape 2x2 --size 262000 --window 8"] {
+            let told = told(&format!("echo --relay {floor} {load} --seconds 1 --warm-up 0"));
+            assert!(told["traffic"]["messages"].as_u64().unwrap() > 0, "{floor}, {load}");
+        }
+    }
+}
+
+#[test]
+fn attacks_are_told_with_what_bystanders_felt() {
+    let told = told("hostile baseline --attack none --attack unknown --seconds 1 --workers 1");
+    let attacks: Vec<_> = told.as_array().unwrap().iter().map(|one| &one["attack"]).collect();
+    assert_eq!(attacks, ["none", "unknown conn_ids", "none, over TLS"]);
+    for one in told.as_array().unwrap() {
+        assert!(one["established"]["count"].as_u64().unwrap() > 0, "{one}");
+        assert!(one["newcomers"]["count"].as_u64().unwrap() > 0, "{one}");
+    }
+    let unknown = &told[1];
+    assert!(unknown["taken_millions"].as_f64().unwrap() > 0.0, "{unknown}");
+}
+
+/// A floor waits and sends in one call; where neither perf nor strace may count, nothing is shown.
+#[test]
+fn system_calls_are_counted_for_each_message_and_wake() {
+    let mut command = Command::new(TOOL);
+    let load = "echo --relay floor --shape 4x4 --rate 500 --seconds 1 --warm-up 0 --syscalls";
+    let output = command.args(load.split(' ')).arg("--json").stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("system calls cannot be counted on this machine") {
+        eprintln!("SKIPPED: {said}");
+        return;
+    }
+    assert!(output.status.success(), "{said}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let enters = told["calls"]["per_message"]["io_uring_enter"].as_f64().unwrap();
+    assert!((0.05..1.5).contains(&enters), "{}", told["calls"]);
+    assert!(told["traffic"]["wakes_per_message"].as_f64().unwrap() > 0.0, "{told}");
 }

@@ -13,13 +13,16 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use super::command::COMMANDS;
 use super::{
     DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
-    RateLimit, listen, networks, trial_commands, units,
+    RateLimit, VERSION, listen, networks, trial_commands, units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.
 const MAX_CONNECTIONS: usize = 1 << 30;
 /// The most phones that one server-id may be given.
 const MAX_PHONES: usize = 65_536;
+
+/// A switch in the Go relay.
+const NAMES_PROXIES: &str = "--trust-x-forwarded-for";
 
 const ABOUT: &str = "\
 Connects phones to a pyry daemon that no one can dial, because it is behind NAT. The daemon (the \
@@ -32,7 +35,7 @@ Without any flag it serves plain WebSocket on 127.0.0.1:8080, for trying it out.
 #[derive(Debug, Parser)]
 #[command(
     name = PROGRAM,
-    version,
+    version = VERSION,
     about = ABOUT,
     long_about = None,
     override_usage = "pyrycode-relay [COMMAND] [FLAGS]",
@@ -99,7 +102,7 @@ pub(super) struct Flags {
     /// none of these networks
     #[arg(
         help_heading = "Behind a proxy", long, value_name = "CIDR,…", default_value = "",
-        hide_default_value = true, value_parser = networks::parse
+        hide_default_value = true, value_parser = networks::trusted
     )]
     pub(super) trust_x_forwarded_for: networks::Networks,
 
@@ -262,6 +265,16 @@ impl Flags {
     /// The refusal, and the flag that it is about, if any.
     pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, (Exit, String)> {
         let (args, _) = double_dashes(args);
+        // Given as a switch, it would take the next flag for its value, and whatever stands behind
+        // that would be blamed.
+        let is_switch = |two: &[OsString]| {
+            let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+            matches!(two, [name, next] if name == NAMES_PROXIES && is_flag(next))
+        };
+        if args.windows(2).any(is_switch) {
+            let exit = Exit::refusal(&format!("{NAMES_PROXIES}: {}", networks::NOT_A_SWITCH));
+            return Err((exit, NAMES_PROXIES.to_owned()));
+        }
         command()
             .try_get_matches_from(args)
             .and_then(|matches| Self::from_arg_matches(&matches))
@@ -381,7 +394,9 @@ fn exit(err: &clap::Error) -> (Exit, String) {
                 Some(ContextValue::Strings(choices)) if !choices.is_empty() => choices.join(", "),
                 _ => arg.split(" <").nth(1).unwrap_or_default().trim_end_matches('>').to_owned(),
             };
-            if value.is_empty() {
+            if value.is_empty() && flag == NAMES_PROXIES {
+                format!("{flag}: {}", networks::NOT_A_SWITCH)
+            } else if value.is_empty() {
                 format!("{flag}: it needs a value: {choices}")
             } else {
                 format!("{flag}: {value:?} is none of {choices}")

@@ -35,8 +35,9 @@ use units::OrOff;
 
 /// The program's name, as `--version` and every refusal begin with it.
 pub const PROGRAM: &str = "pyrycode-relay";
-/// The program's version, as `--version` and `/healthz` tell it.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The program's version and, behind a plus sign, the commit that it was built from, as `--version`
+/// and `/healthz` tell it.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("PYRYCODE_RELAY_COMMIT"));
 
 /// Where a bare run listens: the embedded default for trying the relay out.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -50,7 +51,7 @@ const DEFAULT_HTTPS_LISTEN: SocketAddr =
 const DEFAULT_HTTP_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
 /// The ACME directory unless another is asked for: Let's Encrypt's.
-const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+pub(crate) const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// The folder that holds [`CERT_CACHE_FOLDER`] where systemd gives none.
 const DEFAULT_STATE_FOLDER: &str = "/var/lib/pyrycode-relay";
 const CERT_CACHE_FOLDER: &str = "certificates";
@@ -100,6 +101,8 @@ pub struct Config {
     pub proxy_protocol_from: Arc<[IpNet]>,
     /// What must not be in production is refused.
     pub production: bool,
+    /// It runs on a platform that starts further instances at a word.
+    pub may_be_one_of_many: bool,
     /// The operator says that this is the only relay of its server-ids.
     pub single_instance: bool,
     /// A service account's key as JSON, or the path to it; without it nobody is woken.
@@ -354,6 +357,7 @@ impl Config {
             max_connections,
             max_connections_per_address: per_address.on(),
             production: environment.production,
+            may_be_one_of_many: environment.may_be_one_of_many,
             single_instance: environment.single_instance,
             fcm_credentials: environment.fcm_credentials.clone(),
             fcm_endpoints: FcmEndpoints {
@@ -382,11 +386,13 @@ impl Config {
         let per_address = self.max_connections_per_address.map(|limit| limit.to_string());
         let rate = self.rate_limit.map(units::show_rate);
         format!(
-            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}",
+            "--max-connections {} ({}) --max-connections-per-address {} --rate-limit {}; before \
+             their upgrade at most {} sockets",
             self.max_connections,
             self.capacity,
             or_off(per_address),
-            or_off(rate)
+            or_off(rate),
+            self.capacity.visitors
         )
     }
 }
@@ -395,6 +401,8 @@ impl Config {
 #[derive(Debug, Clone, Default)]
 struct Environment {
     production: bool,
+    /// Fly.io names the app in every machine of it, and `fly scale count` adds machines.
+    may_be_one_of_many: bool,
     single_instance: bool,
     fcm_credentials: Option<Secret>,
     /// The folder that systemd gives the service (systemd.exec(5), `StateDirectory=`).
@@ -406,6 +414,7 @@ impl Environment {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Ok(Self {
             production: switch("PYRYCODE_RELAY_PRODUCTION")?,
+            may_be_one_of_many: variable("FLY_APP_NAME").is_some(),
             single_instance: switch("PYRYCODE_RELAY_SINGLE_INSTANCE")?,
             fcm_credentials: variable("PYRYCODE_RELAY_FCM_CREDENTIALS").map(Secret),
             state_folder: variable("STATE_DIRECTORY").map(PathBuf::from),
@@ -434,7 +443,8 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
     ];
     let acme_given = [
         ("--cert-cache", flags.cert_cache.is_some()),
-        ("--http-listen", flags.http_listen.is_some()),
+        // Nowhere is where nothing but ACME listens anyway.
+        ("--http-listen", matches!(flags.http_listen, Some(Place::At(_)))),
         ("--acme-directory", flags.acme_directory.is_some()),
         ("--acme-ca", flags.acme_ca.is_some()),
     ];

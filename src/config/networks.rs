@@ -17,6 +17,19 @@ pub(super) fn parse(text: &str) -> Result<Networks, String> {
     entries.map(network).collect()
 }
 
+/// What the flag of the Go relay meant, of which this one has only the name.
+pub(super) const NOT_A_SWITCH: &str = "it names the proxies that are believed, as in \
+     --trust-x-forwarded-for 10.0.0.0/8; the switch of this name in the Go relay believed whoever \
+     connects, which is 0.0.0.0/0,::/0 here";
+
+/// As [`parse`], and says what is different to whoever comes from the Go relay.
+pub(super) fn trusted(text: &str) -> Result<Networks, String> {
+    // What Go reads for a switch.
+    let is_of_switch =
+        ["true", "false", "t", "f", "1", "0"].contains(&text.to_ascii_lowercase().as_str());
+    if is_of_switch { Err(NOT_A_SWITCH.to_owned()) } else { parse(text) }
+}
+
 fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));

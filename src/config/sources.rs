@@ -15,7 +15,9 @@ use std::path::Path;
 /// What every variable begins with.
 const PREFIX: &str = "PYRYCODE_RELAY_";
 /// Variables that are no flag's.
-const OTHER_VARIABLES: [&str; 3] = [
+const OTHER_VARIABLES: [&str; 4] = [
+    // Who builds it says so there.
+    "PYRYCODE_RELAY_COMMIT",
     "PYRYCODE_RELAY_PRODUCTION",
     "PYRYCODE_RELAY_SINGLE_INSTANCE",
     "PYRYCODE_RELAY_FCM_CREDENTIALS",
@@ -157,8 +159,12 @@ pub(super) fn blame(exit: Exit, origins: &Origins) -> Exit {
 /// The lines of a configuration file: number, flag and value.
 fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String)>, Exit> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Exit::refusal(&format!("--config: {shown} cannot be read: {error}")))?;
+    let unreadable = |why: &str| Exit::refusal(&format!("--config: {shown} cannot be read: {why}"));
+    let bytes = std::fs::read(path).map_err(|error| unreadable(&error.to_string()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| unreadable("it is not text in UTF-8; save it as such"))?;
+    // What some editors write in front.
+    let text = text.trim_start_matches('\u{feff}');
     let mut lines: Vec<(usize, String, String)> = Vec::new();
     for (number, line) in text.lines().enumerate().map(|(index, line)| (index + 1, line.trim())) {
         if line.is_empty() || line.starts_with('#') {

@@ -52,12 +52,18 @@ fn bare_run_takes_the_documented_defaults() {
             is_default: true,
         }),
         rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
-        capacity: Capacity { by_descriptors: 19_464, by_memory: 325_920 },
+        capacity: Capacity {
+            by_descriptors: 19_464,
+            by_memory: 325_920,
+            visitors: 5000,
+            sockets: 19_720,
+        },
         max_connections: 19_464,
         max_connections_per_address: Some(4866),
         trust_x_forwarded_for: Arc::default(),
         proxy_protocol_from: Arc::default(),
         production: false,
+        may_be_one_of_many: false,
         single_instance: false,
         fcm_credentials: None,
         fcm_endpoints: FcmEndpoints::default(),
@@ -144,6 +150,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         ("workers", "7", |c| {
             c.workers = 7;
             c.capacity.by_descriptors = 19_432;
+            c.capacity.sockets = 19_688;
             c.max_connections = 19_432;
             c.max_connections_per_address = Some(4858);
         }),
@@ -206,7 +213,7 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
         (&["--memory-budget=2GiB"], "--memory-budget: 2048MiB is more than the 1024MiB"),
         (
             &["--memory-budget=1MiB", "--workers=4"],
-            "--memory-budget: 1MiB is too little for 4 workers; give it at least 2MiB, or lower \
+            "--memory-budget: 1MiB is too little for 4 workers; give it at least 4MiB, or lower \
              --workers",
         ),
         (&["--insecure-listen=8080"], "--insecure-listen: \"8080\" is not host:port; write"),
@@ -257,7 +264,7 @@ fn budget_follows_the_memory_limit_and_the_workers() {
     assert_eq!(budget(None, "1"), Ok(64 << 20));
     assert_eq!(budget(Some(2 << 20), "1"), Ok(1 << 20));
     assert_eq!(budget(Some(1 << 19), "1"), Ok(1 << 20));
-    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB / 2));
+    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB));
     let message = budget(Some(16 << 20), "64").unwrap_err().message;
     assert!(message.contains("16MiB is too little for 64 workers"), "{message}");
 }
@@ -388,7 +395,8 @@ fn connections_by_default_are_what_descriptors_and_memory_allow() {
     assert_eq!(
         small.show_limits(),
         "--max-connections 18770 (descriptors allow 19464, memory 18770) \
-         --max-connections-per-address 4692 --rate-limit 20/6s"
+         --max-connections-per-address 4692 --rate-limit 20/6s; before \
+         their upgrade at most 4692 sockets"
     );
     let asked = with(
         Some(64 << 20),
@@ -397,9 +405,10 @@ fn connections_by_default_are_what_descriptors_and_memory_allow() {
     assert_eq!(
         asked.show_limits(),
         "--max-connections 30 (descriptors allow 19464, memory 18770) \
-         --max-connections-per-address off --rate-limit 3/1m30s"
+         --max-connections-per-address off --rate-limit 3/1m30s; before \
+         their upgrade at most 4692 sockets"
     );
     let off = with(None, &["--rate-limit=off", "--memory-budget=252MiB"]);
     assert_eq!((off.max_connections, off.max_connections_per_address), (1, Some(16)));
-    assert!(off.show_limits().ends_with("--rate-limit off"));
+    assert!(off.show_limits().contains("--rate-limit off; before"));
 }

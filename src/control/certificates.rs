@@ -6,7 +6,7 @@ mod pair;
 pub use files::Files;
 pub use pair::{Fault, Pair, Validity};
 
-use crate::worker::tls::ACME_TLS;
+use crate::worker::tls::{self, ACME_TLS};
 use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring;
@@ -156,6 +156,7 @@ pub fn server_config(certificates: &Arc<Certificates>) -> Result<Arc<ServerConfi
     config.ticketer = ring::Ticketer::new()?;
     // A client of the relay opens one connection at a time.
     config.send_tls13_tickets = 1;
+    tls::give_away(&mut config);
     Ok(Arc::new(config))
 }
 

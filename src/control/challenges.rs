@@ -6,7 +6,6 @@
 //! is let in.
 
 use crate::telemetry::Remote;
-use crate::worker::listener;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -15,7 +14,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,16 +90,6 @@ impl Drop for Offer {
     fn drop(&mut self) {
         self.challenges.offers(|offered| offered.remove(&self.token));
     }
-}
-
-/// Listens on `address`; port 0 takes any free port. Needs a tokio runtime.
-///
-/// # Errors
-///
-/// The address cannot be bound.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = listener::bind(address, 1)?.pop().ok_or(io::ErrorKind::AddrNotAvailable)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// Answers for ever.

@@ -1,16 +1,16 @@
 //! The workers, as the control plane sees them: it starts them, sends them mail, and asks them for
 //! a census, which a worker that is stuck does not answer.
 
-use super::{explain_no_ring, failure};
+use super::crew::{Crew, End};
+use super::failure;
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
 use crate::relay::admission::Admission;
 use crate::relay::budget::SharedBudget;
 use crate::relay::{Described, Owners, Settings};
-use crate::worker::{self, Mail, ProxyHeaders, Start};
+use crate::worker::{Mail, ProxyHeaders, Start};
 use rustls::ServerConfig;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
@@ -18,9 +18,6 @@ use tracing::error;
 
 /// How long a worker has to describe some of its connections.
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a worker thread ended with.
-type End = io::Result<()>;
 
 /// What the workers are started with, beside the configuration.
 pub(super) struct Equipment {
@@ -46,7 +43,7 @@ impl Ends {
     /// The next worker ended, which nobody asked it to.
     pub(super) async fn failure(&mut self) -> Exit {
         let why = match self.0.recv().await {
-            Some(Err(error)) => format!("a worker failed: {}", explain_no_ring(&error)),
+            Some(Err(error)) => format!("a worker failed: {error}"),
             _ => "a worker ended although nobody asked it to".to_owned(),
         };
         error!(err = why, "worker_failed");
@@ -62,36 +59,18 @@ impl Ends {
 }
 
 impl Fleet {
-    /// Starts the workers and waits until each accepts.
-    pub(super) async fn start(config: &Config, equipment: Equipment) -> Result<(Self, Ends), Exit> {
-        let (ended, ends) = unbounded_channel();
-        let (ready, mut readies) = unbounded_channel();
-        let mut ends = Ends(ends);
-        let fleet = Self::spawn(config, equipment, &ready, &ended)?;
-        for _ in &fleet.mailboxes {
-            tokio::select! {
-                _ = readies.recv() => {}
-                failed = ends.failure() => return Err(failed),
-            }
-        }
-        Ok((fleet, ends))
-    }
-
-    fn spawn(
-        config: &Config,
-        equipment: Equipment,
-        ready: &UnboundedSender<()>,
-        ended: &UnboundedSender<End>,
-    ) -> Result<Self, Exit> {
+    /// Tells each of the crew what to do. There is a listener for each.
+    pub(super) fn start(config: &Config, crew: Crew, equipment: Equipment) -> (Self, Ends) {
+        let Crew { starts, ends } = crew;
         let Equipment { listeners, tls, push, epoch } = equipment;
         let proxy_headers = match &config.https {
             Some(https) if https.proxy_protocol => ProxyHeaders::Always,
             _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
         };
-        let owners = Owners::new(rand::random(), config.workers);
-        let budget = SharedBudget::new(config.memory_budget_bytes, config.workers);
+        let owners = Owners::new(rand::random(), starts.len());
+        let budget = SharedBudget::new(config.memory_budget_bytes, starts.len());
         let admission = Admission::new(config.into(), config.into(), rand::random());
-        let metrics = Metrics::new(config.workers);
+        let metrics = Metrics::new(starts.len());
         let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
         let (wakes, requests) = channel(push::MAX_WAITING);
         let push_is_on = push.is_some();
@@ -99,8 +78,9 @@ impl Fleet {
             tokio::spawn(push.run(requests, metrics.clone()));
         }
         let (mailboxes, receivers): (Vec<_>, Vec<_>) =
-            (0..config.workers).map(|_| unbounded_channel()).unzip();
-        for (number, (listener, mailbox)) in listeners.into_iter().zip(receivers).enumerate() {
+            starts.iter().map(|_| unbounded_channel()).unzip();
+        let places = starts.into_iter().zip(listeners).zip(receivers);
+        for (number, ((worker, listener), mailbox)) in places.enumerate() {
             let settings = Settings {
                 worker: number,
                 owners: owners.clone(),
@@ -121,19 +101,12 @@ impl Fleet {
                 mailbox,
                 mailboxes: mailboxes.clone(),
                 epoch,
-                ready: ready.clone(),
                 wakes: wakes.clone(),
             };
-            let ended = ended.clone();
-            std::thread::Builder::new()
-                .name(format!("worker-{number}"))
-                .spawn(move || {
-                    // Nobody listens any more only where the process is ending.
-                    let _ = ended.send(worker::run(start));
-                })
-                .map_err(|error| failure(format!("worker {number} cannot start: {error}")))?;
+            // Fails only where the thread has ended, which it tells by itself.
+            let _ = worker.send(start);
         }
-        Ok(Self { mailboxes, metrics, admission })
+        (Self { mailboxes, metrics, admission }, Ends(ends))
     }
 
     /// How many there are.

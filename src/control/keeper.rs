@@ -3,9 +3,10 @@
 use super::acme::{Acme, Source};
 use super::certificates::{Certificates, Files, server_config};
 use super::challenges::{self, Challenges};
+use super::listening;
 use crate::config::{CertificateSource, Exit, Https};
+use crate::words;
 use rustls::ServerConfig;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tracing::info;
@@ -31,8 +32,9 @@ impl Keeper {
     /// A refusal: what cannot be served, and how to mend it.
     pub fn open(https: &Https, only_look: bool) -> Result<Self, Exit> {
         let certificates = Certificates::new(https.domain.clone());
-        let config = server_config(&certificates)
-            .map_err(|error| Exit::refusal(&format!("TLS cannot be served: {error}")))?;
+        let config = server_config(&certificates).map_err(|error| {
+            Exit::refusal(&format!("TLS cannot be served: {}", words::of_tls(&error)))
+        })?;
         let source = match &https.certificate {
             CertificateSource::Files { cert, key } => {
                 Kept::Files(Files::open(certificates.clone(), cert, key)?)
@@ -67,14 +69,14 @@ impl Keeper {
     /// # Errors
     ///
     /// The address of `--http-listen`, which cannot be bound.
-    pub fn start(self) -> Result<(), (SocketAddr, io::Error)> {
+    pub fn start(self) -> Result<(), Exit> {
         match self.source {
             Kept::Files(files) => {
                 tokio::spawn(files.watch());
             }
             Kept::Acme { acme, challenges, http_listen } => {
                 if let Some(address) = http_listen {
-                    let listener = challenges::bind(address).map_err(|error| (address, error))?;
+                    let listener = listening::listen_by_tokio("--http-listen", address)?;
                     let bound = listener.local_addr().unwrap_or(address);
                     info!(remote = %bound, "listening_for_challenges");
                     tokio::spawn(challenges::serve(listener, challenges));

@@ -2,19 +2,27 @@
 //! the workers, hears the signals, and ends the process.
 
 //!
+//! - `crew`, `locked_memory`: the workers' threads and rings, before they have anything to do
 //! - `fleet`: the workers, as they are seen from here
-//! - [`keeper`], [`certificates`], [`acme`], [`challenges`]: certificates that look after themselves
+//! - [`keeper`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates that look after themselves
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: what it brings along for the tools around it
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `notify`: what systemd is told
-//! - `production`: what must not be in production
+//! - `listening`, `holder`: the addresses that are listened on, and who else has them
+//! - `production`: what must not be in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
+mod crew;
 mod dump;
+mod explain;
 mod fleet;
+mod holder;
+mod listening;
+mod locked_memory;
 mod monitoring;
 mod notify;
+mod pem;
 mod production;
 mod reload;
 
@@ -28,8 +36,10 @@ pub mod push;
 pub mod status;
 
 use crate::config::{Config, Exit, MetricsListen};
-use crate::telemetry::{self, LostLines};
-use crate::worker::{listener, ring};
+use crate::telemetry::{self, Log};
+use crate::worker::ring;
+use crew::Crew;
+use explain::{MEND_DESCRIPTORS, explain_no_ring};
 use fleet::{Equipment, Fleet};
 use keeper::Keeper;
 use monitoring::Monitoring;
@@ -39,13 +49,12 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
-/// How often lines that the log lost are reported, if there are any.
-const LOST_LINES_EVERY: Duration = Duration::from_secs(10);
+/// How often the log is asked for what it did not write.
+const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the relay until it is asked to stop.
 ///
@@ -60,19 +69,16 @@ pub fn run(
 ) -> Result<(), Exit> {
     let epoch = Instant::now();
     let (keeper, push) = open(config, false)?;
-    raise_descriptor_limit();
-    let (flag, address) = match (&config.insecure, &config.https) {
-        (Some(listen), _) => ("--insecure-listen", listen.addr),
-        (None, Some(https)) => ("--https-listen", https.listen),
-        (None, None) => return Err(failure("there is nothing to listen on".to_owned())),
-    };
-    let listeners = listener::bind(address, config.workers)
-        .map_err(|error| failure(explain_no_listener(flag, address, &error)))?;
+    raise_descriptor_limit(config.workers)?;
+    let crew = Crew::muster(config)?;
+    let (flag, address) = listening::place(config)?;
+    let listeners = listening::listen(flag, address, crew.starts.len())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    let ended = runtime.block_on(supervise(config, log, listeners, (keeper, push), epoch, reread));
+    let ready = (crew, listeners);
+    let ended = runtime.block_on(supervise(config, log, ready, (keeper, push), epoch, reread));
     // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
     runtime.shutdown_background();
     ended
@@ -85,8 +91,12 @@ pub fn run(
 /// A refusal, or why io_uring is not to be had (exit code 1): what is wrong, and how to mend it.
 pub fn check(config: &Config) -> Result<(), Exit> {
     open(config, true)?;
+    let plan = locked_memory::plan(config.workers)?;
+    ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
+    locked_memory::warn_of(config.workers, &plan);
     production::warn_of_privileges(config);
-    Ok(())
+    // Last, so that whoever looks while the relay runs knows that the rest is in order.
+    listening::check(config)
 }
 
 /// All that can be found out before anything listens. A misspelt variable comes first: it may be
@@ -99,7 +109,6 @@ fn open(config: &Config, only_look: bool) -> Result<(Option<Keeper>, Option<Push
     production::check(config)?;
     let keeper = config.https.as_ref().map(|https| Keeper::open(https, only_look)).transpose()?;
     let push = Push::from_config(config)?;
-    ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     Ok((keeper, push))
 }
 
@@ -119,11 +128,11 @@ pub fn status(config: &Config) -> Result<String, Exit> {
     runtime.block_on(status::status(addr)).map_err(failure)
 }
 
-/// Starts the workers and waits: for a signal, or for a worker that fails.
+/// Puts the crew to work and waits: for a signal, or for a worker that fails.
 async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
-    listeners: Vec<socket2::Socket>,
+    (crew, listeners): (Crew, Vec<socket2::Socket>),
     (keeper, push): (Option<Keeper>, Option<Push>),
     epoch: Instant,
     reread: impl Fn() -> Result<Config, Exit>,
@@ -133,20 +142,18 @@ async fn supervise(
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;
     let mut user_1 = signal(SignalKind::user_defined1()).map_err(no_signals)?;
-    let metrics_listener = config.metrics_listen.map(bind_metrics).transpose()?.flatten();
+    let metrics_listener = config.metrics_listen.map(listening::for_metrics).transpose()?.flatten();
     let tls = keeper.as_ref().map(Keeper::server_config);
     let certificates = keeper.as_ref().map(Keeper::certificates);
     if let Some(keeper) = keeper {
-        keeper.start().map_err(|(address, error)| {
-            failure(explain_no_listener("--http-listen", address, &error))
-        })?;
+        keeper.start()?;
     }
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let equipment = Equipment { listeners, tls, push, epoch };
-    let (fleet, mut ends) = Fleet::start(config, equipment).await?;
+    let (fleet, mut ends) = Fleet::start(config, crew, equipment);
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
-        log: log.lost(),
+        log: log.log(),
         certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
         epoch,
@@ -168,7 +175,7 @@ async fn supervise(
     }
     let mut live =
         Live { config: config.clone(), fleet: fleet.clone(), certificates, level: log.level() };
-    tokio::spawn(report_lost_lines(log.lost()));
+    tokio::spawn(report_unlogged(log.log()));
     tokio::spawn(notify::watchdog(fleet.clone()));
     loop {
         tokio::select! {
@@ -207,40 +214,18 @@ fn since_1970(epoch: Instant) -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
-/// The listener for metrics. A default that is taken is no reason not to serve: another relay of
-/// this machine may have it.
-fn bind_metrics(listen: MetricsListen) -> Result<Option<TcpListener>, Exit> {
-    let bound = listener::bind(listen.addr, 1).and_then(|mut bound| {
-        let socket = bound.pop().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        TcpListener::from_std(socket.into())
-    });
-    match bound {
-        Ok(listener) => {
-            let address = listener.local_addr().unwrap_or(listen.addr);
-            info!(remote = %address, "listening_for_metrics");
-            Ok(Some(listener))
-        }
-        Err(error) if listen.is_default => {
-            let err = format!(
-                "{error}: there are no metrics and no status page on {}; choose another address \
-                 with --metrics-listen",
-                listen.addr
-            );
-            warn!(err, "metrics_not_served");
-            Ok(None)
-        }
-        Err(error) => Err(failure(explain_no_listener("--metrics-listen", listen.addr, &error))),
-    }
-}
-
-/// Says, for ever and now and then, how much the log does not tell.
-async fn report_lost_lines(log: LostLines) {
+/// Reports every few seconds how many lines the log has only counted, and how many it has lost.
+async fn report_unlogged(log: Log) {
     let mut reported = 0;
     loop {
-        tokio::time::sleep(LOST_LINES_EVERY).await;
-        let lost = log.get();
+        tokio::time::sleep(UNLOGGED_EVERY).await;
+        log.tell_omitted();
+        let lost = log.lost_lines();
         if lost > reported {
-            let err = format!("{} lines were not written: too many at once", lost - reported);
+            let err = format!(
+                "{} lines were dropped because standard error was not read in time",
+                lost - reported
+            );
             error!(err, "log_lines_lost");
             reported = lost;
         }
@@ -259,46 +244,34 @@ fn print_trial(address: std::net::SocketAddr) {
     );
 }
 
+/// Descriptors that the process needs beside those of its workers and connections.
+const OWN_DESCRIPTORS: u64 = 24;
+/// What a worker has of them before anybody connects.
+const DESCRIPTORS_PER_WORKER: u64 = 8;
+
 /// Each connection needs a descriptor, so take all that we may (PROTOCOL.md, chapter 6).
-fn raise_descriptor_limit() {
+///
+/// # Errors
+///
+/// There are too few to begin with.
+fn raise_descriptor_limit(workers: usize) -> Result<(), Exit> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(errno) = setrlimit(Resource::Nofile, limit) {
         warn!(err = %errno, "descriptor_limit_not_raised");
     }
+    let (has, needs) =
+        (process::max_descriptors(), OWN_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64);
+    if has < needs {
+        return Err(failure(format!(
+            "{workers} workers need {needs} descriptors before anybody connects, and this process \
+             may have {has}; {MEND_DESCRIPTORS}"
+        )));
+    }
+    Ok(())
 }
 
 fn failure(message: String) -> Exit {
     Exit { code: 1, message: format!("pyrycode-relay: {message}"), to_stdout: false }
-}
-
-fn explain_no_listener(flag: &str, address: std::net::SocketAddr, error: &io::Error) -> String {
-    let mend = match error.kind() {
-        io::ErrorKind::AddrInUse => "another process listens there; stop it or choose another port",
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need CAP_NET_BIND_SERVICE; grant it or choose another port"
-        }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another",
-        _ => "choose another address",
-    };
-    format!("cannot listen on {address}: {error}: {mend} ({flag})")
-}
-
-fn explain_no_ring(error: &io::Error) -> String {
-    let mend = match error.raw_os_error() {
-        Some(libc::ENOSYS) => {
-            "this kernel has no io_uring, or a seccomp filter hides it; \
-             use Linux 6.1 or later, and in a container allow the io_uring system calls"
-        }
-        Some(libc::EPERM | libc::EACCES) => {
-            "io_uring is forbidden: set kernel.io_uring_disabled to 0 with sysctl, \
-             or, in a container, allow io_uring_setup, io_uring_enter and io_uring_register \
-             in its seccomp profile"
-        }
-        Some(libc::EINVAL) => "this kernel's io_uring is too old; use Linux 6.1 or later",
-        Some(libc::ENOMEM) => "raise the limit on locked memory (ulimit -l)",
-        _ => "see io_uring_setup(2)",
-    };
-    format!("io_uring is not to be had: {error}: {mend}")
 }

@@ -7,7 +7,7 @@ use super::{process, status};
 use crate::config::VERSION;
 use crate::metrics::snapshot::{self, Process, Snapshot};
 use crate::protocol::upgrade::Health;
-use crate::telemetry::LostLines;
+use crate::telemetry::Log;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -52,7 +52,7 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
 /// What there is to be told, and whom to ask.
 pub(super) struct Monitoring {
     pub(super) fleet: Fleet,
-    pub(super) log: LostLines,
+    pub(super) log: Log,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) memory_budget_bytes: u64,
     /// When the process's clock started.
@@ -183,7 +183,7 @@ impl Monitoring {
             max_descriptors: process::max_descriptors(),
             max_connections: self.fleet.admission.limits().max_connections as u64,
             memory_budget_bytes: self.memory_budget_bytes,
-            log_lines_lost: self.log.get(),
+            log_lines_lost: self.log.lost_lines(),
             certificate_failures: certificates.map_or(0, |held| held.failures()),
             certificate_expires_at: certificates.and_then(|held| held.expires_at()),
             worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),
@@ -192,10 +192,13 @@ impl Monitoring {
 }
 
 /// Whether the request was meant for this machine: a page of somebody else's, whose name leads
-/// here, must not read what is told (DNS rebinding).
+/// here, must not read what is told (DNS rebinding). Browsers name the host of every request; what
+/// names none is no browser, but a health checker that speaks HTTP/1.0.
 fn is_local<B>(request: &Request<B>) -> bool {
-    let header = || request.headers().get(HOST)?.to_str().ok();
-    let Some(host) = request.uri().host().or_else(header) else { return false };
+    let header = request.headers().get(HOST).map(|host| host.to_str().unwrap_or("?"));
+    let Some(host) = request.uri().host().or(header).filter(|host| !host.is_empty()) else {
+        return true;
+    };
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
@@ -242,11 +245,14 @@ mod tests {
             ("relay.example.com", false),
             ("localhost.example.com:9090", false),
             ("127.0.0.1.example.com", false),
-            ("", false),
+            ("", true),
         ] {
             let request = Request::builder().uri("/metrics").header(HOST, host).body(()).unwrap();
             assert_eq!(is_local(&request), local, "{host}");
         }
-        assert!(!is_local(&Request::builder().uri("/metrics").body(()).unwrap()));
+        let bytes = HeaderValue::from_bytes(b"relay.\xff").unwrap();
+        let request = Request::builder().uri("/metrics").header(HOST, bytes).body(()).unwrap();
+        assert!(!is_local(&request), "a name, whatever it says");
+        assert!(is_local(&Request::builder().uri("/metrics").body(()).unwrap()));
     }
 }

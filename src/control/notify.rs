@@ -3,6 +3,11 @@
 
 use super::fleet::Fleet;
 use sd_notify::NotifyState;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use tracing::{error, info, warn};
 
@@ -24,11 +29,29 @@ pub(super) fn stopping() {
     send(&[NotifyState::Stopping, NotifyState::Status("shutting down")]);
 }
 
+/// How long a supervisor that does not read may hold this thread up.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 fn send(states: &[NotifyState<'_>]) {
     // Does nothing where nobody supervises the process.
-    if let Err(error) = sd_notify::notify(states) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else {
+        return;
+    };
+    let lines: String = states.iter().map(|state| format!("{state}\n")).collect();
+    if let Err(error) = tell(&socket, &lines) {
         warn!(err = %error, "supervisor_not_told");
     }
+}
+
+/// Sends a datagram to `socket`: a path, or an abstract name, which is written with an @ in front.
+fn tell(socket: &OsStr, lines: &str) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(socket),
+    }?;
+    let datagrams = UnixDatagram::unbound()?;
+    datagrams.set_write_timeout(Some(PATIENCE))?;
+    datagrams.send_to_addr(lines.as_bytes(), &address).map(drop)
 }
 
 /// Tells the watchdog, for ever and twice in its time, that all is well; not while a worker does

@@ -82,12 +82,22 @@ fn faults(privileges: Result<Privileges, String>) -> Vec<String> {
     faults
 }
 
-/// Refuses in production what must not be there; does nothing elsewhere.
+const ONE_INSTANCE: &str = "server-ids are known to one process alone, so two relays for the same daemons would \
+     split them; set PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that this is the only one";
+
+/// Refuses in production what must not be there; elsewhere only what looks like one instance of
+/// many.
 ///
 /// # Errors
 ///
 /// The first fault, and how to mend it.
 pub(super) fn check(config: &Config) -> Result<(), Exit> {
+    if config.may_be_one_of_many && !config.single_instance {
+        return Err(Exit::refusal(&format!(
+            "FLY_APP_NAME is set, so there may be other instances: {ONE_INSTANCE} (and keep `fly \
+             scale count` at 1)"
+        )));
+    }
     if !config.production {
         return Ok(());
     }
@@ -98,10 +108,7 @@ pub(super) fn check(config: &Config) -> Result<(), Exit> {
         ));
     }
     if !config.single_instance {
-        return Err(refusal(
-            "server-ids are known to one process alone, so two relays for the same daemons would \
-             split them; set PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that this is the only one",
-        ));
+        return Err(refusal(ONE_INSTANCE));
     }
     match faults(Privileges::observe()).first() {
         Some(fault) => Err(refusal(fault)),

@@ -94,6 +94,7 @@ families! {
         RefusedConnections "cause=\"max_connections\""
         RefusedOfAddress "cause=\"max_connections_per_address\""
         RefusedVisitors "cause=\"not_upgraded_per_address\""
+        RefusedOldest "cause=\"not_upgraded\""
     }
     "connections" Gauge process "Connections by how far they have come." {
         ConnectionsHead "state=\"head\""
@@ -176,6 +177,12 @@ families! {
     }
     "loop_turns_total" Counter core "Turns of the worker's loop." {
         Turns ""
+    }
+    "ring_enters_total" Counter core "System calls of the worker's ring (io_uring_enter)." {
+        RingEnters ""
+    }
+    "ring_waits_total" Counter core "Those of them that wait where nothing has completed: the worker's wakes." {
+        RingWaits ""
     }
     "loop_completions_total" Counter core "Ring operations that have completed." {
         Completions ""

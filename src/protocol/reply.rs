@@ -1,12 +1,16 @@
 //! HTTP answers, as bytes (PROTOCOL.md, chapter 1). They echo nothing of the request.
 
+use super::fault::Fault;
+
 /// An answer that is no upgrade and no health report. It ends the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// 400: the head breaks RFC 9112, a required header is missing, or the key is bad.
-    BadRequest,
+    BadRequest(Fault),
     /// 400, with the one version that is spoken (RFC 6455, section 4.4).
     UnsupportedVersion,
+    /// 400: HTTP in the clear where TLS is spoken.
+    HttpOnHttps,
     /// 404
     NotFound,
     /// 405
@@ -18,15 +22,15 @@ pub enum Reply {
     RequestTimeout,
     /// 421: the request is for another host (RFC 9110, section 15.5.20).
     MisdirectedRequest,
-    /// 426
-    UpgradeRequired,
+    /// 426: no WebSocket is asked for.
+    UpgradeRequired(Fault),
     /// 429: the caller's address asks for upgrades too often.
     TooManyRequests {
         /// When to try again, in seconds.
         retry_after_s: u64,
     },
     /// 431: the head is too long, or has too many lines.
-    HeadTooLarge,
+    HeadTooLarge(Fault),
     /// 503: there are as many connections as there may be.
     Unavailable {
         /// When to try again, in seconds.
@@ -35,62 +39,65 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// Status, reason phrase, body, and header lines of its own.
-    fn parts(self) -> (&'static str, &'static str, [(&'static str, &'static str); 2]) {
-        const NONE: (&str, &str) = ("", "");
+    /// Why, in one fixed line without its end: the body of the answer, and what a log may say.
+    #[must_use]
+    pub fn text(self) -> &'static str {
         match self {
-            Self::BadRequest => ("400 Bad Request", "bad request\n", [NONE, NONE]),
-            Self::UnsupportedVersion => (
-                "400 Bad Request",
-                "this is WebSocket version 13\n",
-                [("Sec-WebSocket-Version", "13"), NONE],
-            ),
-            Self::NotFound => ("404 Not Found", "not found\n", [NONE, NONE]),
-            Self::MethodNotAllowed { allow } => {
-                ("405 Method Not Allowed", "method not allowed\n", [("Allow", allow), NONE])
+            Self::BadRequest(fault) | Self::UpgradeRequired(fault) | Self::HeadTooLarge(fault) => {
+                fault.text()
             }
-            Self::RequestTimeout => ("408 Request Timeout", "request timeout\n", [NONE, NONE]),
-            Self::MisdirectedRequest => {
-                ("421 Misdirected Request", "this host is not served here\n", [NONE, NONE])
+            Self::UnsupportedVersion => "there must be one header Sec-WebSocket-Version, with 13",
+            // As a Go server says it (net/http).
+            Self::HttpOnHttps => "Client sent an HTTP request to an HTTPS server.",
+            Self::NotFound => "not found",
+            Self::MethodNotAllowed { .. } => {
+                "the method is none of those that the header Allow names"
             }
-            Self::UpgradeRequired => (
-                "426 Upgrade Required",
-                "this is a WebSocket endpoint\n",
-                [("Upgrade", "websocket"), NONE],
-            ),
-            Self::TooManyRequests { .. } => {
-                ("429 Too Many Requests", "too many requests\n", [NONE, NONE])
-            }
-            Self::Unavailable { .. } => {
-                ("503 Service Unavailable", "too many connections\n", [NONE, NONE])
-            }
-            Self::HeadTooLarge => (
-                "431 Request Header Fields Too Large",
-                "request header fields too large\n",
-                [NONE, NONE],
-            ),
+            Self::RequestTimeout => "request timeout",
+            Self::MisdirectedRequest => "the header Host names a host that is not served here",
+            Self::TooManyRequests { .. } => "too many requests",
+            Self::Unavailable { .. } => "too many connections",
+        }
+    }
+
+    /// Status, with its reason phrase.
+    #[must_use]
+    pub fn status(self) -> &'static str {
+        match self {
+            Self::BadRequest(_) | Self::UnsupportedVersion | Self::HttpOnHttps => "400 Bad Request",
+            Self::NotFound => "404 Not Found",
+            Self::MethodNotAllowed { .. } => "405 Method Not Allowed",
+            Self::RequestTimeout => "408 Request Timeout",
+            Self::MisdirectedRequest => "421 Misdirected Request",
+            Self::UpgradeRequired(_) => "426 Upgrade Required",
+            Self::TooManyRequests { .. } => "429 Too Many Requests",
+            Self::HeadTooLarge(_) => "431 Request Header Fields Too Large",
+            Self::Unavailable { .. } => "503 Service Unavailable",
         }
     }
 
     /// Appends the whole answer, without its body if the method was HEAD.
     pub fn write(self, out: &mut Vec<u8>, head_only: bool) {
-        let (status, body, headers) = self.parts();
+        let text = self.text();
+        line(out, &["HTTP/1.1 ", self.status()]);
+        match self {
+            Self::UnsupportedVersion => line(out, &["Sec-WebSocket-Version: 13"]),
+            Self::MethodNotAllowed { allow } => line(out, &["Allow: ", allow]),
+            Self::UpgradeRequired(_) => line(out, &["Upgrade: websocket"]),
+            Self::TooManyRequests { retry_after_s } | Self::Unavailable { retry_after_s } => {
+                line(out, &["Retry-After: ", &retry_after_s.to_string()]);
+            }
+            _ => {}
+        }
         // Connection is a list, and 426 must name Upgrade in it (RFC 9110, section 7.8).
-        let connection = if self == Self::UpgradeRequired { "Upgrade, close" } else { "close" };
-        line(out, &["HTTP/1.1 ", status]);
-        for (name, value) in headers.iter().filter(|(name, _)| !name.is_empty()) {
-            line(out, &[name, ": ", value]);
-        }
-        if let Self::TooManyRequests { retry_after_s } | Self::Unavailable { retry_after_s } = self
-        {
-            line(out, &["Retry-After: ", &retry_after_s.to_string()]);
-        }
-        line(out, &["Connection: ", connection]);
+        let is_426 = matches!(self, Self::UpgradeRequired(_));
+        line(out, &["Connection: ", if is_426 { "Upgrade, close" } else { "close" }]);
         line(out, &["Content-Type: text/plain; charset=utf-8"]);
-        line(out, &["Content-Length: ", &body.len().to_string()]);
+        line(out, &["Content-Length: ", &(text.len() + 1).to_string()]);
         line(out, &[]);
         if !head_only {
-            out.extend_from_slice(body.as_bytes());
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'\n');
         }
     }
 }

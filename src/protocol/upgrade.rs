@@ -3,6 +3,7 @@
 //! httparse reads the syntax. It forgives more than RFC 9112 asks for (bare LF, repeated empty
 //! lines), and what it forgives, request smuggling lives on: [`HeadScanner`] refuses it first.
 
+pub use super::fault::Fault;
 pub use super::reply::{Health, Reply, write_switching_protocols};
 
 use super::ids::ServerId;
@@ -99,7 +100,7 @@ impl HeadScanner {
         self.searched = head.len().saturating_sub(3) as u32;
         let Some(end) = end else {
             if bytes.len() > MAX_HEAD_BYTES {
-                return Head::Refused(Reply::HeadTooLarge);
+                return Head::Refused(Reply::HeadTooLarge(Fault::HeadTooLong));
             }
             if head.len() >= 2 * self.looked_at as usize {
                 self.looked_at = head.len() as u32;
@@ -108,7 +109,7 @@ impl HeadScanner {
             return Head::Incomplete;
         };
         if skipped + end > MAX_HEAD_BYTES {
-            return Head::Refused(Reply::HeadTooLarge);
+            return Head::Refused(Reply::HeadTooLarge(Fault::HeadTooLong));
         }
         match Request::parse(head.get(..end).unwrap_or_default()) {
             Ok(request) => Head::Complete { request, consumed: skipped + end },
@@ -120,14 +121,22 @@ impl HeadScanner {
 /// What is wrong with an incomplete head already.
 fn early_refusal(head: &[u8]) -> Option<Reply> {
     if !line_ends_are_sound(head) {
-        return Some(Reply::BadRequest);
+        return Some(Reply::BadRequest(Fault::LineEnds));
     }
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    match httparse::Request::new(&mut headers).parse(head) {
-        Ok(_) => None,
-        Err(httparse::Error::TooManyHeaders) => Some(Reply::HeadTooLarge),
-        Err(_) => Some(Reply::BadRequest),
-    }
+    httparse::Request::new(&mut headers).parse(head).err().map(reply_to)
+}
+
+/// The answer to what httparse does not understand.
+fn reply_to(error: httparse::Error) -> Reply {
+    Reply::BadRequest(match error {
+        httparse::Error::TooManyHeaders => return Reply::HeadTooLarge(Fault::TooManyHeaders),
+        httparse::Error::HeaderName => Fault::HeaderName,
+        httparse::Error::HeaderValue => Fault::HeaderValue,
+        httparse::Error::NewLine => Fault::LineEnds,
+        httparse::Error::Version => Fault::HttpVersion,
+        httparse::Error::Token | httparse::Error::Status => Fault::RequestLine,
+    })
 }
 
 /// Every line ends in CRLF, and no CR stands elsewhere. A CR at the very end may get its LF yet.
@@ -170,22 +179,23 @@ impl<'b> Request<'b> {
     fn parse(head: &'b [u8]) -> Result<Self, Reply> {
         // httparse would skip any number of empty lines.
         if !line_ends_are_sound(head) || head.starts_with(b"\r") {
-            return Err(Reply::BadRequest);
+            return Err(Reply::BadRequest(Fault::LineEnds));
         }
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Request::new(&mut headers);
         match parsed.parse(head) {
             Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-            Err(httparse::Error::TooManyHeaders) => return Err(Reply::HeadTooLarge),
-            _ => return Err(Reply::BadRequest),
+            Err(error) => return Err(reply_to(error)),
+            // An empty line where none may be.
+            Ok(_) => return Err(Reply::BadRequest(Fault::LineEnds)),
         }
         let (Some(method), Some(target), Some(minor)) =
             (parsed.method, parsed.path, parsed.version)
         else {
-            return Err(Reply::BadRequest);
+            return Err(Reply::BadRequest(Fault::RequestLine));
         };
         let header_count = parsed.headers.len();
-        let (authority, path) = split_target(target).ok_or(Reply::BadRequest)?;
+        let (authority, path) = split_target(target).ok_or(Reply::BadRequest(Fault::Target))?;
         let mut request = Self {
             method,
             authority,
@@ -195,40 +205,39 @@ impl<'b> Request<'b> {
             headers,
             header_count,
         };
-        request.check_fields()?;
+        request.has_body = request.check_fields().map_err(Reply::BadRequest)?;
         Ok(request)
     }
 
-    /// The rules of RFC 9112 that span several lines.
-    fn check_fields(&mut self) -> Result<(), Reply> {
-        let values_are_text = self.headers().iter().all(|header| {
-            // httparse lets no control character through but the tab; see its tables.
-            !header.name.is_empty() && header.value.iter().all(|b| *b == b'\t' || *b >= b' ')
-        });
-        let hosts = self.values("host").count();
-        let host_is_sound = match self.values("host").next() {
-            Some(host) => hosts == 1 && is_host(host),
-            None => !self.is_http_1_1,
-        };
-        let codings = self.values("transfer-encoding").count();
+    /// The rules of RFC 9112 that span several lines; whether a body follows.
+    fn check_fields(&self) -> Result<bool, Fault> {
+        let ensure = |is_sound: bool, fault| if is_sound { Ok(()) } else { Err(fault) };
+        ensure(self.headers().iter().all(|h| !h.name.is_empty()), Fault::HeaderName)?;
+        // httparse lets no control character through but the tab; see its tables.
+        let is_text = |value: &[u8]| value.iter().all(|b| *b == b'\t' || *b >= b' ');
+        ensure(self.headers().iter().all(|h| is_text(h.value)), Fault::HeaderValue)?;
+        let mut hosts = self.values("host");
+        match (hosts.next(), hosts.next()) {
+            (_, Some(_)) => return Err(Fault::SeveralHosts),
+            (Some(host), None) => ensure(is_host(host), Fault::BadHost)?,
+            (None, None) => ensure(!self.is_http_1_1, Fault::NoHost)?,
+        }
         let length = self.values("content-length").next();
         let lengths_agree = self.values("content-length").all(|other| Some(other) == length);
         let length_is_sound = length.is_none_or(|length| {
             !length.is_empty() && length.len() <= 19 && length.iter().all(u8::is_ascii_digit)
         });
+        ensure(lengths_agree && length_is_sound, Fault::ContentLength)?;
+        let codings = self.values("transfer-encoding").count();
         // Where another coding is the last one, nobody knows where the body ends.
         let is_chunked = self.values("transfer-encoding").last().is_none_or(|codings| {
             let last = codings.rsplit(|b| *b == b',').next().unwrap_or(codings);
             trim(last).eq_ignore_ascii_case(b"chunked")
         });
         let body_is_clear = codings == 0 || (is_chunked && length.is_none() && self.is_http_1_1);
-        if !(values_are_text && host_is_sound && lengths_agree && length_is_sound && body_is_clear)
-        {
-            return Err(Reply::BadRequest);
-        }
+        ensure(body_is_clear, Fault::TransferEncoding)?;
         let length_is_zero = length.is_none_or(|length| length.iter().all(|digit| *digit == b'0'));
-        self.has_body = codings > 0 || !length_is_zero;
-        Ok(())
+        Ok(codings > 0 || !length_is_zero)
     }
 
     fn headers(&self) -> &[httparse::Header<'b>] {
@@ -243,9 +252,10 @@ impl<'b> Request<'b> {
             .map(|header| trim(header.value))
     }
 
-    /// The first value of a header, if it is not empty.
-    fn required(&self, name: &'static str) -> Result<&'b [u8], Reply> {
-        self.values(name).next().filter(|value| !value.is_empty()).ok_or(Reply::BadRequest)
+    /// The first value of a header, which must not be empty.
+    fn required(&self, name: &'static str, fault: Fault) -> Result<&'b [u8], Reply> {
+        let value = self.values(name).next().filter(|value| !value.is_empty());
+        value.ok_or(Reply::BadRequest(fault))
     }
 
     /// Whether a header's list of tokens has this one, in any case.
@@ -329,8 +339,8 @@ impl<'b> Request<'b> {
     /// The answer that the peer is due: 400, 405 or 426.
     pub fn server_upgrade(&self) -> Result<Upgrade, Reply> {
         let server_id = self.server_id()?;
-        let version = label(self.required("x-pyrycode-version")?);
-        self.required("user-agent")?;
+        let version = label(self.required("x-pyrycode-version", Fault::NoVersion)?);
+        self.required("user-agent", Fault::NoUserAgent)?;
         Ok(Upgrade { server_id, accept_key: self.handshake()?, role: Role::Binary { version } })
     }
 
@@ -342,23 +352,28 @@ impl<'b> Request<'b> {
     pub fn client_upgrade(&self) -> Result<Upgrade, Reply> {
         let server_id = self.server_id()?;
         // The token is for the binary, not for us: all that counts is that there is one.
-        self.required("x-pyrycode-token")?;
-        self.required("user-agent")?;
+        self.required("x-pyrycode-token", Fault::NoToken)?;
+        self.required("user-agent", Fault::NoUserAgent)?;
         let device_name = self.values("x-pyrycode-device-name").next();
         let device_name = device_name.filter(|name| !name.is_empty()).map(label);
         Ok(Upgrade { server_id, accept_key: self.handshake()?, role: Role::Phone { device_name } })
     }
 
     fn server_id(&self) -> Result<ServerId, Reply> {
-        ServerId::from_header(self.required("x-pyrycode-server")?).ok_or(Reply::BadRequest)
+        let id = self.required("x-pyrycode-server", Fault::NoServerId)?;
+        ServerId::from_header(id).ok_or(Reply::BadRequest(Fault::BadServerId))
     }
 
     /// RFC 6455, section 4.2.1. Returns the accept key.
     fn handshake(&self) -> Result<[u8; 28], Reply> {
-        let asks =
-            self.has_token("upgrade", "websocket") && self.has_token("connection", "upgrade");
-        if !self.is_http_1_1 || !asks {
-            return Err(Reply::UpgradeRequired);
+        if !self.is_http_1_1 {
+            return Err(Reply::UpgradeRequired(Fault::Http10));
+        }
+        if !self.has_token("upgrade", "websocket") {
+            return Err(Reply::UpgradeRequired(Fault::NoUpgrade));
+        }
+        if !self.has_token("connection", "upgrade") {
+            return Err(Reply::UpgradeRequired(Fault::NoConnection));
         }
         if self.method != "GET" {
             return Err(Reply::MethodNotAllowed { allow: "GET" });
@@ -368,24 +383,22 @@ impl<'b> Request<'b> {
             return Err(Reply::UnsupportedVersion);
         }
         let mut keys = self.values("sec-websocket-key");
-        match (keys.next(), keys.next()) {
-            (Some(key), None) if is_key(key) && !self.has_body => {
-                derive_accept_key(key).as_bytes().try_into().map_err(|_| Reply::BadRequest)
-            }
-            _ => Err(Reply::BadRequest),
+        let key = keys.next().filter(|key| is_key(key) && keys.next().is_none());
+        let key = key.ok_or(Reply::BadRequest(Fault::BadKey))?;
+        if self.has_body {
+            return Err(Reply::BadRequest(Fault::Body));
         }
+        let accept_key = derive_accept_key(key);
+        accept_key.as_bytes().try_into().map_err(|_| Reply::BadRequest(Fault::BadKey))
     }
 }
 
-/// Base64 of 16 bytes: 22 characters, of which the last carries two bits, and `==`.
+/// Base64 of 16 bytes: 22 characters and `==`. The last character carries two bits; what the other
+/// four are is nobody's loss, and clients are known that leave something in them.
 fn is_key(key: &[u8]) -> bool {
     let is_base64 = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
     match key {
-        [digits @ .., b'=', b'='] => {
-            digits.len() == 22
-                && digits.iter().all(is_base64)
-                && matches!(digits.last(), Some(b'A' | b'Q' | b'g' | b'w'))
-        }
+        [digits @ .., b'=', b'='] => digits.len() == 22 && digits.iter().all(is_base64),
         _ => false,
     }
 }

@@ -12,7 +12,7 @@ use super::timers::Millis;
 use crate::config::{Config, IpNet, RateLimit};
 use crate::protocol::forwarded;
 use crate::telemetry::Remote;
-use address::Address;
+pub use address::Address;
 use ahash::RandomState;
 use rates::Rates;
 use std::collections::HashMap;
@@ -29,6 +29,9 @@ const RETRY_WHEN_FULL_S: u64 = 10;
 /// may have after that: those that are turned away need one to learn it.
 const MIN_VISITORS: usize = 16;
 
+/// Sockets that are not upgraded which the process may always hold, however many others there are.
+const MIN_ROOM: usize = 64;
+
 /// What may change while the relay runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdmissionLimits {
@@ -39,11 +42,22 @@ pub struct AdmissionLimits {
     /// The same, of one address; also the sockets that it may hold before they are upgraded, if
     /// that is more than a few.
     pub max_per_address: Option<usize>,
+    /// Sockets of the process that are not upgraded.
+    pub max_visitors: usize,
+    /// Sockets of the process, upgraded or not: where these are many, those that are not upgraded
+    /// must be fewer than they may be otherwise.
+    pub max_sockets: usize,
 }
 
 impl AdmissionLimits {
     /// Everybody may, always.
-    pub const NONE: Self = Self { rate: None, max_connections: usize::MAX, max_per_address: None };
+    pub const NONE: Self = Self {
+        rate: None,
+        max_connections: usize::MAX,
+        max_per_address: None,
+        max_visitors: usize::MAX,
+        max_sockets: usize::MAX,
+    };
 }
 
 impl From<&Config> for AdmissionLimits {
@@ -52,6 +66,8 @@ impl From<&Config> for AdmissionLimits {
             rate: config.rate_limit,
             max_connections: config.max_connections,
             max_per_address: config.max_connections_per_address,
+            max_visitors: config.capacity.visitors,
+            max_sockets: config.capacity.sockets,
         }
     }
 }
@@ -112,6 +128,8 @@ pub enum Cause {
     ConnectionsOfAddress,
     /// Its address has too many sockets that are not upgraded.
     VisitorsOfAddress,
+    /// The process has too many sockets that are not upgraded.
+    Visitors,
 }
 
 /// Somebody is turned away.
@@ -149,6 +167,7 @@ impl Admission {
             holdings: HashMap::with_hasher(hasher),
             live: 0,
             silent_until: 0,
+            visitors_silent_until: 0,
             latest_ms: 0,
         };
         Arc::new(Self { proxies, tables: Mutex::new(tables) })
@@ -205,6 +224,22 @@ impl Admission {
             pass.visit(Some(now), peer)?;
         }
         Ok(pass)
+    }
+
+    /// Sockets that are not upgraded which each of so many workers may hold, at least 1: its share
+    /// of what the process may, and of what the connections that are live leave of all sockets.
+    #[must_use]
+    pub fn visitors_of_each(&self, workers: usize) -> usize {
+        let tables = self.tables();
+        let limits = &tables.limits;
+        let left = limits.max_sockets.saturating_sub(tables.live);
+        let room = left.min(limits.max_visitors).max(limits.max_visitors.min(MIN_ROOM));
+        (room / workers.max(1)).max(1)
+    }
+
+    /// One that is not upgraded goes, because there are too many.
+    pub fn refuse_visitor(&self, now: Millis) -> Refusal {
+        full(Cause::Visitors, &mut self.tables().visitors_silent_until, now)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -295,6 +330,8 @@ struct Tables {
     live: usize,
     /// It is not said until then that the process is full.
     silent_until: Millis,
+    /// Nor that it has too many sockets that are not upgraded.
+    visitors_silent_until: Millis,
     /// The time of the last accept.
     latest_ms: Millis,
 }

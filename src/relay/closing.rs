@@ -9,6 +9,7 @@
 
 use super::connection::{Closing, Due, Stage};
 use super::timers::{Millis, NEVER};
+use super::visitors::VisitId;
 use super::{Action, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
@@ -227,6 +228,10 @@ impl Relay {
         connection.decoder = Decoder::default();
         connection.due = Due::NOTHING;
         connection.outbox.clear();
+        // Before its peer can know of the end: whoever has seen it may count on the place.
+        connection.pass = None;
+        let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
+        self.visitors.remove(visit);
         let timer = connection.timer;
         self.wheel.arm_at(timer, NEVER);
         self.ledger.clear(key);
@@ -286,6 +291,7 @@ impl Relay {
                 self.arm(key);
             }
             Stage::Moving(_) => self.move_if_flushed(now, key),
+            Stage::Head(_) => self.resume_heads(now, key),
             _ => {}
         }
     }
@@ -340,6 +346,8 @@ impl Relay {
         match connection.stage {
             // What is queued may still reach a peer that has only stopped sending.
             Stage::Closing(_) if clean => self.after_flush(now, key),
+            // What it has asked for is answered first.
+            Stage::Head(_) if clean && connection.paused => {}
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
             // The owner of the server-id is to know it, once it has the connection.
             Stage::Moving(_) if clean => {}
@@ -365,7 +373,8 @@ impl Relay {
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
     pub fn shut_down(&mut self, now: Millis) {
         self.shutting_down = true;
-        for entry in self.registry.clear() {
+        for mut entry in self.registry.clear() {
+            entry.tell_last_faults(now);
             self.wheel.remove(entry.timer);
         }
         self.binaries = 0;

@@ -5,6 +5,7 @@ use super::ahead::Ahead;
 use super::outbox::Outbox;
 use super::registry::{EntryKey, Seat, Ticket};
 use super::timers::{Millis, NEVER, TimerId};
+use super::visitors::VisitId;
 use crate::metrics::Series;
 use crate::protocol::close::Close;
 use crate::protocol::frames::Decoder;
@@ -32,6 +33,8 @@ pub struct Connection {
     pub due: Due,
     /// Pings sent and the last of them that was answered.
     pub heartbeat: Heartbeat,
+    /// Where it stands among those that are not upgraded.
+    pub visit: VisitId,
     /// An [`Action::Write`](super::Action::Write) is out and not yet answered.
     pub write_queued: bool,
     /// The peer has ended its direction.
@@ -44,7 +47,8 @@ pub struct Connection {
 pub enum Stage {
     /// A request head is expected; `due.stage` is its deadline.
     Head(Box<Head>),
-    /// The request is checked and another worker owns its id; earlier answers must leave first.
+    /// The request is checked and another worker owns its id; earlier answers must leave first, and
+    /// `due.stage` is the deadline for that.
     Moving(Box<Moving>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),
@@ -125,8 +129,10 @@ impl Stage {
 /// A connection whose request head is expected.
 #[derive(Default)]
 pub struct Head {
-    /// The head so far, if it did not arrive whole.
+    /// The head so far, if it did not arrive whole; or several that wait for their turn.
     pub received: Vec<u8>,
+    /// How many bytes at the front of it are answered already.
+    pub read: usize,
     /// How far it was searched.
     pub scanner: HeadScanner,
 }
@@ -229,6 +235,7 @@ impl Connection {
             timer: TimerId::NONE,
             due: Due::NOTHING,
             heartbeat: Heartbeat::default(),
+            visit: VisitId::NONE,
             write_queued: false,
             ended: false,
             paused: false,

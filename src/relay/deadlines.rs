@@ -36,7 +36,7 @@ impl Relay {
         }
         if due.stage <= now {
             return match connection.stage {
-                Stage::Head(_) => self.head_timed_out(now, key),
+                Stage::Head(_) | Stage::Moving(_) => self.head_timed_out(now, key),
                 Stage::Closing(_) => self.closing_timed_out(now, key),
                 _ => self.cut(key),
             };
@@ -52,6 +52,7 @@ impl Relay {
             self.resume_deadlines(now, key);
         }
         if due.ping <= now {
+            self.tell_faults(now, key);
             self.send_ping(now, key);
             // Unless making room for the ping has cost the connection itself.
             self.start_heartbeat(now, key);

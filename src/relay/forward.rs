@@ -12,7 +12,7 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope::{self, Envelope, EnvelopeError};
 use crate::protocol::ids::ConnId;
 use std::num::NonZeroU16;
-use tracing::{info, warn};
+use tracing::info;
 
 /// What may wait for one phone, by charge.
 const PHONE_OUTBOX_BYTES: usize = 4 * 1024 * 1024;
@@ -116,11 +116,7 @@ impl Relay {
             Ok(Envelope::PushWake { platform, token }) => {
                 self.on_wake(now, entry, &platform, &token);
             }
-            Err(error) => {
-                let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-                warn!(server_id, err = %error, "binary_forwarder_bad_envelope");
-                self.counters.count(Series::MalformedEnvelopes);
-            }
+            Err(error) => self.on_bad_envelope(now, entry, error),
         }
     }
 
@@ -134,10 +130,7 @@ impl Relay {
         close_code: Option<NonZeroU16>,
     ) {
         let Some(phone) = to.and_then(|to| self.find_phone(entry, to)) else {
-            let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-            let conn_id = to.as_ref().map(ConnId::as_str);
-            self.counters.count(Series::UnknownConnIds);
-            return warn!(server_id, conn_id, "binary_forwarder_unknown_conn_id");
+            return self.on_unknown_conn_id(now, entry, to);
         };
         let close = close_code.map(|code| Close::directive(code.get()));
         if let Some(frame) = frame {

@@ -5,13 +5,15 @@ use super::admission::{Cause, Refusal};
 use super::connection::{Closing, Head, Moving, Stage};
 use super::ledger::Part;
 use super::timers::{Millis, NEVER};
+use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
 use crate::telemetry::Remote;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-/// HTTP answers that may wait for a peer that asks and does not read.
+/// HTTP answers that may wait for a peer that asks ahead. Beyond that it is not read, nor is what
+/// it has sent, until all of them have left: some 50 answers at a time.
 const MAX_ANSWERS_BYTES: usize = 16 * 1024;
 
 /// What one request comes to.
@@ -34,6 +36,9 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
             "its address has as many as --max-connections-per-address allows"
         }
         Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
+        Cause::Visitors => {
+            "there is room for no more that have not asked; its address has most of them"
+        }
     };
     warn!(%remote, path, err, "conn_cap_reached");
 }
@@ -51,30 +56,39 @@ impl Relay {
     /// Bytes of one or more request heads, in any split.
     pub(super) fn on_head_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
         let Some(connection) = self.connection_mut(key) else { return };
+        let paused = connection.paused;
         let Stage::Head(head) = &mut connection.stage else { return };
-        let Head { mut received, mut scanner } = std::mem::take(&mut **head);
-        let mut bytes = input;
-        if !received.is_empty() {
-            received.extend_from_slice(bytes);
-            bytes = &mut received;
+        let Head { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
+        if paused {
+            // It was on its way when reading stopped.
+            received.extend_from_slice(input);
+            return self.keep_head(now, key, Head { received, read, scanner });
         }
-        loop {
-            let (decision, consumed) = match scanner.parse(bytes) {
-                upgrade::Head::Incomplete => {
-                    let rest = bytes.to_vec();
-                    return self.keep_head(now, key, rest, scanner);
-                }
+        let is_kept = !received.is_empty();
+        if is_kept {
+            received.extend_from_slice(input);
+        }
+        let bytes = if is_kept { received.as_mut_slice() } else { input };
+        while self.connection(key).is_some_and(|connection| !connection.paused) {
+            let Some(unread) = bytes.get(read..) else { return };
+            let (decision, consumed) = match scanner.parse(unread) {
+                upgrade::Head::Incomplete => break,
                 upgrade::Head::Refused(reply) => {
                     self.counters.count(Series::HandshakeHead);
+                    self.log_answer(key, None, reply);
                     return self.refuse(now, key, reply, false);
                 }
                 upgrade::Head::Complete { request, consumed } => {
                     (self.decide(now, key, &request), consumed)
                 }
             };
-            let Some((_, rest)) = bytes.split_at_mut_checked(consumed) else { return };
+            scanner = HeadScanner::default();
+            read += consumed;
             match decision {
-                Decision::Upgrade(upgrade) => return self.upgrade(now, key, upgrade, rest),
+                Decision::Upgrade(upgrade) => {
+                    let unread = bytes.get_mut(read..).unwrap_or_default();
+                    return self.upgrade(now, key, upgrade, unread);
+                }
                 Decision::Refuse { reply, head_only } => {
                     return self.refuse(now, key, reply, head_only);
                 }
@@ -84,33 +98,76 @@ impl Relay {
                     }
                 }
             }
-            scanner = HeadScanner::default();
-            bytes = rest;
         }
+        let paused = self.connection(key).is_some_and(|connection| connection.paused);
+        // Many heads are not moved for each few that are answered; one that is not whole is.
+        if !is_kept || (read > 0 && !paused) {
+            received = bytes.get(read..).unwrap_or_default().to_vec();
+            read = 0;
+        }
+        self.keep_head(now, key, Head { received, read, scanner });
+    }
+
+    /// The answers have left that were to leave before more is answered.
+    pub(super) fn resume_heads(&mut self, now: Millis, key: Key) {
+        let Some(connection) = self.connection_mut(key) else { return };
+        if !std::mem::take(&mut connection.paused) {
+            return;
+        }
+        self.await_head(now, key);
+        self.on_head_bytes(now, key, &mut []);
+        let Some(connection) = self.connection(key) else { return };
+        if connection.paused || matches!(connection.stage, Stage::Cut) {
+            return;
+        }
+        if connection.ended && matches!(connection.stage, Stage::Head(_)) {
+            // It had asked for all that it wanted.
+            return self.hang_up(now, key);
+        }
+        self.actions.push(Action::Read(key));
+    }
+
+    /// What a request comes to.
+    fn decide(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Decision {
+        self.check(now, key, request).unwrap_or_else(|reply| {
+            self.log_answer(key, Some(request), reply);
+            Decision::Refuse { reply, head_only: request.is_head() }
+        })
     }
 
     /// The checks of a request, in the order of chapter 1.
-    fn decide(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Decision {
+    fn check(&mut self, now: Millis, key: Key, request: &Request<'_>) -> Result<Decision, Reply> {
         if self.domain.as_deref().is_some_and(|domain| !request.is_for(domain)) {
             self.counters.count(Series::HandshakeMisdirected);
-            let (reply, head_only) = (Reply::MisdirectedRequest, request.is_head());
-            return Decision::Refuse { reply, head_only };
+            return Err(Reply::MisdirectedRequest);
         }
-        let upgrade = match request.route() {
-            Route::Server | Route::Client => self.check_upgrade(now, key, request),
-            Route::Healthz => match request.healthz() {
-                Ok(()) => {
-                    let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
-                    return Decision::Health { head_only, keep_alive };
-                }
-                Err(reply) => Err(reply),
-            },
+        match request.route() {
+            Route::Server | Route::Client => {
+                self.check_upgrade(now, key, request).map(Decision::Upgrade)
+            }
+            Route::Healthz => {
+                request.healthz()?;
+                let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
+                Ok(Decision::Health { head_only, keep_alive })
+            }
             Route::NotFound => Err(Reply::NotFound),
-        };
-        match upgrade {
-            Ok(upgrade) => Decision::Upgrade(upgrade),
-            Err(reply) => Decision::Refuse { reply, head_only: request.is_head() },
         }
+    }
+
+    /// Says, to who is looking for a fault, what a request was answered and why. The path is told
+    /// where it is one of ours.
+    fn log_answer(&self, key: Key, request: Option<&Request<'_>>, reply: Reply) {
+        // Those are said elsewhere, and to everybody.
+        if matches!(reply, Reply::TooManyRequests { .. } | Reply::Unavailable { .. }) {
+            return;
+        }
+        let known = request.filter(|request| request.route() != Route::NotFound);
+        debug!(
+            remote = self.connection(key).map(|c| tracing::field::display(c.remote)),
+            path = known.map(Request::path),
+            err = %format_args!("{}: {}", reply.status(), reply.text()),
+            "request_refused"
+        );
     }
 
     /// Whether the caller may have a WebSocket at all, and then whether it asks well. It has its
@@ -122,12 +179,14 @@ impl Relay {
         request: &Request<'_>,
     ) -> Result<Upgrade, Reply> {
         let proxies = self.admission.clone();
-        let Some(connection) = self.connection_mut(key) else { return Err(Reply::BadRequest) };
+        // Only a connection that is there, and was let in, is asked for.
+        let gone = Reply::Unavailable { retry_after_s: 1 };
+        let Some(connection) = self.connection_mut(key) else { return Err(gone) };
         if let Some(caller) = proxies.proxies().caller(connection.remote, request.forwarded_for()) {
             connection.remote = caller;
         }
         let remote = connection.remote;
-        let Some(pass) = &mut connection.pass else { return Err(Reply::BadRequest) };
+        let Some(pass) = &mut connection.pass else { return Err(gone) };
         let is_server = request.route() == Route::Server;
         if let Err(refusal) = pass.admit(now, remote.0.ip()) {
             log_refusal(remote, Some(request.path()), refusal);
@@ -152,12 +211,31 @@ impl Relay {
         upgrade
     }
 
+    /// Cuts one that has waited for its upgrade, where this worker has more such than its share of
+    /// what the process may have. With shares, no worker must know of another's connections: the
+    /// descriptor is free before the next is accepted, and whoever fills one worker leaves the
+    /// others alone.
+    pub(super) fn make_room_for_visitor(&mut self, now: Millis) {
+        let share = self.admission.visitors_of_each(self.owners.workers);
+        // Two for each that comes, so that what is too much becomes less.
+        for _ in 0..2 {
+            let Some(goes) = self.visitors.one_too_many(share) else { return };
+            let refusal = self.admission.refuse_visitor(now);
+            if let Some(connection) = self.connection(goes) {
+                log_refusal(connection.remote, None, refusal);
+            }
+            self.count_refusal(refusal.cause, false);
+            self.cut(goes);
+        }
+    }
+
     /// Counts a caller that is turned away.
     pub(super) fn count_refusal(&self, cause: Cause, is_server: bool) {
         self.counters.count(match cause {
             Cause::Connections => Series::RefusedConnections,
             Cause::ConnectionsOfAddress => Series::RefusedOfAddress,
             Cause::VisitorsOfAddress => Series::RefusedVisitors,
+            Cause::Visitors => Series::RefusedOldest,
             Cause::Rate => {
                 self.counters.count(Series::RegisterRateLimit);
                 match is_server {
@@ -168,22 +246,23 @@ impl Relay {
         });
     }
 
-    /// Keeps an incomplete head until more of it comes, or its deadline.
-    fn keep_head(&mut self, now: Millis, key: Key, received: Vec<u8>, scanner: HeadScanner) {
-        if !self.charge_input(now, key, received.capacity()) {
+    /// Keeps what is not answered yet: until more of it comes, or its deadline, or until the answers
+    /// before it have left.
+    fn keep_head(&mut self, now: Millis, key: Key, kept: Head) {
+        if !self.charge_input(now, key, kept.received.capacity()) {
             return;
         }
         if let Some(connection) = self.connection_mut(key)
             && let Stage::Head(head) = &mut connection.stage
         {
-            **head = Head { received, scanner };
+            **head = kept;
         }
     }
 
     /// Answers `/healthz`; false if the connection ends with that.
     fn answer_health(&mut self, now: Millis, key: Key, head_only: bool, keep_alive: bool) -> bool {
         let health = Health {
-            version: env!("CARGO_PKG_VERSION"),
+            version: crate::config::VERSION,
             connected_binaries: self.metrics.connected_binaries(),
             connected_phones: self.metrics.connected_phones(),
             uptime_seconds: now / 1000,
@@ -197,13 +276,25 @@ impl Relay {
             self.hang_up(now, key);
             return false;
         }
-        if self.connection(key).is_some_and(|c| c.outbox.charged() > MAX_ANSWERS_BYTES) {
-            // It asks on and on and does not read what it is told.
-            self.cut(key);
-            return false;
-        }
         self.await_head(now, key);
+        if let Some(connection) = self.connection_mut(key)
+            && connection.outbox.charged() > MAX_ANSWERS_BYTES
+        {
+            // Nothing is awaited but that it reads; a write that makes no progress has a deadline.
+            connection.paused = true;
+            connection.due.stage = NEVER;
+        }
         self.charge_input(now, key, 0)
+    }
+
+    /// The first bytes of a connection that is to begin with TLS are HTTP in the clear: it goes on
+    /// without TLS, for as long as it takes to say so.
+    pub fn on_plain_http(&mut self, now: Millis, key: Key) {
+        let Some(connection) = self.connection(key) else { return };
+        let err = "it speaks HTTP in the clear where TLS is served";
+        info!(remote = %connection.remote, err, "tls_failed");
+        self.counters.count(Series::HandshakeTls);
+        self.refuse(now, key, Reply::HttpOnHttps, false);
     }
 
     /// Answers with an error and ends the connection.
@@ -215,13 +306,18 @@ impl Relay {
         }
     }
 
-    /// The head did not come in time.
+    /// The head did not come in time, or what is before its answer did not leave in time.
     pub(super) fn head_timed_out(&mut self, now: Millis, key: Key) {
         self.counters.count(Series::HandshakeTimeout);
         let begun = self
             .connection(key)
             .is_some_and(|c| matches!(&c.stage, Stage::Head(head) if !head.received.is_empty()));
-        if begun { self.refuse(now, key, Reply::RequestTimeout, false) } else { self.cut(key) }
+        if begun {
+            self.log_answer(key, None, Reply::RequestTimeout);
+            self.refuse(now, key, Reply::RequestTimeout, false);
+        } else {
+            self.cut(key);
+        }
     }
 
     /// Ends an HTTP connection once its answers are with the kernel. What the peer still sends is
@@ -232,6 +328,9 @@ impl Relay {
         let closing = Closing { answered: true, discard: true, ..Closing::default() };
         connection.enter(Stage::Closing(closing), &mut self.population);
         connection.due.stage = due;
+        if std::mem::take(&mut connection.paused) {
+            self.actions.push(Action::Read(key));
+        }
         self.arm(key);
         self.charge_input(now, key, 0);
         self.after_flush(now, key);
@@ -239,6 +338,10 @@ impl Relay {
 
     /// A request that may be upgraded: here, or where its server-id belongs.
     fn upgrade(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
+        if let Some(connection) = self.connection_mut(key) {
+            let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
+            self.visitors.remove(visit);
+        }
         let worker = self.owners.owner_of(&upgrade.server_id);
         if worker == self.worker {
             self.charge_input(now, key, 0);
@@ -247,9 +350,13 @@ impl Relay {
         if !self.charge_input(now, key, unread.len()) {
             return;
         }
+        let due = now + self.limits.header_timeout_ms;
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
         let moving = Box::new(Moving { worker, upgrade, unread: unread.to_vec() });
         connection.enter(Stage::Moving(moving), &mut self.population);
+        // Its request is whole, and still it may hold its place before the 101 no longer than this.
+        connection.due.stage = due;
+        self.arm(key);
         self.move_if_flushed(now, key);
     }
 

@@ -10,23 +10,19 @@ use crate::protocol::json;
 
 impl Relay {
     /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
-    pub fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        self.on_bytes_up_to(now, key, input, usize::MAX);
-    }
-
-    /// As [`Relay::on_bytes`], but for no more than `most` WebSocket messages and control frames, so
-    /// that who sends many tiny ones takes no more than a share of a turn. Returns how many bytes
-    /// were taken: the rest has not been touched, and is to come again with the next call.
-    pub fn on_bytes_up_to(
+    ///
+    /// No more than `messages` of them are dealt with, which is counted down; how many bytes that
+    /// took. What is left must come again, before anything else of this connection: a peer may put
+    /// ten thousand messages into what one receive brings, and others wait for their turn.
+    pub fn on_bytes(
         &mut self,
         now: Millis,
         key: Key,
         input: &mut [u8],
-        most: usize,
+        messages: &mut u32,
     ) -> usize {
-        let bytes = input.len();
-        let Some(connection) = self.connection(key) else { return bytes };
-        let mut left = 0;
+        let Some(connection) = self.connection(key) else { return input.len() };
+        let mut taken = input.len();
         match &connection.stage {
             Stage::Head(_) => self.on_head_bytes(now, key, input),
             Stage::Closing(Closing { discard: true, answered, .. }) => {
@@ -36,10 +32,10 @@ impl Relay {
             }
             Stage::Cut => {}
             Stage::Moving(_) => debug_assert!(false, "read while moving"),
-            _ => left = self.on_frame_bytes(now, key, input, most),
+            _ => taken -= self.on_frame_bytes(now, key, input, messages),
         }
         self.settle(now);
-        bytes - left
+        taken
     }
 
     /// Whether frames of this connection still have a meaning.
@@ -50,18 +46,23 @@ impl Relay {
         })
     }
 
-    /// Returns how many bytes were left because `most` messages came before them.
-    fn on_frame_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], most: usize) -> usize {
+    /// How many bytes are left, because there are no more `messages` to spend on them.
+    fn on_frame_bytes(
+        &mut self,
+        now: Millis,
+        key: Key,
+        input: &mut [u8],
+        messages: &mut u32,
+    ) -> usize {
         let Some(connection) = self.connection_mut(key) else { return 0 };
         // Apart from its connection while a message may change that.
         let mut decoder = std::mem::take(&mut connection.decoder);
         let mut rest = input;
-        let mut taken = 0;
         // One more call where nothing is left lets go of a message that was in several pieces.
-        while taken < most || rest.is_empty() {
+        while *messages > 0 || rest.is_empty() {
             match decoder.next(&mut rest) {
                 Ok(Some(message)) => {
-                    taken += 1;
+                    *messages = messages.saturating_sub(1);
                     self.on_message(now, key, message);
                     self.settle(now);
                     if !self.reads_frames(key) {

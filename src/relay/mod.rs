@@ -13,6 +13,7 @@
 //! - `sessions`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
+//! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `output`: what is queued for a socket, and what the kernel took
 //! - [`ledger`]: what each connection is charged for (chapter 5)
 //! - `memory`: who goes when memory runs short (chapter 5)
@@ -21,8 +22,8 @@
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - [`ahead`]: what a newcomer says before it has won
-//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they
-//!   stand on
+//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
+//!   data they stand on
 //!
 //! # The life of a connection
 //!
@@ -33,6 +34,7 @@
 mod closing;
 mod deadlines;
 mod describe;
+mod faults;
 mod forward;
 mod head;
 mod input;
@@ -51,6 +53,7 @@ pub mod outbox;
 pub mod registry;
 pub mod spare;
 pub mod timers;
+pub mod visitors;
 pub mod wakes;
 
 #[cfg(test)]
@@ -76,6 +79,7 @@ use spare::SpareBuffers;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use timers::{Millis, Wheel};
+use visitors::Visitors;
 use wakes::Wake;
 
 /// Names a connection of one worker, from [`Relay::accept`] to [`Relay::release`].
@@ -188,6 +192,7 @@ pub struct Relay {
     wheel: Wheel<TimerOwner>,
     ledger: Ledger,
     work: VecDeque<Work>,
+    visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
     /// Kept for its capacity.
@@ -221,6 +226,7 @@ impl Relay {
             connections: Slab::new(),
             population: Population::default(),
             wheel: Wheel::default(),
+            visitors: Visitors::new(owners.hasher.clone()),
             spare: SpareBuffers::default(),
             pong: Vec::new(),
             actions: Vec::new(),
@@ -238,7 +244,8 @@ impl Relay {
     }
 
     /// A connection was accepted; its request head is expected next. It is cut at once if its
-    /// address has too many that have not come further.
+    /// address has too many that have not come further. Where all addresses together have too many,
+    /// one of them is cut that has waited longest.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -248,6 +255,12 @@ impl Relay {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
             self.cut(key);
+        } else {
+            let visit = self.visitors.add(key, remote.0.ip().into());
+            if let Some(connection) = self.connection_mut(key) {
+                connection.visit = visit;
+            }
+            self.make_room_for_visitor(now);
         }
         key
     }
@@ -257,12 +270,14 @@ impl Relay {
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
         let Some(connection) = self.connection_mut(key) else { return };
         connection.remote = remote;
+        let visit = connection.visit;
         let named = connection.pass.as_mut().map_or(Ok(()), |pass| pass.name(remote.0.ip()));
         if let Err(refusal) = named {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            self.cut(key);
+            return self.cut(key);
         }
+        self.visitors.name(visit, remote.0.ip().into());
     }
 
     /// A connection came from another worker, because this one owns its server-id.

@@ -43,6 +43,8 @@ pub struct Write {
     pub from: usize,
     /// End of the bytes to write.
     pub to: usize,
+    /// There is nothing more to write for now.
+    pub all: bool,
 }
 
 /// The queue of one connection. An idle one holds no heap memory.
@@ -225,8 +227,9 @@ impl Outbox {
             return None;
         }
         self.in_flight = self.head_unsent() as u32;
+        let all = to == self.head.len() && self.tail.is_empty() && self.control.is_empty();
         self.in_flight_capacity = self.head.capacity() as u32;
-        Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to })
+        Some(Write { buffer: std::mem::take(&mut self.head), from: self.head_sent, to, all })
     }
 
     /// Takes back the buffer of [`Outbox::take_write`], of which the kernel took `taken` bytes.

@@ -4,6 +4,7 @@
 //! An id that is not in the shard is *free*. A free id has no phones and no timer.
 
 use super::Key;
+use super::faults::Faults;
 use super::timers::TimerId;
 use super::wakes::WakeAllowance;
 use crate::protocol::ids::ServerId;
@@ -56,6 +57,8 @@ pub struct Entry {
     pub congested: Vec<Key>,
     /// What its binary may still ask for.
     pub wakes: WakeAllowance,
+    /// What its binary's messages did wrong.
+    pub faults: Faults,
 }
 
 impl Entry {
@@ -205,6 +208,7 @@ impl Registry {
             timer: add_timer(key),
             congested: Vec::new(),
             wakes: WakeAllowance::default(),
+            faults: Faults::default(),
         });
         self.by_id.insert(id.clone(), key);
         (key, Claim::Granted)

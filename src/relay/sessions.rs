@@ -37,7 +37,8 @@ impl Relay {
         }
         self.start_heartbeat(now, key);
         if !unread.is_empty() {
-            self.on_bytes(now, key, unread);
+            // No more than one receive has brought.
+            self.on_bytes(now, key, unread, &mut { u32::MAX });
         }
     }
 
@@ -137,7 +138,7 @@ impl Relay {
                 }
                 self.phones -= 1;
                 self.publish_counts();
-                self.log_phone_gone(entry, conn_id, notice);
+                self.log_phone_gone(key, entry, conn_id, notice);
                 if let Some(code) = notice {
                     self.notify(entry, conn_id, code);
                 }
@@ -151,9 +152,11 @@ impl Relay {
         }
     }
 
-    fn log_phone_gone(&self, entry: EntryKey, conn_id: ConnId, close_code: Option<u16>) {
+    fn log_phone_gone(&self, key: Key, entry: EntryKey, conn_id: ConnId, code: Option<u16>) {
         let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-        info!(server_id, conn_id = conn_id.as_str(), close_code, "phone_unregistered");
+        let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
+        let conn_id = conn_id.as_str();
+        info!(server_id, conn_id, remote, close_code = code, "phone_unregistered");
     }
 
     fn binary_left(&mut self, now: Millis, key: Key, entry: EntryKey, conn_id: ConnId) {
@@ -164,8 +167,9 @@ impl Relay {
                 self.binaries -= 1;
                 self.publish_counts();
                 if let Some(entry) = self.registry.entry(entry) {
-                    let binary_conn_id = conn_id.as_str();
-                    info!(server_id = entry.id.as_str(), binary_conn_id, "server_released");
+                    let (server_id, binary_conn_id) = (entry.id.as_str(), conn_id.as_str());
+                    let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
+                    info!(server_id, binary_conn_id, remote, "server_released");
                 }
                 // Their next frame cannot reach a binary, and they must learn so.
                 self.resume_phones(now, entry);
@@ -213,7 +217,8 @@ impl Relay {
             Tenure::Grace => {
                 info!(server_id = entry.id.as_str(), "grace_expired");
                 self.counters.count(Series::GraceExpiries);
-                if let Some(entry) = self.registry.expire(key) {
+                if let Some(mut entry) = self.registry.expire(key) {
+                    entry.tell_last_faults(now);
                     self.wheel.remove(entry.timer);
                     self.evict(now, entry.phones, Close::NORMAL);
                 }
@@ -281,7 +286,7 @@ impl Relay {
             if let Some(Connection { stage: Stage::Phone { conn_id, entry, .. }, .. }) =
                 self.connection(phone)
             {
-                self.log_phone_gone(*entry, *conn_id, Some(close.code));
+                self.log_phone_gone(phone, *entry, *conn_id, Some(close.code));
             }
             self.close_forgotten(now, phone, close);
         }

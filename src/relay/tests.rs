@@ -5,11 +5,12 @@ use super::budget::SharedBudget;
 use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
-use crate::config::Limits;
+use crate::config::{Limits, LogFormat};
 use crate::metrics::Metrics;
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
-use crate::telemetry::Remote;
+use crate::telemetry::tests::logged;
+use crate::telemetry::{Remote, repeats};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -106,7 +107,7 @@ impl World {
     }
 
     fn bytes(&mut self, key: Key, bytes: &[u8]) {
-        self.relay.on_bytes(self.now, key, &mut bytes.to_vec());
+        self.relay.on_bytes(self.now, key, &mut bytes.to_vec(), &mut { u32::MAX });
         self.settle();
     }
 
@@ -375,7 +376,7 @@ fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
     let mut left = bytes[..bytes.len() - half].to_vec();
     let mut shares = Vec::new();
     while !left.is_empty() {
-        let taken = world.relay.on_bytes_up_to(world.now, phone, &mut left, 4);
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut 4);
         left.drain(..taken);
         world.settle();
         shares.push(world.texts(binary).len());
@@ -635,6 +636,108 @@ fn a_head_has_its_time_and_an_idle_connection_none() {
 }
 
 #[test]
+fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
+    for end in [false, true] {
+        let mut world = World::new();
+        let peer = world.connect();
+        world.appetite.insert(peer, 0);
+        let health = head("/healthz", "-").into_bytes();
+        let asked = 500;
+        let mut all = health.repeat(asked);
+        // What is left when reading stops may come in more than one piece, and end in half a head.
+        all.truncate(all.len() - 10);
+        let (first, second) = all.split_at(all.len() - 1000);
+        world.bytes(peer, first);
+        assert!(!world.relay.wants_read(peer));
+        let connection = world.relay.connection(peer).unwrap();
+        assert!(connection.outbox.charged() < 17 * 1024, "{}", connection.outbox.charged());
+        world.bytes(peer, second);
+        if end {
+            world.end(peer);
+        }
+        // A peer that reads slowly is served for longer than a head may take.
+        while world.relay.connection(peer).is_some_and(|c| c.paused) {
+            world.pass(9000);
+            world.appetite.insert(peer, 4000);
+            world.write(peer);
+            world.settle();
+        }
+        world.feed(peer);
+        let received = world.received.remove(&peer).unwrap();
+        let text = String::from_utf8(received).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), asked - 1);
+        assert_eq!(world.cut.contains(&peer), end);
+        if !end {
+            world.received.insert(peer, Vec::new());
+            world.bytes(peer, &health[health.len() - 10..]);
+            let text = String::from_utf8(world.received.remove(&peer).unwrap()).unwrap();
+            assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 1);
+        }
+    }
+    // Who does not read is not served for ever.
+    let mut world = World::new();
+    let peer = world.connect();
+    world.appetite.insert(peer, 100);
+    world.bytes(peer, &head("/healthz", "-").into_bytes().repeat(100));
+    let _write = world.relay.begin_write(0, peer).unwrap();
+    world.pass(9_900);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [peer]);
+}
+
+#[test]
+fn who_is_to_be_handed_over_has_its_time_for_that() {
+    let mut world = World::with(Limits::default(), 64 * 1024 * 1024, 2);
+    let id = (0..).map(|n| format!("id-{n}")).find(|id| {
+        world.relay.owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1
+    });
+    let moving = |world: &mut World| {
+        let peer = world.connect();
+        world.appetite.insert(peer, 10);
+        world.pass(4000);
+        let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
+        world.bytes(peer, requests.as_bytes());
+        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::Moving(_)));
+        peer
+    };
+    let [slow, stuck] = [(); 2].map(|()| moving(&mut world));
+    world.pass(900);
+    world.feed(slow);
+    assert_eq!(world.moved.len(), 1);
+    world.pass(4000);
+    assert!(world.cut.is_empty());
+    world.pass(200);
+    assert_eq!(world.cut, [stuck]);
+}
+
+#[test]
+fn those_who_wait_for_their_upgrade_are_no_more_than_there_is_room_for() {
+    let mut world = World::new();
+    let limits = AdmissionLimits { max_visitors: 3, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    let binary = world.binary("id");
+    let [refused, served, silent] = [(); 3].map(|()| world.connect());
+    world.bytes(refused, b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");
+    world.bytes(served, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(world.cut.is_empty());
+    // Who was answered and has not gone still has its socket.
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused]);
+    world.end(served);
+    let phone = world.phone("id");
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused, served], "who has gone, or is upgraded, is not counted");
+    world.connect();
+    world.settle();
+    assert_eq!(world.cut, [refused, served, silent]);
+    assert_eq!(world.relay.visitors.len(), 3);
+    assert!(world.relay.is_open(binary) && world.relay.is_open(phone));
+}
+
+#[test]
 fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     let mut world = World::with(Limits::default(), 64 << 20, 2);
     let owners = Owners::new([1, 2, 3, 4], 2);
@@ -738,4 +841,47 @@ fn a_101_behind_an_answer_that_the_kernel_still_has_is_not_dropped() {
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
     assert_eq!(world.closed(phone), pair(1000, ""));
     assert_eq!(world.texts(binary).len(), 1, "the close notice");
+}
+
+/// A flood costs lines when it begins, and then one a minute that says how much there was: on the
+/// next ping, whether or not the flood goes on.
+#[test]
+fn what_a_binary_does_wrong_over_and_over_is_counted_and_told() {
+    let limits = Limits { heartbeat_timeout_ms: 1 << 40, ..Limits::default() };
+    let interval = limits.heartbeat_interval_ms;
+    let mut world = World::with(limits, 1 << 26, 1);
+    let (flooder, other) = (world.binary("flood"), world.binary("other"));
+    let flood = masked(1, b"no envelope").repeat(1000);
+    let lines = |world: &mut World, does: &dyn Fn(&mut World)| {
+        let text = logged(LogFormat::Text, || does(world));
+        text.lines().map(|line| line.split_once(" event=").unwrap().1.to_owned()).collect()
+    };
+    let begins: Vec<String> = lines(&mut world, &|world| {
+        world.bytes(flooder, &flood);
+        world.text(other, "no envelope");
+    });
+    assert_eq!(begins.len(), 6, "{begins:?}");
+    assert!(begins[5].contains("server_id=other"), "{begins:?}");
+    let goes_on: Vec<String> = lines(&mut world, &|world| {
+        for _ in 0..600 {
+            world.bytes(flooder, &flood);
+            world.pass(1000);
+        }
+    });
+    assert!((8..=10).contains(&goes_on.len()), "{goes_on:?}");
+    assert!(goes_on[0].ends_with("more like these were counted, not logged\""), "{goes_on:?}");
+    let stops: Vec<String> =
+        lines(&mut world, &|world| world.pass(repeats::TOLD_EVERY_MS + 2 * interval));
+    assert_eq!(stops.len(), 1, "{stops:?}");
+    let told = |lines: &[String]| -> u64 {
+        let counts = lines.iter().filter_map(|line| line.split_once("err=\"")?.1.split_once(' '));
+        counts.map(|(count, _)| count.parse::<u64>().unwrap()).sum()
+    };
+    assert_eq!(5 + told(&goes_on) + told(&stops), 601_000);
+    let quiet: Vec<String> = lines(&mut world, &|world| world.pass(10 * repeats::TOLD_EVERY_MS));
+    assert_eq!(quiet, Vec::<String>::new());
+    // What was not told yet is, when there is no more time for it.
+    world.bytes(flooder, &flood);
+    let ends: Vec<String> = lines(&mut world, &|world| world.relay.shut_down(world.now));
+    assert!(ends.iter().any(|line| line.contains("err=\"995 more like these")), "{ends:?}");
 }

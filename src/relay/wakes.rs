@@ -7,7 +7,7 @@ use super::{Action, Relay};
 use crate::metrics::PushOutcome;
 use crate::protocol::ids::ServerId;
 use crate::protocol::push::{Platform, PushToken};
-use tracing::{debug, info};
+use tracing::info;
 
 /// Wakes that a server-id may ask for at once.
 pub const WAKE_BURST: u64 = 6;
@@ -69,7 +69,7 @@ impl Relay {
     /// the id is held; it is counted here so that no binary's flood fills the way there.
     pub(super) fn on_wake(&mut self, now: Millis, entry: EntryKey, platform: &str, token: &str) {
         if !self.push {
-            return debug!("push_wake_off");
+            return self.on_wake_while_off(now, entry);
         }
         let Some(held) = self.registry.entry_mut(entry) else { return };
         let verdict = held.wakes.take(now);

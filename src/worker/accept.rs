@@ -3,81 +3,99 @@
 use super::Worker;
 use super::core::Core;
 use super::link::Link;
-use super::ring;
 use super::tls;
 use super::tls_link::TlsLink;
 use crate::metrics::Series;
+use crate::protocol::opening::Opening;
 use crate::relay::timers::Millis;
 use crate::telemetry::Remote;
-use std::future::Future;
+use socket2::Socket;
 use std::io;
-use std::pin::Pin;
-use std::task::Context;
+use std::os::fd::{AsRawFd, OwnedFd};
 use tracing::error;
 
-/// Connections accepted in one turn, so that a storm does not starve the connections there are.
-const ACCEPTS_PER_TURN: usize = 64;
 /// How long accepting rests when descriptors or memory have run out.
-const ACCEPT_REST_MS: Millis = 100;
+const REST_MS: Millis = 100;
 /// How long it is not said again that it does.
-const ACCEPT_REST_SILENCE_MS: Millis = 60_000;
+const SILENCE_MS: Millis = 60_000;
+
+/// Whether connections are accepted.
+#[derive(Debug, Default)]
+pub(super) struct Accepting {
+    /// It rests until then.
+    rests_until: Option<Millis>,
+    /// When it was last said that it rests.
+    rest_said: Option<Millis>,
+}
+
+impl Accepting {
+    /// When it goes on, if it rests.
+    pub(super) fn rests_until(&self) -> Option<Millis> {
+        self.rests_until
+    }
+}
 
 impl<C: Core> Worker<C> {
-    /// Accepts where there is something to accept, or where accepting has rested long enough.
-    pub(super) fn accept_if_due(&mut self, now: Millis, cx: &mut Context<'_>) {
-        let is_due = match &mut self.accept {
-            Some(accept) => Pin::new(accept).poll(cx).is_ready(),
-            None => self.accept_rests_until.is_some_and(|until| until <= now),
-        };
-        if !is_due {
-            return;
+    /// A connection has come, or accepting has failed; it may have ended with that.
+    pub(super) fn on_accepted(&mut self, now: Millis, socket: io::Result<OwnedFd>, goes_on: bool) {
+        match socket {
+            // What came while accepting was being stopped is nobody's any more.
+            Ok(_) if self.listener.is_none() => {}
+            Ok(socket) => self.take_in(now, socket.into()),
+            Err(error) if is_exhaustion(&error) => return self.rest_from_accepting(now, &error),
+            // That connection is gone already, or its network is; the next one may not be.
+            Err(_) => {}
         }
-        self.accept = None;
-        self.accept_all(now);
-        if let Some(accept) = &mut self.accept {
-            // Leaves the waker; nothing can have completed before the next system call.
-            let is_ready = Pin::new(accept).poll(cx).is_ready();
-            debug_assert!(!is_ready, "completed before it was submitted");
+        if !goes_on {
+            self.accept();
         }
     }
 
-    fn accept_all(&mut self, now: Millis) {
-        let Some(listener) = self.listener.take() else { return };
-        for _ in 0..ACCEPTS_PER_TURN {
-            match listener.accept() {
-                Ok((socket, address)) => {
-                    self.accept_rests_until = None;
-                    self.counters.count(Series::Accepted);
-                    let Some(address) = address.as_socket() else { continue };
-                    // Without TLS for a peer of TLS, there is nothing that can be said to it.
-                    let Ok(tls) = self.tls.as_ref().map(tls::Session::new).transpose() else {
-                        continue;
-                    };
-                    let key = self.core.accept(now, Remote(address));
-                    let mut link = Link::new(socket, tls.map(TlsLink::new));
-                    if self.proxy_headers.expected_from(address.ip()) {
-                        link.proxy_header = Some(Vec::new());
-                    }
-                    self.adopt(key, link);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if is_exhaustion(&error) => {
-                    let silent = ACCEPT_REST_SILENCE_MS;
-                    if self.accept_rest_said.is_none_or(|said| now - said >= silent) {
-                        self.accept_rest_said = Some(now);
-                        error!(err = %error, "accept_paused");
-                    }
-                    self.counters.count(Series::AcceptPauses);
-                    self.accept_rests_until = Some(now + ACCEPT_REST_MS);
-                    self.listener = Some(listener);
-                    return;
-                }
-                // That connection is gone already, or its network is; the next one may not be.
-                Err(_) => {}
-            }
+    fn take_in(&mut self, now: Millis, socket: Socket) {
+        self.counters.count(Series::Accepted);
+        // It fails where the peer is gone already.
+        let Ok(Some(address)) = socket.peer_addr().map(|address| address.as_socket()) else {
+            return;
+        };
+        let tls = self.tls.as_ref().map(tls::Session::new);
+        let key = self.core.accept(now, Remote(address));
+        let mut link = Link::new(socket, tls.map(TlsLink::new));
+        link.opening = link.tls.is_some().then(Opening::default);
+        if self.proxy_headers.expected_from(address.ip()) {
+            link.proxy_header = Some(Box::default());
         }
-        self.accept = Some(ring::acceptable(&listener));
-        self.listener = Some(listener);
+        self.adopt(key, link);
+    }
+
+    fn rest_from_accepting(&mut self, now: Millis, error: &io::Error) {
+        self.counters.count(Series::AcceptPauses);
+        self.accepting.rests_until = Some(now + REST_MS);
+        if self.accepting.rest_said.is_none_or(|said| now - said >= SILENCE_MS) {
+            self.accepting.rest_said = Some(now);
+            error!(err = %error, "accept_paused");
+        }
+    }
+
+    /// Accepts again where accepting has rested long enough.
+    pub(super) fn accept_after_rest(&mut self, now: Millis) {
+        if self.accepting.rests_until.take_if(|until| *until <= now).is_some() {
+            self.accept();
+        }
+    }
+
+    /// Accepts what comes, until it fails or is stopped.
+    pub(super) fn accept(&mut self) {
+        if let Some(listener) = &self.listener {
+            self.ring.accept(listener.as_raw_fd());
+        }
+    }
+
+    /// Accepts no more, and closes the listener.
+    pub(super) fn stop_accepting(&mut self) {
+        self.accepting.rests_until = None;
+        if self.listener.take().is_some() {
+            self.ring.stop_accepting();
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! A group is a ring of entries in memory that worker and kernel share: the worker appends buffers
 //! that are free, the kernel takes them from the front. To give one back is to write an entry.
 
-use super::ring::Ring;
+use super::ring;
+use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -36,16 +37,23 @@ impl BufferGroup {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn new(ring: &Ring, id: u16, size: u32, count: u16) -> io::Result<Self> {
+    pub fn new(uring: &IoUring, id: u16, size: u32, count: u16) -> io::Result<Self> {
         let room = count.next_power_of_two();
-        let memory = vec![0; size as usize * usize::from(count)].leak().as_mut_ptr();
-        let pages = (usize::from(room) * size_of::<BufRingEntry>()).div_ceil(PAGE);
+        let pages = Self::entries_bytes(count) as usize / PAGE;
         let pages = vec![Entries([0; PAGE]); pages].leak();
         let entries = pages.as_mut_ptr().cast();
-        ring.register_buffers(pages, room, id)?;
+        ring::register_buffers(uring, pages, room, id)?;
+        // Only now, so that an attempt that the kernel refuses costs no more than the entries.
+        let memory = vec![0; size as usize * usize::from(count)].leak().as_mut_ptr();
         let mut group = Self { size, count, memory, entries, mask: room - 1, tail: 0 };
         (0..count).for_each(|buffer| group.give_back(buffer));
         Ok(group)
+    }
+
+    /// The size of the entries of so many buffers, in bytes: whole pages, which the kernel locks.
+    pub(super) const fn entries_bytes(count: u16) -> u64 {
+        let bytes = count.next_power_of_two() as usize * size_of::<BufRingEntry>();
+        (bytes.div_ceil(PAGE) * PAGE) as u64
     }
 
     /// The size of each buffer, in bytes.

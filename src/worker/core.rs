@@ -28,11 +28,13 @@ pub trait Core {
     /// See [`Relay::is_open`].
     fn is_open(&self, key: Key) -> bool;
     /// See [`Relay::on_bytes`].
-    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]);
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], messages: &mut u32) -> usize;
     /// See [`Relay::on_end`].
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::on_plain_http`].
+    fn on_plain_http(&mut self, now: Millis, key: Key);
     /// See [`Relay::charge_transport`].
     fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool;
     /// See [`Relay::begin_write`].
@@ -98,8 +100,8 @@ impl Core for Relay {
     }
 
     #[inline]
-    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        self.on_bytes(now, key, input);
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], messages: &mut u32) -> usize {
+        self.on_bytes(now, key, input, messages)
     }
 
     #[inline]
@@ -110,6 +112,11 @@ impl Core for Relay {
     #[inline]
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
         self.on_transport_failed(now, key, error);
+    }
+
+    #[inline]
+    fn on_plain_http(&mut self, now: Millis, key: Key) {
+        self.on_plain_http(now, key);
     }
 
     #[inline]

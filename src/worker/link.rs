@@ -2,8 +2,11 @@
 
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
+use super::share::Share;
 use super::tls_link::TlsLink;
 use super::unsent;
+use crate::protocol::opening::Opening;
+use crate::protocol::proxy;
 use socket2::Socket;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
@@ -25,10 +28,16 @@ pub(super) struct Link {
     pub(super) has_more: bool,
     /// A send is under way.
     pub(super) is_sending: bool,
+    /// The kernel did not take the last send whole.
+    pub(super) is_slow: bool,
+    /// What it may have of each turn.
+    pub(super) share: Share,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
-    /// What has arrived of the PROXY header that must come first.
-    pub(super) proxy_header: Option<Vec<u8>>,
+    /// Reads the PROXY header that must come first, until it has come.
+    pub(super) proxy_header: Option<Box<proxy::Reader>>,
+    /// Reads the first bytes for TLS, until it is known that they are.
+    pub(super) opening: Option<Opening>,
     /// Between the socket and the core.
     pub(super) tls: Option<Box<TlsLink>>,
 }
@@ -43,8 +52,11 @@ impl Link {
             small_in_a_row: 0,
             has_more: true,
             is_sending: false,
+            is_slow: false,
+            share: Share::default(),
             cut: false,
             proxy_header: None,
+            opening: None,
             tls,
         }
     }
@@ -73,6 +85,11 @@ impl Link {
     pub(super) fn unsent_bytes(&self) -> usize {
         let encrypted = self.tls.as_ref().map_or(0, |tls| tls.unsent_bytes());
         encrypted + unsent::bytes(&self.socket)
+    }
+
+    /// Whether what arrives is for a TLS handshake.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
     /// Whether what arrives is for the core as it is.

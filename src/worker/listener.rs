@@ -1,12 +1,17 @@
 //! One listening socket per worker, all on the same address (SO_REUSEPORT).
 
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// Connections that the kernel keeps for us until we accept them, per worker.
-const BACKLOG: i32 = 4096;
+/// Connections that the kernel keeps for us until we accept them, of all workers together. They are
+/// accepted all at once, so that a storm of them must neither take all descriptors nor much time.
+const MAX_BACKLOG: u64 = 1024;
+const MIN_BACKLOG: u64 = 16;
+/// The part of the descriptors that they may take.
+const BACKLOG_OF_DESCRIPTORS: u64 = 8;
 
 /// What the kernel may hold unsent for one connection, in bytes. Bytes in flight to a healthy peer
 /// do not count, so this slows no one; but a peer that does not read can take no more than this of
@@ -29,19 +34,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// The address cannot be bound: taken by another process, not an address of this machine, or a
 /// port that needs a privilege.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
-    // With SO_REUSEPORT, a second relay would quietly share the port and split the server-ids.
-    // A socket without it cannot be bound where anyone listens.
-    let (guard, address) = match socket(address) {
-        // This machine has no IPv6: then all interfaces are those of IPv4.
-        Err(error) if is_no_ipv6(&error) && address.ip().is_unspecified() => {
-            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            (socket(address)?, address)
-        }
-        socket => (socket?, address),
-    };
-    guard.bind(&address.into())?;
-    let address = guard.local_addr()?.as_socket().unwrap_or(address);
-    drop(guard);
+    let address = look(address)?;
+    let backlog = backlog(workers);
     (0..workers)
         .map(|_| {
             let listener = socket(address)?;
@@ -52,10 +46,37 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
             listener.set_recv_buffer_size(RECEIVE_BYTES)?;
             listener.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
             listener.bind(&address.into())?;
-            listener.listen(BACKLOG)?;
+            listener.listen(backlog)?;
             Ok(listener)
         })
         .collect()
+}
+
+/// Whether `address` can be listened on now, and what it then comes to: with port 0, the kernel
+/// chooses one. With SO_REUSEPORT, a second relay would quietly share the port and split the
+/// server-ids; a socket without it cannot be bound where anyone listens.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn look(address: SocketAddr) -> io::Result<SocketAddr> {
+    let (guard, address) = match socket(address) {
+        // This machine has no IPv6: then all interfaces are those of IPv4.
+        Err(error) if is_no_ipv6(&error) && address.ip().is_unspecified() => {
+            let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            (socket(address)?, address)
+        }
+        socket => (socket?, address),
+    };
+    guard.bind(&address.into())?;
+    Ok(guard.local_addr()?.as_socket().unwrap_or(address))
+}
+
+/// For one of `workers` listeners.
+fn backlog(workers: usize) -> i32 {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let of_all = (descriptors / BACKLOG_OF_DESCRIPTORS).min(MAX_BACKLOG);
+    (of_all / workers.max(1) as u64).max(MIN_BACKLOG) as i32
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {

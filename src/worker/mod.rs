@@ -1,17 +1,20 @@
 //! The io_uring shell around the core: one pinned thread per worker, with its own runtime, ring,
 //! listener, sockets and [`Relay`]. It only moves bytes; what they mean is the core's business.
 //!
-//! One task runs a worker: each turn of its loop takes every completion since the last turn,
-//! tells the core, and carries out what the core asks for. Writes come last, so that everything a
-//! turn produced for a socket leaves in one send. One system call submits all of it and asks for
-//! the completions of the next turn; where there are none, the runtime waits for some.
+//! Each turn of a worker's loop takes every completion since the last turn, tells the core, and
+//! carries out what the core asks for. Writes come last, so that everything a turn produced for a
+//! socket leaves in one send. One system call submits all of it and waits for what comes next:
+//! bytes, connections, mail, or the core's next deadline.
 //!
 //! - [`core`]: what it asks of the core
-//! - [`ring`]: receives and sends, on a ring of the worker's own
+//! - [`ring`]: the one ring that the worker waits on
+//! - [`features`]: what that asks of newer kernels
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
+//! - `runtime`: the thread's runtime, by which mail comes
 //! - `accept`, `receive`: taking connections in, and reading them
+//! - `share`: how much of a turn one connection may have
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
 //! - `proxy_header`, `tls_link`: what may lie between a socket and the core
@@ -20,49 +23,49 @@ mod accept;
 mod link;
 mod proxy_header;
 mod receive;
+mod runtime;
+mod share;
 mod tls_link;
 mod unsent;
 
 pub mod buffers;
 pub mod core;
+pub mod features;
 pub mod listener;
 pub mod ring;
 pub mod tls;
 
 pub use self::tls_link::TlsLink;
 
+use self::accept::Accepting;
 use self::core::Core;
 use self::link::Link;
+use self::tls_link::Warm;
 use crate::config::{IpNet, Limits};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
+use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry;
 use buffers::BufferGroup;
-use ring::{Acceptable, Done, Ring};
+use features::Features;
+use ring::{Counts, Done, Outgoing, Ring, Wait};
+use runtime::Inbox;
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
 use socket2::Socket;
 use std::collections::VecDeque;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Shutdown};
-use std::os::fd::AsRawFd;
-use std::pin::Pin;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
-use tokio::time::Sleep;
 use tracing::warn;
 
-/// Turns in a row, while there is something to do, before the runtime may look for what comes to
-/// it: connections to accept, above all. It costs a few system calls to ask it.
-const TURNS_IN_A_ROW: usize = 4;
-
-/// The runtime's own ring has one operation at a time, to wait for the listener.
-const RUNTIME_RING_ENTRIES: u32 = 8;
+/// A send of more is not expected to be taken whole at once.
+const QUICK_SEND_BYTES: usize = 32 * 1024;
 
 /// What workers and the control plane send to a worker. The queue needs no bound of its own: a
 /// hand-over holds a descriptor, and the others come once each or at the sender's own pace.
@@ -134,19 +137,57 @@ pub struct Start {
     pub mailboxes: Vec<UnboundedSender<Mail>>,
     /// When the process's clock started.
     pub epoch: Instant,
-    /// Told once, when the worker has its ring and accepts.
-    pub ready: UnboundedSender<()>,
     /// Takes wake requests, which are dropped where there is no room.
     pub wakes: Sender<Box<Wake>>,
 }
 
-/// Runs a worker on the current thread until it has shut down.
+/// What a worker has of the kernel. It belongs to the thread that made it, because the ring does
+/// (`IORING_SETUP_SINGLE_ISSUER`); and it is made before anything listens, because the kernel may
+/// refuse it.
+pub struct Rings {
+    runtime: tokio_uring::Runtime,
+    ring: Ring,
+    small: BufferGroup,
+    large: BufferGroup,
+}
+
+impl Rings {
+    /// For the current thread, one of `workers` that share a memory budget. `entries`, a power of
+    /// two, is how many operations the ring queues before the kernel must take them; at most
+    /// [`ring::MAX_ENTRIES`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ring::probe`], and where descriptors have run out.
+    pub fn make(
+        entries: u32,
+        features: Features,
+        budget_bytes: u64,
+        workers: usize,
+    ) -> io::Result<Self> {
+        let runtime = runtime::new()?;
+        let uring = ring::make(entries)?;
+        let (small, large) = receive::buffers(&uring, budget_bytes, workers as u64)?;
+        // Last, since it stays: until here, all is given back where the kernel refuses something.
+        Ok(Self { runtime, ring: Ring::new(uring, features), small, large })
+    }
+
+    /// The memory that [`Rings::make`] has the kernel lock, in bytes. Kernels before 6.13 do not
+    /// count it.
+    #[must_use]
+    pub fn locked_bytes(entries: u32) -> u64 {
+        let runtime = ring::locked_bytes(runtime::RING_ENTRIES, 2 * runtime::RING_ENTRIES);
+        runtime + Ring::locked_bytes(entries) + receive::LOCKED_BYTES
+    }
+}
+
+/// Runs a worker on the current thread, which made `rings`, until it has shut down.
 ///
 /// # Errors
 ///
-/// The ring or the runtime cannot be made.
-pub fn run(start: Start) -> io::Result<()> {
-    run_core(start, Relay::new)
+/// The ring is broken.
+pub fn run(start: Start, rings: Rings) -> io::Result<()> {
+    run_core(start, rings, Relay::new)
 }
 
 /// As [`run`], with the core that `make` makes.
@@ -154,21 +195,32 @@ pub fn run(start: Start) -> io::Result<()> {
 /// # Errors
 ///
 /// As [`run`].
-pub fn run_core<C: Core>(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<()> {
+pub fn run_core<C: Core>(
+    start: Start,
+    rings: Rings,
+    make: impl FnOnce(Settings) -> C,
+) -> io::Result<()> {
     telemetry::set_core(start.settings.worker);
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
-    let mut builder = tokio_uring::builder();
-    builder.entries(RUNTIME_RING_ENTRIES).uring_builder(&ring::runtime_builder());
-    let runtime = tokio_uring::Runtime::new(&builder)?;
+    let Rings { runtime, ring, small, large } = rings;
     runtime.block_on(async {
-        let ready = start.ready.clone();
-        let mut worker = Worker::new(start, make)?;
-        // Nobody waits any more only where the process is ending.
-        let _ = ready.send(());
-        std::future::poll_fn(|cx| worker.turns(cx)).await
+        let mut worker = Worker::new(start, (ring, small, large), make)?;
+        while worker.serve()? == Served::UntilRuntimeReady {
+            runtime::turn().await;
+        }
+        Ok(())
     })
+}
+
+/// Why a worker has stopped to turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// The thread's runtime has something to do.
+    UntilRuntimeReady,
+    /// It has shut down.
+    ToTheEnd,
 }
 
 fn pin(cpu: usize) {
@@ -184,98 +236,119 @@ struct Worker<C> {
     ring: Ring,
     links: Vec<Option<Link>>,
     listener: Option<Socket>,
+    accepting: Accepting,
     proxy_headers: ProxyHeaders,
     tls: Option<Arc<ServerConfig>>,
-    accept: Option<Acceptable>,
-    /// Accepting rests until then.
-    accept_rests_until: Option<Millis>,
-    /// When it was last said that accepting rests.
-    accept_rest_said: Option<Millis>,
     small: BufferGroup,
     large: BufferGroup,
     /// Connections whose receive found no free buffer, the longest waiting first.
     starved: VecDeque<Key>,
-    mailbox: UnboundedReceiver<Mail>,
+    /// Connections that have used up their share of a turn, the longest waiting first.
+    waiting: VecDeque<Key>,
+    turn_number: u32,
+    /// Steps of TLS handshakes that this turn may still take.
+    handshakes_left: u32,
+    inbox: Inbox,
+    /// What the thread's runtime waits on, and whether it has something to do.
+    runtime: RawFd,
+    runtime_ready: bool,
     mailboxes: Vec<UnboundedSender<Mail>>,
     wakes: Sender<Box<Wake>>,
     metrics: Arc<Metrics>,
     counters: Arc<WorkerMetrics>,
     epoch: Instant,
-    alarm: Pin<Box<Sleep>>,
-    alarm_at: Option<Millis>,
     shutting_down: bool,
     // Kept for their capacity.
     done: Vec<Done>,
     actions: Vec<Action>,
-    plain: Vec<u8>,
+    warm: Warm,
     spare: Vec<Vec<u8>>,
 }
 
 impl<C: Core> Worker<C> {
-    fn new(start: Start, make: impl FnOnce(Settings) -> C) -> io::Result<Self> {
+    fn new(
+        start: Start,
+        (mut ring, small, large): (Ring, BufferGroup, BufferGroup),
+        make: impl FnOnce(Settings) -> C,
+    ) -> io::Result<Self> {
         let Start {
             settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
-        let ring = Ring::new()?;
-        let (budget_bytes, workers) = (settings.budget.limit_bytes(), mailboxes.len() as u64);
-        let (small, large) = receive::buffers(&ring, budget_bytes, workers)?;
-        let accept = ring::acceptable(&listener);
+        let inbox = runtime::receive(mailbox);
+        let runtime = runtime::descriptor()?;
+        ring.watch_runtime(runtime);
+        // Or accepting would fail where there is nothing to accept.
+        listener.set_nonblocking(false)?;
+        ring.accept(listener.as_raw_fd());
         Ok(Self {
             core: make(settings),
             links: Vec::new(),
             listener: Some(listener),
+            accepting: Accepting::default(),
             proxy_headers,
             tls,
-            accept: Some(accept),
-            accept_rests_until: None,
-            accept_rest_said: None,
             small,
             large,
             ring,
             starved: VecDeque::new(),
-            mailbox,
+            waiting: VecDeque::new(),
+            turn_number: 0,
+            handshakes_left: 0,
+            inbox,
+            runtime,
+            runtime_ready: false,
             mailboxes,
             wakes,
             metrics,
             counters,
             epoch,
-            alarm: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            alarm_at: None,
             shutting_down: false,
             done: Vec::new(),
             actions: Vec::new(),
-            plain: Vec::new(),
+            warm: Warm::default(),
             spare: Vec::new(),
         })
     }
 
-    /// Turns of the loop, as long as there is something to do; ready when the worker has shut down.
-    fn turns(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.ring.wake(cx)?;
-        for _ in 0..TURNS_IN_A_ROW {
-            let begun = Instant::now();
-            let now = begun.duration_since(self.epoch).as_millis() as Millis;
-            self.turn(begun, now, cx)?;
+    /// Turns of the loop.
+    fn serve(&mut self) -> io::Result<Served> {
+        loop {
+            let wait = self.next_wait();
+            self.turn(wait)?;
             if self.shutting_down && self.core.connections() == 0 {
-                return Poll::Ready(Ok(()));
+                return Ok(Served::ToTheEnd);
             }
-            if !self.ring.has_work() && self.starved.is_empty() {
-                self.set_alarm(now, cx);
-                return Poll::Pending;
+            if std::mem::take(&mut self.runtime_ready) {
+                self.ring.watch_runtime(self.runtime);
+                return Ok(Served::UntilRuntimeReady);
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+    }
+
+    /// How long the next turn waits where nothing has completed.
+    fn next_wait(&self) -> Wait {
+        let is_busy = !self.starved.is_empty() || !self.waiting.is_empty();
+        if is_busy || !self.inbox.borrow().is_empty() {
+            return Wait::No;
+        }
+        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until()];
+        let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
+        Wait::AtMost(Duration::from_millis(at).saturating_sub(self.epoch.elapsed()))
     }
 
     /// One turn of the loop. What it queues for the ring is submitted by the next one.
-    fn turn(&mut self, begun: Instant, now: Millis, cx: &mut Context<'_>) -> io::Result<()> {
-        let forwarded = self.forwarded();
+    fn turn(&mut self, wait: Wait) -> io::Result<()> {
         let mut all_done = std::mem::take(&mut self.done);
-        self.ring.turn(&mut all_done)?;
+        self.ring.turn(&mut all_done, wait)?;
+        let begun = Instant::now();
+        let now = begun.duration_since(self.epoch).as_millis() as Millis;
+        let forwarded = self.forwarded();
         let completions = all_done.len() as u64;
+        self.turn_number = self.turn_number.wrapping_add(1);
+        self.handshakes_left = receive::HANDSHAKES_PER_TURN;
+        self.read_waiting(now);
         for done in all_done.drain(..) {
             match done {
                 Done::Received { key, reading, result, buffer, goes_on, has_more } => {
@@ -286,15 +359,17 @@ impl<C: Core> Worker<C> {
                     self.on_received(now, key, reading, result, (goes_on, has_more));
                 }
                 Done::NotStopped { key } => self.on_not_stopped(Key(key)),
-                Done::Sent { key, buffer, result } => self.on_sent(now, Key(key), buffer, result),
+                Done::Sent { key, outgoing, result } => {
+                    self.on_sent(now, Key(key), outgoing, result);
+                }
+                Done::Accepted { socket, goes_on } => self.on_accepted(now, socket, goes_on),
+                Done::RuntimeReady => self.runtime_ready = true,
             }
         }
         self.done = all_done;
-        while let Poll::Ready(Some(mail)) = self.mailbox.poll_recv(cx) {
-            self.on_mail(now, mail);
-        }
+        self.read_mail(now);
         self.core.on_timers(now);
-        self.accept_if_due(now, cx);
+        self.accept_after_rest(now);
         self.carry_out(now);
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
@@ -305,6 +380,15 @@ impl<C: Core> Worker<C> {
         Ok(())
     }
 
+    fn read_mail(&mut self, now: Millis) {
+        loop {
+            // Apart from what is done with it: no borrow may last that long.
+            let mail = self.inbox.borrow_mut().pop_front();
+            let Some(mail) = mail else { return };
+            self.on_mail(now, mail);
+        }
+    }
+
     /// Messages passed on so far.
     fn forwarded(&self) -> u64 {
         self.counters.get(Series::FramesPhoneToBinary)
@@ -313,7 +397,10 @@ impl<C: Core> Worker<C> {
 
     /// Counts a turn that began at `begun`, when `forwarded_before` messages had been passed on.
     fn count_turn(&self, begun: Instant, completions: u64, forwarded_before: u64) {
+        let Counts { enters, waits } = self.ring.counts();
         self.counters.count(Series::Turns);
+        self.counters.set(Series::RingEnters, enters);
+        self.counters.set(Series::RingWaits, waits);
         self.counters.add(Series::Completions, completions);
         self.counters.raise(Series::CompletionsMax, completions);
         let forwarded = self.forwarded().wrapping_sub(forwarded_before);
@@ -322,48 +409,38 @@ impl<C: Core> Worker<C> {
         }
     }
 
-    /// Has the task woken at the core's next deadline.
-    fn set_alarm(&mut self, now: Millis, cx: &mut Context<'_>) {
-        let next = self.core.next_wake_ms();
-        let next = match (next, self.accept_rests_until) {
-            (Some(a), Some(b)) if self.accept.is_none() => Some(a.min(b)),
-            (None, Some(b)) if self.accept.is_none() => Some(b),
-            (next, _) => next,
-        };
-        let Some(at) = next.map(|at| at.max(now + 1)) else { return };
-        if self.alarm_at.is_none_or(|set| set <= now || at < set) {
-            self.alarm_at = Some(at);
-            let instant = self.epoch + Duration::from_millis(at);
-            self.alarm.as_mut().reset(instant.into());
-        }
-        if self.alarm.as_mut().poll(cx).is_ready() {
-            self.alarm_at = None;
-            cx.waker().wake_by_ref();
-        }
-    }
-
     fn link(&mut self, key: Key) -> Option<&mut Link> {
         self.links.get_mut(key.0 as usize)?.as_mut()
     }
 
-    /// Sends `buffer[from..to]`, or a first part of it.
-    fn send(&mut self, key: Key, buffer: Vec<u8>, from: usize, to: usize) {
+    /// Sends `buffer[from..to]`, or a first part of it. If that is `all` there is for now, its
+    /// completion can wait.
+    fn send(&mut self, key: Key, outgoing: Outgoing, all: bool) {
+        let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        let is_short = outgoing.to - outgoing.from <= QUICK_SEND_BYTES;
+        let quick = all && is_open && is_short && !link.is_slow;
         link.is_sending = true;
-        self.ring.send(link.socket.as_raw_fd(), buffer, from, to, key.0);
+        self.ring.send(link.socket.as_raw_fd(), outgoing, key.0, quick);
     }
 
-    fn on_sent(&mut self, now: Millis, key: Key, buffer: Vec<u8>, result: i32) {
-        let Some(link) = self.link(key) else { return };
+    fn on_sent(&mut self, now: Millis, key: Key, outgoing: Outgoing, result: i32) {
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
         link.is_sending = false;
         if link.cut {
             return self.bury(key);
         }
+        let Outgoing { buffer, from, to } = outgoing;
         let taken = match result {
             0.. => Some(result as usize),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Some(0),
             _ => None,
         };
+        link.is_slow = taken.is_some_and(|taken| taken < to - from);
+        if taken == Some(0) {
+            // From now on the kernel waits until it can take some.
+            return self.send(key, Outgoing { buffer, from, to }, false);
+        }
         if link.tls.is_some() {
             return self.on_tls_sent(now, key, buffer, taken);
         }
@@ -413,11 +490,7 @@ impl<C: Core> Worker<C> {
             }
             Mail::ShutDown => {
                 self.shutting_down = true;
-                self.accept_rests_until = None;
-                if let Some(listener) = self.listener.take() {
-                    // Completes the poll that is under way, which keeps the socket alive.
-                    let _ = listener.shutdown(Shutdown::Both);
-                }
+                self.stop_accepting();
                 self.core.shut_down(now);
             }
         }
@@ -446,7 +519,8 @@ impl<C: Core> Worker<C> {
                 if link.tls.is_some() {
                     return self.write_tls(now, key, write);
                 }
-                self.send(key, write.buffer, write.from, write.to);
+                let Write { buffer, from, to, all } = write;
+                self.send(key, Outgoing { buffer, from, to }, all);
             }
             Action::Read(key) => self.receive(key),
             Action::FinishWriting(key) => {
@@ -494,6 +568,7 @@ impl<C: Core> Worker<C> {
 
     /// Ends the socket of a connection that is dead to the core.
     fn end(&mut self, key: Key) {
+        self.forget_received(key);
         if let Some(link) = self.link(key) {
             link.cut = true;
             if link.is_busy() {

@@ -1,38 +1,51 @@
-//! A worker's own ring, which does all its receives and sends. (The runtime has another one, for
-//! what happens rarely.)
+//! A worker's own ring: everything that the worker waits for completes on it.
 //!
-//! Completions wait in the kernel until the worker asks for them ([`Ring::turn`]), so that nothing
+//! One system call ([`Ring::turn`]) submits what the last turn of the worker's loop has queued, has
+//! the kernel run what it had put off (deferred task work), and waits for the next completion or
+//! deadline. Completions stay in the kernel until the worker asks for them, so that nothing
 //! interrupts it and one turn of its loop sees everything that completed since the last one.
+//!
 //! Nothing is allocated per operation: a completion carries the number of its connection. No
 //! completion can be mistaken for one of an earlier connection with that number, because the
 //! worker reuses a number only when every operation under it has completed.
+//!
+//! # Sends that need no wake of their own
+//!
+//! A send completes as it is submitted, as a rule, and would end the wait that follows it in the
+//! same system call at once. So the wait is for one completion more than such sends were
+//! submitted: see [`Ring::send`]. What they have to say is heard in the next turn.
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use super::features::Features;
+use io_uring::{
+    CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue, types,
+};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::task::{Context, Poll};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio_uring::{InFlightOneshot, OneshotOutputTransform, UnsubmittedOneshot};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
-/// Operations that are queued before the kernel must take them.
-const ENTRIES: u32 = 1024;
+/// Operations that are queued before the kernel must take them, where locked memory is no matter.
+pub const MAX_ENTRIES: u32 = 1024;
+/// The fewest that are worth a worker.
+pub const MIN_ENTRIES: u32 = 64;
 /// Room for completions, in multiples of that.
 const COMPLETIONS_PER_ENTRY: u32 = 8;
-/// Completions of one turn, about: what is ready beyond them, a kernel that hands out small
-/// portions keeps for the next. Fewer than there are small receive buffers.
+/// Completions of one turn: what is ready beyond them waits for the next. Fewer than there are
+/// small receive buffers.
 const COMPLETIONS_PER_TURN: usize = 256;
+
+const PAGE_BYTES: u64 = 4096;
 
 /// How often the kernel may ask for patience before it takes an operation: for memory, above all.
 const TRIES: usize = 10_000;
 
-/// `IORING_ENTER_GETEVENTS`: completions are to be posted now.
-const GET_EVENTS: u32 = 1;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
 /// before it waits.
 const POLL_FIRST: u16 = 1;
+
+/// The longest that completions of quick sends wait to be heard, where nothing else happens: a
+/// peer that did not take all of its message is sent the rest no later than this.
+const QUICK_SENDS_WAIT: Duration = Duration::from_millis(10);
 
 /// How a connection is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,11 +86,42 @@ pub enum Done {
     Sent {
         /// The connection.
         key: u32,
-        /// What it was to send from.
-        buffer: Vec<u8>,
+        /// What it was to send.
+        outgoing: Outgoing,
         /// How many bytes of that the kernel took; negative: an errno.
         result: i32,
     },
+    /// A connection was accepted, or accepting has failed.
+    Accepted {
+        /// The connection.
+        socket: io::Result<OwnedFd>,
+        /// Accepting goes on.
+        goes_on: bool,
+    },
+    /// The runtime of the worker's thread has something to do.
+    RuntimeReady,
+}
+
+/// Bytes on their way to the kernel: `buffer[from..to]`.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Owns the bytes.
+    pub buffer: Vec<u8>,
+    /// The first byte.
+    pub from: usize,
+    /// The end.
+    pub to: usize,
+}
+
+/// How long [`Ring::turn`] waits where nothing has completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    No,
+    /// For as long as this.
+    AtMost(Duration),
+    /// Until something completes.
+    ForEver,
 }
 
 const READ_ON: u64 = 0;
@@ -85,6 +129,9 @@ const READ_SMALL: u64 = 1;
 const READ_LARGE: u64 = 2;
 const SEND: u64 = 3;
 const STOP: u64 = 4;
+const ACCEPT: u64 = 5;
+const STOP_ACCEPTING: u64 = 6;
+const RUNTIME: u64 = 7;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -93,101 +140,128 @@ fn user_data(kind: u64, key: u32) -> u64 {
 
 /// The ring, and what it sends.
 pub struct Ring {
-    uring: IoUring,
-    /// Signalled by the kernel when there is something to ask for.
-    signal: AsyncFd<OwnedFd>,
-    /// By connection: what it is sending from. The kernel may read that as long as the ring exists
-    /// and a little longer, so what is in flight when the ring is dropped is never freed.
-    sending: ManuallyDrop<Vec<Option<Vec<u8>>>>,
+    submitter: Submitter<'static>,
+    queue: SubmissionQueue<'static>,
+    completions: CompletionQueue<'static>,
+    /// How each system call waits.
+    flags: EnterFlags,
+    /// Sends that were queued since the last wait and complete as they are submitted.
+    quick_sends: u32,
+    /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
+    /// what is in flight when the worker ends is never freed.
+    sending: ManuallyDrop<Vec<Option<Outgoing>>>,
     /// An operation could not be queued: the worker cannot go on without it.
     broken: Option<io::Error>,
+    counts: Counts,
+}
+
+/// System calls of a ring so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them.
+    pub enters: u64,
+    /// Those that would wait, if nothing had completed yet.
+    pub waits: u64,
 }
 
 impl Ring {
-    /// A ring for the current thread, which no other may use, in a runtime of tokio.
-    ///
-    /// # Errors
-    ///
-    /// As [`probe`], and where descriptors have run out.
-    #[allow(unsafe_code)]
-    pub fn new() -> io::Result<Self> {
-        let (uring, signal) = make(ENTRIES)?;
-        // Its edge is all that counts, so it is never read.
-        // SAFETY: the descriptor is owned, and stays open and the same until it is dropped with its
-        // registration.
-        let signal = unsafe { AsyncFd::register_with_interest(signal, Interest::READABLE)? };
-        Ok(Self { uring, signal, sending: ManuallyDrop::default(), broken: None })
-    }
-
-    /// Has the task woken when something completes from now on.
-    ///
-    /// # Errors
-    ///
-    /// The runtime is ending.
-    pub fn wake(&self, cx: &mut Context<'_>) -> io::Result<()> {
-        while let Poll::Ready(guard) = self.signal.poll_read_ready(cx) {
-            guard?.clear_ready();
+    /// A ring for the current thread, which no other may use, of what [`make`] has made. It exists
+    /// as long as the process.
+    pub fn new(uring: IoUring, features: Features) -> Self {
+        let uring = Box::leak(Box::new(uring));
+        let no_iowait = features.no_iowait && uring.params().is_feature_no_iowait();
+        let (mut submitter, queue, completions) = uring.split();
+        if features.registered_ring {
+            // Without it, each call looks its descriptor up.
+            let _ = submitter.register_ring_fd();
         }
-        Ok(())
-    }
-
-    /// Whether there is anything to do for [`Ring::turn`]. What comes later wakes the task.
-    pub fn has_work(&mut self) -> bool {
-        !self.uring.completion().is_empty()
-            || self.has_queued()
-            || self.broken.is_some()
-            || self.is_pending()
-    }
-
-    fn has_queued(&mut self) -> bool {
-        let queue = self.uring.submission();
-        !queue.is_empty() || queue.cq_overflow()
-    }
-
-    /// Whether completions wait in the kernel to be asked for. The flag that says so may be stale:
-    /// who raises it does so after what it is about can be seen, and may be overtaken by us. The
-    /// kernel itself knows.
-    #[allow(unsafe_code)]
-    fn is_pending(&mut self) -> bool {
-        self.uring.submission().taskrun() && {
-            // SAFETY: the ring outlives the call.
-            let ring = unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) };
-            let mut ring = [PollFd::new(&ring, PollFlags::IN)];
-            // If it could not be asked, better once too often than never.
-            !matches!(poll(&mut ring, Some(&Timespec::default())), Ok(0))
+        let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+        flags.set(EnterFlags::NO_IOWAIT, no_iowait);
+        Self {
+            submitter,
+            queue,
+            completions,
+            flags,
+            quick_sends: 0,
+            sending: ManuallyDrop::default(),
+            broken: None,
+            counts: Counts::default(),
         }
     }
 
-    /// Submits what was queued, and appends to `into` what has completed.
+    /// The memory that the kernel locks for one, in bytes.
+    pub(super) fn locked_bytes(entries: u32) -> u64 {
+        locked_bytes(entries, entries * COMPLETIONS_PER_ENTRY)
+    }
+
+    /// System calls so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Submits what was queued, waits where nothing has completed, and appends to `into` what has.
     ///
     /// # Errors
     ///
     /// None that the ring could recover from.
-    pub fn turn(&mut self, into: &mut Vec<Done>) -> io::Result<()> {
+    pub fn turn(&mut self, into: &mut Vec<Done>, wait: Wait) -> io::Result<()> {
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
+        self.completions.sync();
+        let is_idle = self.completions.is_empty() && !self.queue.cq_overflow();
+        self.enter(if is_idle { wait } else { Wait::No })?;
         loop {
             let before = into.len();
-            self.enter()?;
-            for entry in self.uring.completion() {
-                into.extend(read(&entry, &mut self.sending));
-            }
+            self.take_completions(into);
             // Kernels from 6.13 on post a few at a time.
-            let is_flagged = self.uring.submission().taskrun();
-            let goes_on = is_flagged && (into.len() > before || self.is_pending());
-            if !goes_on || into.len() >= COMPLETIONS_PER_TURN {
+            let has_more = self.queue.taskrun() && into.len() > before;
+            if !has_more || into.len() >= COMPLETIONS_PER_TURN {
                 return Ok(());
             }
+            self.enter(Wait::No)?;
         }
     }
 
+    fn take_completions(&mut self, into: &mut Vec<Done>) {
+        self.completions.sync();
+        while into.len() < COMPLETIONS_PER_TURN
+            && let Some(entry) = self.completions.next()
+        {
+            into.extend(read(&entry, &mut self.sending));
+        }
+        self.completions.sync();
+    }
+
     #[allow(unsafe_code)]
-    fn enter(&mut self) -> io::Result<()> {
-        let queued = self.uring.submission().len() as u32;
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.queue.sync();
+        let queued = self.queue.len() as u32;
+        let quick_sends = std::mem::take(&mut self.quick_sends);
+        let at_most = match wait {
+            Wait::AtMost(time) if quick_sends > 0 => Some(time.min(QUICK_SENDS_WAIT)),
+            Wait::AtMost(time) => Some(time),
+            Wait::ForEver if quick_sends > 0 => Some(QUICK_SENDS_WAIT),
+            Wait::No | Wait::ForEver => None,
+        };
+        let time = types::Timespec::from(at_most.unwrap_or_default());
+        let mut args = types::SubmitArgs::new();
+        if at_most.is_some() {
+            args = args.timespec(&time);
+        }
+        self.counts.enters += 1;
+        let wanted = match wait {
+            Wait::No => 0,
+            _ => {
+                self.counts.waits += 1;
+                1 + quick_sends
+            }
+        };
         // SAFETY: what was queued points to nothing but buffers that stay where they are until it
-        // has completed (see `send` and `BufferGroup`); there is no argument.
-        let entered = unsafe { self.uring.submitter().enter::<()>(queued, 0, GET_EVENTS, None) };
+        // has completed (see `send` and `BufferGroup`); the argument outlives the call.
+        let entered =
+            unsafe { self.submitter.enter(queued, wanted, self.flags.bits(), Some(&args)) };
         match entered {
             // Whatever it left queued is submitted in the next turn.
             Err(error) if !is_passing(&error) => Err(error),
@@ -200,15 +274,17 @@ impl Ring {
     fn push(&mut self, entry: &squeue::Entry) {
         for _ in 0..TRIES {
             // SAFETY: as for `enter`.
-            if unsafe { self.uring.submission().push(entry) }.is_ok() {
+            if unsafe { self.queue.push(entry) }.is_ok() {
                 return;
             }
-            match self.uring.submit() {
+            self.queue.sync();
+            self.counts.enters += 1;
+            match self.submitter.submit() {
                 Err(error) if !is_passing(&error) => {
                     self.broken = Some(error);
                     return;
                 }
-                _ => {}
+                _ => self.queue.sync(),
             }
         }
         self.broken = Some(io::ErrorKind::OutOfMemory.into());
@@ -227,9 +303,12 @@ impl Ring {
     ) {
         let fd = types::Fd(fd);
         let once = || {
-            let entry = opcode::Recv::new(fd, std::ptr::null_mut(), max_bytes).buf_group(group);
-            let entry = entry.build().flags(squeue::Flags::BUFFER_SELECT);
-            if has_more { entry } else { poll_first(entry) }
+            let look = if has_more { 0 } else { POLL_FIRST };
+            opcode::Recv::new(fd, std::ptr::null_mut(), max_bytes)
+                .buf_group(group)
+                .ioprio(look)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
         };
         let entry = match reading {
             Reading::On => {
@@ -249,15 +328,18 @@ impl Ring {
         self.push(&entry.user_data(user_data(STOP, key)));
     }
 
-    /// Sends `buffer[from..to]`, or a first part of it.
+    /// Sends `outgoing`, or a first part of it. A `quick` send is one that the kernel is expected
+    /// to take whole at once and of which nothing follows at once: its completion does not end the
+    /// wait that it is submitted with, and it fails with `EAGAIN` rather than wait itself.
     ///
     /// # Panics
     ///
     /// If the connection is sending already.
-    pub fn send(&mut self, fd: RawFd, buffer: Vec<u8>, from: usize, to: usize, key: u32) {
-        let bytes = buffer.get(from..to).unwrap_or_default();
+    pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, quick: bool) {
+        let bytes = outgoing.buffer.get(outgoing.from..outgoing.to).unwrap_or_default();
+        let dont_wait = if quick { libc::MSG_DONTWAIT } else { 0 };
         let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL)
+            .flags(libc::MSG_NOSIGNAL | dont_wait)
             .build()
             .user_data(user_data(SEND, key));
         let index = key as usize;
@@ -267,32 +349,51 @@ impl Ring {
         if let Some(slot) = self.sending.get_mut(index) {
             // Or the kernel would read memory that is not ours any more.
             assert!(slot.is_none(), "two sends at once");
-            *slot = Some(buffer);
+            *slot = Some(outgoing);
         }
         self.push(&entry);
+        self.quick_sends += u32::from(quick);
     }
 
-    /// Lets the kernel choose from `count` receive buffers, a power of two.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    #[allow(unsafe_code)]
-    pub fn register_buffers(
-        &self,
-        entries: &'static [super::buffers::Entries],
-        count: u16,
-        group: u16,
-    ) -> io::Result<()> {
-        let address = entries.as_ptr() as u64;
-        assert!(size_of_val(entries) >= usize::from(count) * size_of::<types::BufRingEntry>());
-        // SAFETY: the memory lives as long as the process and has room for so many entries.
-        unsafe { self.uring.submitter().register_buf_ring(address, count, group) }
+    /// Accepts connections of a listener, on and on, until it fails or is stopped.
+    pub fn accept(&mut self, listener: RawFd) {
+        let entry = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
+        self.push(&entry.user_data(user_data(ACCEPT, 0)));
+    }
+
+    /// Ends accepting: its last completion will come soon, perhaps behind others.
+    pub fn stop_accepting(&mut self) {
+        let entry = opcode::AsyncCancel::new(user_data(ACCEPT, 0)).build();
+        self.push(&entry.user_data(user_data(STOP_ACCEPTING, 0)));
+    }
+
+    /// Says once when the runtime that waits on `descriptor` has something to do.
+    pub fn watch_runtime(&mut self, descriptor: RawFd) {
+        let entry = opcode::PollAdd::new(types::Fd(descriptor), libc::POLLIN as u32).build();
+        self.push(&entry.user_data(user_data(RUNTIME, 0)));
     }
 }
 
+/// Lets the kernel choose from `count` receive buffers, a power of two.
+///
+/// # Errors
+///
+/// What the kernel says.
+#[allow(unsafe_code)]
+pub(super) fn register_buffers(
+    uring: &IoUring,
+    entries: &'static [super::buffers::Entries],
+    count: u16,
+    group: u16,
+) -> io::Result<()> {
+    let address = entries.as_ptr() as u64;
+    assert!(size_of_val(entries) >= usize::from(count) * size_of::<types::BufRingEntry>());
+    // SAFETY: the memory lives as long as the process and has room for so many entries.
+    unsafe { uring.submitter().register_buf_ring_with_flags(address, count, group, 0) }
+}
+
 /// What a completion says; a send gives back its buffer.
-fn read(entry: &cqueue::Entry, sending: &mut [Option<Vec<u8>>]) -> Option<Done> {
+fn read(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Done> {
     let (kind, key) = (entry.user_data() >> 32, entry.user_data() as u32);
     let (result, flags) = (entry.result(), entry.flags());
     let reading = match kind {
@@ -300,10 +401,16 @@ fn read(entry: &cqueue::Entry, sending: &mut [Option<Vec<u8>>]) -> Option<Done> 
         READ_SMALL => Reading::Small,
         READ_LARGE => Reading::Large,
         SEND => {
-            let buffer = sending.get_mut(key as usize)?.take()?;
-            return Some(Done::Sent { key, buffer, result });
+            let outgoing = sending.get_mut(key as usize)?.take()?;
+            return Some(Done::Sent { key, outgoing, result });
         }
-        _ => return Some(Done::NotStopped { key }),
+        ACCEPT => {
+            let (socket, goes_on) = (accepted(result), cqueue::more(flags));
+            return Some(Done::Accepted { socket, goes_on });
+        }
+        RUNTIME => return Some(Done::RuntimeReady),
+        STOP => return Some(Done::NotStopped { key }),
+        _ => return None,
     };
     Some(Done::Received {
         key,
@@ -315,59 +422,47 @@ fn read(entry: &cqueue::Entry, sending: &mut [Option<Vec<u8>>]) -> Option<Done> 
     })
 }
 
-/// Whether the kernel only asks for patience: a signal came, or it must get rid of completions or
-/// find memory first.
+/// Whether the kernel only asks for patience: the time to wait is over, a signal came, or it must
+/// get rid of completions or find memory first.
 fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME))
 }
 
-/// Sets [`POLL_FIRST`], for which the builder of `Recv` has no method.
 #[allow(unsafe_code)]
-fn poll_first(mut entry: squeue::Entry) -> squeue::Entry {
-    // SAFETY: an entry is the kernel's `struct io_uring_sqe` and nothing else (`repr(C)`, 64
-    // bytes), in which `ioprio` is the u16 at offset 2 (include/uapi/linux/io_uring.h).
-    unsafe { (&raw mut entry).cast::<u16>().wrapping_add(1).write(POLL_FIRST) };
-    entry
+fn accepted(result: i32) -> io::Result<OwnedFd> {
+    match result {
+        // SAFETY: the kernel has just opened this descriptor for us, and tells nobody else.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(result) }),
+        _ => Err(io::Error::from_raw_os_error(-result)),
+    }
 }
 
-/// A wait for a listener, on the runtime's ring.
-pub type Acceptable = InFlightOneshot<(), Nothing>;
-
-/// What such a wait comes to.
-pub struct Nothing;
-
-impl OneshotOutputTransform for Nothing {
-    type StoredData = ();
-    type Output = ();
-
-    fn transform_oneshot_output(self, _: (), _: cqueue::Entry) {}
-}
-
-/// Waits until a listener has something to accept.
-pub fn acceptable(listener: &impl AsRawFd) -> Acceptable {
-    let fd = types::Fd(listener.as_raw_fd());
-    let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-    UnsubmittedOneshot::new((), Nothing, entry).submit()
-}
-
-/// What the runtime's ring is made with.
-pub fn runtime_builder() -> io_uring::Builder {
-    let mut builder = tokio_uring::uring_builder();
-    builder.setup_coop_taskrun().setup_single_issuer();
-    builder
-}
-
-/// A ring as a worker needs it, and what the kernel signals its completions with.
-fn make(entries: u32) -> io::Result<(IoUring, OwnedFd)> {
+/// A ring as a worker needs it, for the current thread alone. It queues so many operations before
+/// the kernel must take them, a power of two.
+///
+/// # Errors
+///
+/// As [`probe`], and where descriptors have run out.
+pub fn make(entries: u32) -> io::Result<IoUring> {
     let ring = IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
         .setup_cqsize(entries * COMPLETIONS_PER_ENTRY)
         .build(entries)?;
-    let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    ring.submitter().register_eventfd(signal.as_raw_fd())?;
-    Ok((ring, signal))
+    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
+    ring.submit()?;
+    Ok(ring)
+}
+
+/// The memory that the kernel locks for a ring with so many entries and so much room for
+/// completions, in bytes: a region with a header, completions of 16 bytes and an index of 4 for
+/// each entry, and a region of entries of 64 bytes, in whole pages (io_uring/io_uring.c).
+pub(super) fn locked_bytes(entries: u32, completions: u32) -> u64 {
+    const HEADER_BYTES: u64 = 256;
+    let (entries, completions) = (u64::from(entries), u64::from(completions));
+    let in_pages = |bytes: u64| bytes.next_multiple_of(PAGE_BYTES);
+    in_pages(HEADER_BYTES + completions * 16 + entries * 4) + in_pages(entries * 64)
 }
 
 /// Tries out whether this process may make rings and use them.
@@ -379,7 +474,5 @@ fn make(entries: u32) -> io::Result<(IoUring, OwnedFd)> {
 /// where it is too old for what the relay asks of it, `ENOMEM` where the limit on locked memory is
 /// too low.
 pub fn probe() -> io::Result<()> {
-    let (ring, _signal) = make(8)?;
-    // A filter that lets a ring be made may still forbid io_uring_enter, which this calls.
-    ring.submit().map(drop)
+    make(8).map(drop)
 }

@@ -1,18 +1,38 @@
 //! TLS over owned buffers (RFC 8446, RFC 5246): bytes of a socket in, application data out, and
-//! the other way round. An idle session holds no buffer at all; what it keeps between two reads is
-//! a record that did not arrive whole.
+//! the other way round.
+//!
+//! rustls makes the handshake, and gives away the keys when it is done. From then on the records
+//! are opened and sealed here, with the ciphers of the same crypto provider: where they lie, without
+//! a copy, and with nothing held while idle but keys, numbers, and a record that did not arrive
+//! whole. All of that is plain data ([`Data`]), which another process could go on with.
+//!
+//! - `handshake`: what rustls is asked for
+//! - `secrets`: what the keys are made of
+//! - `record`: one record, one direction's keys
+//! - `traffic`: what records say
 
-use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus,
-    WriteTraffic,
-};
-use rustls::{InvalidMessage, ServerConfig};
+mod handshake;
+mod record;
+mod secrets;
+mod traffic;
+
+#[cfg(test)]
+mod tests;
+
+pub use record::{Keys, RECORD_BYTES};
+pub use secrets::give_away;
+pub use traffic::{Data, State};
+
+use handshake::{Handshake, Shaken, Taken};
+use ring as provider;
+use rustls::crypto::CryptoProvider;
+use rustls::{Error, InvalidMessage, ServerConfig};
+use std::ops::Range;
 use std::sync::Arc;
+use traffic::{Opened, Traffic};
 
-/// The most application data in one record (RFC 8446, section 5.1).
-pub const RECORD_BYTES: usize = 1 << 14;
-/// The most that a record adds to its data: header, nonce, padding to a block and tag.
+/// The most that a record adds to its data while rustls makes it: header, nonce, padding to a
+/// block and tag.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
 /// The most that is kept of what is not whole: a record as long as they come (RFC 5246, section
@@ -26,9 +46,20 @@ pub const ACME_TLS: &[u8] = b"acme-tls/1";
 
 /// One connection's TLS.
 pub struct Session {
-    connection: UnbufferedServerConnection,
+    stage: Stage,
     /// What arrived of a record, or of a handshake message, that is not whole.
     partial: Vec<u8>,
+}
+
+enum Stage {
+    /// Nothing has arrived.
+    Expecting(Arc<ServerConfig>),
+    /// The handshake is under way.
+    Shaking(Box<Handshake>),
+    /// The handshake is done.
+    Open(Box<Traffic>),
+    /// The handshake has failed.
+    Failed,
 }
 
 /// What bytes from the socket have come to.
@@ -39,24 +70,80 @@ pub enum Received {
     /// The peer has said that it will send nothing more (close_notify).
     Closed,
     /// The peer cannot be understood or trusted; an alert that tells it so is among the output.
-    Failed(rustls::Error),
+    Failed(Error),
+}
+
+/// The application data of bytes that arrived, and what they have come to.
+pub struct Plain {
+    /// A record that had begun before.
+    kept: Vec<u8>,
+    /// Where its data is.
+    kept_data: Range<usize>,
+    /// Where the rest of the data is among the bytes that arrived.
+    pub data: Range<usize>,
+    /// What they have come to.
+    pub received: Received,
+}
+
+impl Plain {
+    /// No data, and the session goes on.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self { kept: Vec::new(), kept_data: 0..0, data: 0..0, received: Received::Open }
+    }
+
+    /// Data of a record that had begun before these bytes arrived; it comes first.
+    pub fn kept(&mut self) -> &mut [u8] {
+        self.kept.get_mut(self.kept_data.clone()).unwrap_or_default()
+    }
+
+    /// Puts `data` behind the kept data, if there is any; what is left of it otherwise.
+    pub fn append<'a>(&mut self, data: &'a mut [u8]) -> &'a mut [u8] {
+        if self.kept_data.is_empty() {
+            return data;
+        }
+        self.kept.truncate(self.kept_data.end);
+        self.kept.extend_from_slice(data);
+        self.kept_data.end = self.kept.len();
+        &mut []
+    }
 }
 
 impl Session {
     /// A session that expects the peer's hello.
-    ///
-    /// # Errors
-    ///
-    /// None for a configuration that the control plane has made.
-    pub fn new(config: &Arc<ServerConfig>) -> Result<Self, rustls::Error> {
-        let connection = UnbufferedServerConnection::new(config.clone())?;
-        Ok(Self { connection, partial: Vec::new() })
+    #[must_use]
+    pub fn new(config: &Arc<ServerConfig>) -> Self {
+        Self { stage: Stage::Expecting(config.clone()), partial: Vec::new() }
     }
 
-    /// Whether the handshake is still under way.
+    /// Goes on with what [`Session::data`] has said of another, and bytes that had arrived of its
+    /// next record. None if the provider has no such cipher suite.
+    #[must_use]
+    pub fn revive(data: &Data, partial: Vec<u8>, provider: &CryptoProvider) -> Option<Self> {
+        let traffic = Traffic::revive(data, &provider.cipher_suites)?;
+        Some(Self { stage: Stage::Open(Box::new(traffic)), partial })
+    }
+
+    /// All that the session is, but what [`Session::partial`] says. None before the handshake is
+    /// done: that is rustls' own affair.
+    #[must_use]
+    pub fn data(&self) -> Option<Data> {
+        match &self.stage {
+            Stage::Open(traffic) => Some(traffic.data()),
+            _ => None,
+        }
+    }
+
+    /// What arrived of a record that is not whole.
+    #[must_use]
+    pub fn partial(&self) -> &[u8] {
+        &self.partial
+    }
+
+    /// Whether the handshake is still to come, or under way.
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
-        self.connection.is_handshaking()
+        matches!(self.stage, Stage::Expecting(_) | Stage::Shaking(_))
     }
 
     /// Bytes that wait for the rest of their record.
@@ -65,185 +152,161 @@ impl Session {
         self.partial.capacity()
     }
 
-    /// Bytes arrived: application data is appended to `plain`, and what TLS itself has to say to
-    /// the peer (its handshake, an alert) to `out`.
-    pub fn receive(
-        &mut self,
-        input: &mut [u8],
-        plain: &mut Vec<u8>,
-        out: &mut Vec<u8>,
-    ) -> Received {
-        let was_handshaking = self.is_handshaking();
-        let mut received = if self.partial.is_empty() {
-            let (used, received) = self.process(input, plain, out);
-            self.partial = input.get(used..).unwrap_or_default().to_vec();
-            received
-        } else {
-            let mut partial = std::mem::take(&mut self.partial);
-            partial.extend_from_slice(input);
-            let (used, received) = self.process(&mut partial, plain, out);
-            self.partial = match used {
-                0 => partial,
-                // In no more room than it needs.
-                _ => partial.get(used..).unwrap_or_default().to_vec(),
-            };
-            received
-        };
-        if received == Received::Open && self.partial.len() > MAX_PARTIAL_BYTES {
-            received = Received::Failed(InvalidMessage::HandshakePayloadTooLarge.into());
+    /// Whether it holds ciphers, which are many times as long as the keys that they are made of.
+    #[must_use]
+    pub fn is_warm(&self) -> bool {
+        matches!(&self.stage, Stage::Open(traffic) if traffic.is_warm())
+    }
+
+    /// Forgets its ciphers, until they are needed again.
+    pub fn cool(&mut self) {
+        if let Stage::Open(traffic) = &mut self.stage {
+            traffic.cool();
         }
-        let is_done = was_handshaking && !self.is_handshaking();
-        if is_done && self.connection.alpn_protocol() == Some(ACME_TLS) {
-            // It has seen what it came for, and must not be served.
-            plain.clear();
-            received = Received::Closed;
+    }
+
+    /// Bytes arrived. Their application data is left among them; what TLS itself has to say to the
+    /// peer (its handshake, an alert) is appended to `out`.
+    pub fn receive(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> Plain {
+        let mut plain = Plain::nothing();
+        let mut begin = 0;
+        if !self.partial.is_empty() {
+            begin = self.fill_partial(input);
+            let mut kept = std::mem::take(&mut self.partial);
+            let (used, data, received) = self.process(&mut kept, out);
+            plain.received = received;
+            if used == 0 && plain.received == Received::Open {
+                self.partial = kept;
+            } else {
+                self.keep(kept.get(used..).unwrap_or_default(), &plain.received);
+                plain.kept = kept;
+                plain.kept_data = data;
+            }
         }
-        if received != Received::Open {
-            // Nothing of it will be read any more.
+        if plain.received == Received::Open && begin < input.len() {
+            let rest = input.get_mut(begin..).unwrap_or_default();
+            let (used, data, received) = self.process(rest, out);
+            plain.data = begin + data.start..begin + data.end;
+            plain.received = received;
+            let left = rest.get(used..).unwrap_or_default();
+            self.keep(left, &plain.received);
+        }
+        if plain.received == Received::Open && self.partial.len() > MAX_PARTIAL_BYTES {
             self.partial = Vec::new();
+            self.stage = Stage::Failed;
+            let error = InvalidMessage::HandshakePayloadTooLarge;
+            plain.received = Received::Failed(error.into());
         }
-        received
+        plain
     }
 
-    /// Takes every whole record; how many bytes of `input` these were.
-    fn process(
-        &mut self,
-        input: &mut [u8],
-        plain: &mut Vec<u8>,
-        out: &mut Vec<u8>,
-    ) -> (usize, Received) {
-        let mut used = 0;
-        loop {
-            let Some(rest) = input.get_mut(used..) else { return (used, Received::Open) };
-            let UnbufferedStatus { mut discard, state } = self.connection.process_tls_records(rest);
-            let end = match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(Ok(record)) = traffic.next_record() {
-                        discard += record.discard;
-                        plain.extend_from_slice(record.payload);
-                    }
-                    None
-                }
-                Ok(ConnectionState::EncodeTlsData(data)) => {
-                    encode(data, out);
-                    None
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => {
-                    data.done();
-                    None
-                }
-                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Some(Received::Closed),
-                // Ours to offer, and we do not: what it holds may be replayed.
-                Ok(ConnectionState::ReadEarlyData(_)) => Some(Received::Closed),
-                Ok(_) => Some(Received::Open),
-                Err(error) => {
-                    let rest = input.get_mut(used + discard..).unwrap_or_default();
-                    self.append_alert(rest, out);
-                    Some(Received::Failed(error))
+    /// Keeps what is not whole, in no more room than it needs; nothing of what will not be read.
+    fn keep(&mut self, left: &[u8], received: &Received) {
+        let left = if *received == Received::Open { left } else { &[] };
+        self.partial.extend_from_slice(left);
+    }
+
+    /// Adds the rest of the record that has begun to what came of it, so that what is behind it
+    /// need not be moved; a handshake's all. How many bytes of `input` that were.
+    fn fill_partial(&mut self, input: &[u8]) -> usize {
+        let Stage::Open(traffic) = &self.stage else {
+            self.partial.extend_from_slice(input);
+            return input.len();
+        };
+        let mut taken = 0;
+        // First the header, which says how much it is.
+        for _ in 0..2 {
+            let known = traffic.record_bytes(&self.partial);
+            let goal = known.unwrap_or(record::HEADER_BYTES);
+            let missing = goal.saturating_sub(self.partial.len());
+            let rest = input.get(taken..).unwrap_or_default();
+            let more = rest.get(..missing).unwrap_or(rest);
+            self.partial.extend_from_slice(more);
+            taken += more.len();
+        }
+        taken
+    }
+
+    /// Takes every whole record: how many bytes of `input` these were, where their data is now, and
+    /// what they have come to.
+    fn process(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> (usize, Range<usize>, Received) {
+        let mut shaken = 0;
+        if let Some(handshake) = self.handshake() {
+            let taken = match handshake {
+                Ok(handshake) => handshake.take(input, out),
+                Err(error) => return (0, 0..0, Received::Failed(error)),
+            };
+            let Taken { used, shaken: outcome, rest } = taken;
+            let received = match outcome {
+                Shaken::On => Some(Received::Open),
+                Shaken::Left => Some(Received::Closed),
+                Shaken::Failed(error) => Some(Received::Failed(error)),
+                Shaken::Done { traffic, is_look } => {
+                    self.stage = Stage::Open(traffic);
+                    // It has seen what it came for, and must not be served.
+                    is_look.then_some(Received::Closed)
                 }
             };
-            used += discard;
-            if let Some(end) = end {
-                return (used, end);
+            if let Some(rest) = rest {
+                self.stage = Stage::Shaking(rest);
             }
+            if let Some(received) = received {
+                return (used, 0..0, received);
+            }
+            shaken = used;
         }
+        let Stage::Open(traffic) = &mut self.stage else { return (0, 0..0, Received::Open) };
+        let Opened { used, data, closed, fault } =
+            traffic.open(input.get_mut(shaken..).unwrap_or_default(), out);
+        let received = match fault {
+            Some(fault) => Received::Failed(fault.error),
+            None if closed => Received::Closed,
+            None => Received::Open,
+        };
+        (shaken + used, shaken + data.start..shaken + data.end, received)
     }
 
-    /// The alert with which rustls ends a session comes after the error, and after whatever else it
-    /// had to say: its hello, where what follows that in a handshake has failed. `rest` is what the
-    /// error left unread. It must not be read again, so the alert is the end.
-    fn append_alert(&mut self, rest: &mut [u8], out: &mut Vec<u8>) {
-        loop {
-            match self.connection.process_tls_records(rest).state {
-                Ok(ConnectionState::EncodeTlsData(data)) => {
-                    let before = out.len();
-                    encode(data, out);
-                    if out.get(before..).is_some_and(is_alert) {
-                        return;
-                    }
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                _ => return,
-            }
+    /// Takes out the handshake that is under way, or begins it.
+    fn handshake(&mut self) -> Option<Result<Box<Handshake>, Error>> {
+        if !self.is_handshaking() {
+            return None;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Failed) {
+            Stage::Expecting(config) => Some(Handshake::new(config).map(Box::new)),
+            Stage::Shaking(handshake) => Some(Ok(handshake)),
+            _ => None,
         }
     }
 
     /// Appends `data`, encrypted, to `out`. False if the session cannot send.
+    #[must_use]
     pub fn encrypt(&mut self, data: &[u8], out: &mut Vec<u8>) -> bool {
-        let records = data.len().div_ceil(RECORD_BYTES).max(1);
-        let most = data.len() + records * RECORD_OVERHEAD_BYTES;
-        self.write(out, most, |traffic, room| traffic.encrypt(data, room).ok())
+        match &mut self.stage {
+            Stage::Open(traffic) => traffic.seal(data, out),
+            Stage::Shaking(handshake) => handshake.seal(data, &mut self.partial, out),
+            _ => false,
+        }
     }
 
     /// Appends the alert with which an orderly session ends. False if there is no session to end.
     pub fn close(&mut self, out: &mut Vec<u8>) -> bool {
-        let most = RECORD_OVERHEAD_BYTES;
-        self.write(out, most, |traffic, room| traffic.queue_close_notify(room).ok())
-    }
-
-    /// Appends at most `most` bytes, which `write` puts into the room that it is given.
-    fn write<F>(&mut self, out: &mut Vec<u8>, most: usize, write: F) -> bool
-    where
-        F: FnOnce(
-            &mut WriteTraffic<'_, rustls::server::ServerConnectionData>,
-            &mut [u8],
-        ) -> Option<usize>,
-    {
-        loop {
-            // A record that is not whole changes nothing; it must be there all the same.
-            match self.connection.process_tls_records(&mut self.partial).state {
-                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    let before = out.len();
-                    out.resize(before + most, 0);
-                    let room = out.get_mut(before..).unwrap_or_default();
-                    let written = write(&mut traffic, room);
-                    out.truncate(before + written.unwrap_or(0));
-                    return written.is_some();
-                }
-                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, out),
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                _ => return false,
-            }
+        match &mut self.stage {
+            Stage::Open(traffic) => traffic.close(out),
+            Stage::Shaking(handshake) => handshake.close(&mut self.partial, out),
+            _ => false,
         }
     }
 }
 
 /// Why a session has failed, so that an operator sees whose fault it is.
 #[must_use]
-pub fn explain(error: &rustls::Error) -> String {
+pub fn explain(error: &Error) -> String {
     match error {
         // The one general error of a server's handshake.
-        rustls::Error::General(text) if text.contains("certificate chain") => {
+        Error::General(text) if text.contains("certificate chain") => {
             "it asked for another name than --domain or for none, or there is no certificate yet"
                 .to_owned()
         }
-        error => error.to_string(),
-    }
-}
-
-/// Whether a record is an alert, or encrypted and as short as only an alert is (RFC 8446, sections
-/// 5.1 and 5.2: level, description, content type and tag).
-fn is_alert(record: &[u8]) -> bool {
-    const ALERT: u8 = 21;
-    const APPLICATION_DATA: u8 = 23;
-    match record.first() {
-        Some(&ALERT) => true,
-        Some(&APPLICATION_DATA) => record.len() <= 5 + 2 + 1 + 16,
-        _ => false,
-    }
-}
-
-fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut Vec<u8>) {
-    // Without room it says how much it needs.
-    let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) =
-        data.encode(&mut [])
-    else {
-        return;
-    };
-    let before = out.len();
-    out.resize(before + required_size, 0);
-    if let Some(room) = out.get_mut(before..) {
-        let written = data.encode(room);
-        debug_assert!(written.is_ok_and(|bytes| bytes == required_size), "room as asked for");
+        error => crate::words::of_tls(error),
     }
 }

@@ -3,7 +3,8 @@
 use super::Worker;
 use super::core::Core;
 use super::link::Link;
-use super::tls::{self, RECORD_BYTES, Received, Session};
+use super::ring::Outgoing;
+use super::tls::{self, Plain, RECORD_BYTES, Received, Session};
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::{HandOver, Key};
@@ -15,6 +16,27 @@ use std::net::Shutdown;
 const SEND_BYTES: usize = 4 * RECORD_BYTES;
 /// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
 const SPARE_BUFFERS: usize = 16;
+/// Sessions of a worker that keep the ciphers that they have made of their keys: about a KiB each,
+/// while to make them again takes a tenth of what a message costs.
+const MAX_WARM: usize = 1024;
+/// Sessions that are looked at before one forgets its ciphers though it was used lately.
+const WARM_TRIES: usize = 4;
+
+/// Which connections' sessions have ciphers; some that are listed may be gone.
+#[derive(Debug, Default)]
+pub(super) struct Warm {
+    keys: Vec<Key>,
+    random: u64,
+}
+
+impl Warm {
+    /// Any of them. Chance serves best where many take turns that are just too many.
+    fn choose(&mut self) -> usize {
+        // Knuth's generator; whoever could foresee it would gain nothing.
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.random >> 33) as usize % self.keys.len().max(1)
+    }
+}
 
 /// The TLS of a socket, and what is on its way through it.
 pub struct TlsLink {
@@ -27,6 +49,10 @@ pub struct TlsLink {
     write: Option<EncryptedWrite>,
     /// The last send was not taken whole.
     slow: bool,
+    /// The session may have ciphers, and the worker knows.
+    is_listed: bool,
+    /// The session was used since the worker looked whether it is.
+    was_used: bool,
     /// Neither side can say anything more.
     failed: bool,
     /// The session's last alert is among the output, or there will be none.
@@ -47,12 +73,19 @@ impl TlsLink {
             sent: 0,
             write: None,
             slow: false,
+            is_listed: false,
+            was_used: false,
             failed: false,
             closed: false,
             peer_closed: false,
             finish: false,
             moving: None,
         })
+    }
+
+    /// Whether the handshake is still under way.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking()
     }
 
     /// The alert that ends the session in good order, if nothing is in its way.
@@ -65,6 +98,12 @@ impl TlsLink {
     /// Encrypted bytes that no send has taken yet.
     pub(super) fn unsent_bytes(&self) -> usize {
         self.out.len()
+    }
+
+    /// Has the session forget its ciphers until it is used again.
+    fn cool(&mut self) {
+        self.session.cool();
+        self.is_listed = false;
     }
 
     /// What is to be charged for it beside what the core knows.
@@ -86,32 +125,59 @@ struct EncryptedWrite {
     buffer: Vec<u8>,
     /// Bytes of it that were encrypted.
     bytes: usize,
+    /// There is nothing more to write for now.
+    all: bool,
     /// They are in the send under way.
     in_flight: bool,
 }
 
 impl<C: Core> Worker<C> {
-    /// TLS has taken what arrived, and this is what it comes to.
-    pub(super) fn on_decrypted(
-        &mut self,
-        now: Millis,
-        key: Key,
-        mut plain: Vec<u8>,
-        received: Received,
-    ) {
+    /// The core has the application data of what arrived, and this is what it comes to.
+    pub(super) fn on_decrypted(&mut self, now: Millis, key: Key, received: &Received) {
+        self.note_use(key);
         self.charge_tls(now, key);
         self.flush_tls(key);
-        if !plain.is_empty() {
-            self.core.on_bytes(now, key, &mut plain);
-        }
-        self.plain = plain;
         match received {
             Received::Open => {}
             Received::Closed => self.core.on_end(now, key, true),
             Received::Failed(error) => {
-                self.core.on_transport_failed(now, key, &tls::explain(&error));
+                self.core.on_transport_failed(now, key, &tls::explain(error));
             }
         }
+    }
+
+    /// The session was used, and may have made ciphers. There are never many of them: where there
+    /// are, another session forgets its own, if possible one that was not used for longer.
+    fn note_use(&mut self, key: Key) {
+        let Some(tls) = self.tls(key) else { return };
+        tls.was_used = true;
+        if tls.is_listed || !tls.session.is_warm() {
+            return;
+        }
+        tls.is_listed = true;
+        if self.warm.keys.len() < MAX_WARM {
+            return self.warm.keys.push(key);
+        }
+        let at = self.least_used();
+        let Some(place) = self.warm.keys.get_mut(at) else { return };
+        let other = std::mem::replace(place, key);
+        if other != key
+            && let Some(tls) = self.tls(other)
+        {
+            tls.cool();
+        }
+    }
+
+    /// Where one is listed that was not used lately, if chance finds one.
+    fn least_used(&mut self) -> usize {
+        for _ in 1..WARM_TRIES {
+            let at = self.warm.choose();
+            let tls = self.warm.keys.get(at).copied().and_then(|key| self.tls(key));
+            if !tls.is_some_and(|tls| std::mem::take(&mut tls.was_used)) {
+                return at;
+            }
+        }
+        self.warm.choose()
     }
 
     fn tls(&mut self, key: Key) -> Option<&mut TlsLink> {
@@ -139,7 +205,9 @@ impl<C: Core> Worker<C> {
         if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
             return self.core.on_written(now, key, write.buffer, None);
         }
-        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, in_flight: false });
+        let all = write.all && bytes == write.to - write.from;
+        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, all, in_flight: false });
+        self.note_use(key);
         self.flush_tls(key);
         self.charge_tls(now, key);
     }
@@ -173,8 +241,12 @@ impl<C: Core> Worker<C> {
 
     /// A connection has come from another worker, whose core knows no more than what it was asked.
     pub(super) fn adopt_tls(&mut self, now: Millis, key: Key) {
+        let Some(tls) = self.tls(key) else { return };
+        // They are listed where it came from.
+        tls.cool();
+        let peer_closed = tls.peer_closed;
         self.charge_tls(now, key);
-        if self.tls(key).is_some_and(|tls| tls.peer_closed) {
+        if peer_closed {
             self.core.on_end(now, key, true);
         }
     }
@@ -193,8 +265,9 @@ impl<C: Core> Worker<C> {
             if let Some(write) = &mut tls.write {
                 write.in_flight = true;
             }
-            let bytes = out.len();
-            self.send(key, out, 0, bytes);
+            let outgoing = Outgoing { from: 0, to: out.len(), buffer: out };
+            let all = tls.write.as_ref().is_none_or(|write| write.all);
+            self.send(key, outgoing, all);
         } else if let Some((worker, ticket)) = tls.moving.take() {
             self.hand_over(key, worker, ticket);
         } else if std::mem::take(&mut tls.finish) {
@@ -227,8 +300,8 @@ impl<C: Core> Worker<C> {
         tls.sent += taken;
         tls.slow = tls.sent < out.len();
         if tls.slow {
-            let (from, to) = (tls.sent, out.len());
-            self.send(key, out, from, to);
+            let outgoing = Outgoing { from: tls.sent, to: out.len(), buffer: out };
+            self.send(key, outgoing, false);
             if taken > 0 {
                 self.core.on_write_progress(now, key);
             }
@@ -248,14 +321,13 @@ impl<C: Core> Worker<C> {
     }
 }
 
-/// Puts what `input` holds of application data into `plain`, in place of what was there.
-pub(super) fn decrypt(link: &mut Link, input: &mut [u8], plain: &mut Vec<u8>) -> Received {
-    plain.clear();
+/// What `input` holds of application data, which is left where it lies.
+pub(super) fn decrypt(link: &mut Link, input: &mut [u8]) -> Plain {
     match &mut link.tls {
         // Once it has failed, all that is left is to let its alert arrive.
         Some(tls) if !tls.failed => {
-            let received = tls.session.receive(input, plain, &mut tls.out);
-            match received {
+            let plain = tls.session.receive(input, &mut tls.out);
+            match plain.received {
                 Received::Open => {}
                 Received::Closed => tls.peer_closed = true,
                 Received::Failed(_) => {
@@ -263,8 +335,8 @@ pub(super) fn decrypt(link: &mut Link, input: &mut [u8], plain: &mut Vec<u8>) ->
                     tls.closed = true;
                 }
             }
-            received
+            plain
         }
-        _ => Received::Open,
+        _ => Plain::nothing(),
     }
 }

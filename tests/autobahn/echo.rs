@@ -19,7 +19,8 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
-use pyrycode_relay::worker::{self, ProxyHeaders, Start, listener};
+use pyrycode_relay::worker::features::Features;
+use pyrycode_relay::worker::{self, ProxyHeaders, Rings, Start, listener, ring};
 use slab::Slab;
 use std::error::Error;
 use std::fmt::Display;
@@ -39,7 +40,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bound = listener.local_addr()?.as_socket().ok_or("no IP address")?;
     println!("{bound}");
     let (mailbox, mail) = unbounded_channel();
-    let (ready, _waits) = unbounded_channel();
     let settings = Settings {
         worker: 0,
         owners: Owners::new([0; 4], 1),
@@ -60,10 +60,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         mailbox: mail,
         mailboxes: vec![mailbox],
         epoch: Instant::now(),
-        ready,
         wakes: channel(1).0,
     };
-    Ok(worker::run_core(start, |_| Echo::default())?)
+    let rings = Rings::make(ring::MAX_ENTRIES, Features::ALL, u64::MAX, 1)?;
+    Ok(worker::run_core(start, rings, |_| Echo::default())?)
 }
 
 #[derive(Default)]
@@ -217,6 +217,10 @@ impl Core for Echo {
 
     fn set_remote(&mut self, _key: Key, _remote: Remote) {}
 
+    fn on_plain_http(&mut self, now: Millis, key: Key) {
+        self.on_end(now, key, false);
+    }
+
     fn on_transport_failed(&mut self, now: Millis, key: Key, _error: &dyn Display) {
         self.on_end(now, key, false);
     }
@@ -249,14 +253,16 @@ impl Core for Echo {
         self.peers.get(key.0 as usize).is_some_and(|peer| matches!(peer.stage, Stage::Open))
     }
 
-    fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8]) {
-        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return };
+    fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8], _messages: &mut u32) -> usize {
+        let taken = input.len();
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return taken };
         match peer.stage {
             Stage::Head(_) => peer.on_head_bytes(&mut self.spare, input),
             Stage::Open => peer.on_frame_bytes(&mut self.spare, input),
-            Stage::Closing | Stage::Dead => return,
+            Stage::Closing | Stage::Dead => return taken,
         }
         self.go_on(key);
+        taken
     }
 
     fn on_end(&mut self, _now: Millis, key: Key, clean: bool) {

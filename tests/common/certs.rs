@@ -57,7 +57,17 @@ impl Authority {
 
     /// A leaf for `name`, after `change`.
     pub fn leaf_where(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
-        let key = KeyPair::generate().unwrap();
+        self.leaf_of(&KeyPair::generate().unwrap().serialize_pem(), name, change)
+    }
+
+    /// The same, of `key` (PEM, PKCS#8).
+    pub fn leaf_of(
+        &self,
+        key: &str,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Leaf {
+        let key = KeyPair::from_pem(key).unwrap();
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         change(&mut params);
         let leaf = params.signed_by(&key, &self.0).unwrap();

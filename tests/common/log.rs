@@ -26,6 +26,13 @@ impl LogLine {
     pub fn get(&self, key: &str) -> Option<&str> {
         self.fields.get(key).map(String::as_str)
     }
+
+    /// How often its event happened by this line: one that stands for others says for how many.
+    pub fn times(&self) -> usize {
+        let Some(err) = self.get("err") else { return 1 };
+        let Some((told, _)) = err.rsplit_once(" more like th") else { return 1 };
+        told.rsplit(' ').next().unwrap().parse().unwrap()
+    }
 }
 
 fn json(raw: &str) -> Option<BTreeMap<String, String>> {

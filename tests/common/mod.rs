@@ -50,7 +50,9 @@ pub use peer::{
 };
 pub use process::{Exit, Health, Process, Relay, Signal, command, run};
 pub use raw::{End, Raw};
-pub use sandbox::{close_standard_streams, deny, limit_descriptors, own_address};
+pub use sandbox::{
+    close_standard_streams, deny, limit_descriptors, limit_locked_memory, own_address,
+};
 pub use stream::Stream;
 pub use tls::{DOMAIN, Door, Tls, record, records};
 

@@ -38,7 +38,8 @@ pub fn command<S: AsRef<str>>(args: &[S]) -> Command {
     };
     command.args(args.iter().map(AsRef::as_ref));
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("PYRYCODE_RELAY_")) {
+        let is_ours = |name: &str| name.starts_with("PYRYCODE_RELAY_") || name == "FLY_APP_NAME";
+        if name.to_str().is_some_and(is_ours) {
             command.env_remove(name);
         }
     }

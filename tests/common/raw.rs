@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustls::{AlertDescription, ClientConnection};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{
@@ -140,6 +140,11 @@ impl Raw {
         .await
     }
 
+    /// The address that this side of the connection has.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.stream.tcp().local_addr().unwrap()
+    }
+
     /// The peer's TLS.
     pub fn tls(&mut self) -> &mut ClientConnection {
         match &mut self.stream {
@@ -236,6 +241,12 @@ impl Raw {
     /// Ends this side's half of the connection; the relay can still send.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.unwrap();
+    }
+
+    /// Both directions, for who sends while it reads.
+    pub fn into_halves(self) -> (ReadHalf<Stream>, WriteHalf<Stream>) {
+        assert!(self.unread.is_empty(), "bytes that were not read");
+        tokio::io::split(self.stream)
     }
 
     /// The bare socket, to give it to another process.

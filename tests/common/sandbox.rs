@@ -31,6 +31,13 @@ pub fn limit_descriptors(command: &mut Command, soft: u64, hard: u64) {
     before_exec(command, move || Ok(setrlimit(Resource::Nofile, limit)?));
 }
 
+/// The child may lock so many bytes of memory, together with all other processes of its user.
+pub fn limit_locked_memory(command: &mut Command, bytes: u64) {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    before_exec(command, move || Ok(setrlimit(Resource::Memlock, limit)?));
+}
+
 /// The child starts without standard input, output and error.
 #[allow(unsafe_code)]
 pub fn close_standard_streams(command: &mut Command) {

@@ -1,7 +1,7 @@
 //! Who is calling: the peer, or whom a trusted proxy names. Limits and logs are told the same.
 
 use super::common::{Raw, Relay, Request, SOON, wait_until};
-use super::{HERE, ask, new_id, status, there};
+use super::{HERE, ask, count_logs, new_id, status, there};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -45,15 +45,15 @@ async fn status_behind_proxy(relay: &Relay, source: &str, request: Request) -> u
 async fn the_right_most_untrusted_entry_is_the_caller() {
     let relay = Relay::start(&["--trust-x-forwarded-for", "127.0.0.0/8,10.0.0.0/8,fd00::/8"]).await;
     let table: &[(&[&str], Option<&str>)] = &[
-        (&["192.0.2.1"], Some("192.0.2.1:0")),
+        (&["192.0.2.1"], Some("192.0.2.1")),
         (&["192.0.2.1:567"], Some("192.0.2.1:567")),
         (&["[2001:db8::1]:5"], Some("[2001:db8::1]:5")),
-        (&["2001:db8::1"], Some("[2001:db8::1]:0")),
-        (&["::ffff:192.0.2.1"], Some("192.0.2.1:0")),
-        (&["198.51.100.1, 192.0.2.1"], Some("192.0.2.1:0")),
-        (&["198.51.100.1, 192.0.2.1, 10.0.0.1, 127.0.0.9"], Some("192.0.2.1:0")),
-        (&["198.51.100.1", "192.0.2.1, fd00::1", "10.0.0.1"], Some("192.0.2.1:0")),
-        (&["nonsense, 192.0.2.1"], Some("192.0.2.1:0")),
+        (&["2001:db8::1"], Some("2001:db8::1")),
+        (&["::ffff:192.0.2.1"], Some("192.0.2.1")),
+        (&["198.51.100.1, 192.0.2.1"], Some("192.0.2.1")),
+        (&["198.51.100.1, 192.0.2.1, 10.0.0.1, 127.0.0.9"], Some("192.0.2.1")),
+        (&["198.51.100.1", "192.0.2.1, fd00::1", "10.0.0.1"], Some("192.0.2.1")),
+        (&["nonsense, 192.0.2.1"], Some("192.0.2.1")),
         // Nothing that can be believed: the peer itself.
         (&[], None),
         (&[""], None),
@@ -115,6 +115,8 @@ async fn limits_follow_the_caller_and_not_the_proxy() {
     // Garbage counts for the proxy itself.
     assert_eq!(status(&relay, HERE, forwarded(&["garbage"]).1).await, 101);
     assert_eq!(status(&relay, HERE, forwarded(&["192.0.2.77, garbage"]).1).await, 429);
+    // The log may be behind the answers.
+    wait_until("three lines", SOON, async || count_logs(&relay, "rate_limited") >= 3).await;
     let lines = relay.logs();
     let mut limited: Vec<&str> = lines
         .iter()
@@ -122,7 +124,7 @@ async fn limits_follow_the_caller_and_not_the_proxy() {
         .map(|line| line.get("remote").unwrap())
         .collect();
     limited.truncate(3);
-    let expected = ["192.0.2.1:99", "192.0.2.2:0", "[2001:db8:1:1:ffff:ffff:ffff:ffff]:0"];
+    let expected = ["192.0.2.1:99", "192.0.2.2", "2001:db8:1:1:ffff:ffff:ffff:ffff"];
     assert_eq!(limited, expected);
 }
 
@@ -159,7 +161,7 @@ async fn places_follow_the_caller_and_not_the_proxy() {
 async fn a_proxy_header_names_the_caller() {
     let args = ["--proxy-protocol-from", "127.0.0.1", "--rate-limit", "1/1h"];
     let relay = Relay::start(&args).await;
-    for source in ["192.0.2.1:4660", "[2001:db8::1]:80", "192.0.2.3:0"] {
+    for source in ["192.0.2.1:4660", "[2001:db8::1]:80", "192.0.2.3:1"] {
         let id = new_id();
         assert_eq!(status_behind_proxy(&relay, source, Request::server(&id)).await, 101);
         assert_eq!(remote_of(&relay, &id).await, source);
@@ -186,21 +188,17 @@ async fn a_proxy_header_names_the_caller() {
 
 #[tokio::test]
 async fn anything_but_a_proxy_header_is_closed_without_a_word() {
-    let args = ["--proxy-protocol-from", "127.0.0.0/8", "--header-timeout", "400ms"];
+    let args = ["--proxy-protocol-from", "127.0.0.0/8", "--header-timeout", "1s"];
     let relay = Relay::start(&args).await;
     let v4 = proxy_header("192.0.2.1:1");
     let request = Request::get("/healthz").bytes();
-    let local = header(0x20, 0x00, &[]);
-    let torn = header(0x21, 0x11, &[&v4[16..], &[4, 0]].concat());
     for bytes in [
         request.clone(),
         b"PROXY TCP4 192.0.2.1 192.0.2.2 5 6\r\n".to_vec(),
-        local,
-        header(0x21, 0x12, &v4[16..]),
+        // A command and a family that are none; addresses that are not there.
+        header(0x22, 0x11, &v4[16..]),
+        header(0x21, 0x41, &v4[16..]),
         header(0x21, 0x21, &v4[16..]),
-        header(0x21, 0x31, &[0; 216]),
-        torn,
-        header(0x21, 0x11, &[&v4[16..], &[0; 600]].concat()),
         b"\r\n\r\n\0\r\nQUIX".to_vec(),
     ] {
         let mut raw = Raw::connect(&relay).await;
@@ -209,12 +207,61 @@ async fn anything_but_a_proxy_header_is_closed_without_a_word() {
         raw.assert_ended().await;
     }
     // Nothing, or half a header, within the time for it.
-    for bytes in [&v4[..0], &v4[..20]] {
+    let long = header(0x20, 0x00, &[0; 60_000]);
+    for bytes in [&v4[..0], &v4[..20], &long[..59_000]] {
         let mut raw = Raw::connect(&relay).await;
         raw.send(bytes).await;
         raw.assert_ended().await;
     }
     assert_eq!(status_behind_proxy(&relay, "192.0.2.1:1", Request::get("/healthz")).await, 200);
+}
+
+/// Headers that name nobody, and how they are called.
+pub(super) fn headers_of_nobody() -> Vec<(&'static str, Vec<u8>)> {
+    let addresses = &proxy_header("192.0.2.1:1")[16..];
+    vec![
+        ("LOCAL, of HAProxy and Traefik", header(0x20, 0x00, &[])),
+        ("LOCAL, with dummy addresses", header(0x20, 0x11, addresses)),
+        ("LOCAL, with the most extensions", header(0x20, 0x11, &[0; 65_535])),
+        ("unspecified", header(0x21, 0x00, &[])),
+        ("UNIX", header(0x21, 0x31, &[0; 216])),
+        ("UDP", header(0x21, 0x12, addresses)),
+    ]
+}
+
+#[tokio::test]
+async fn a_header_that_names_nobody_leaves_the_peers_own_address() {
+    let relay = Relay::start(&["--proxy-protocol-from", "127.0.0.7"]).await;
+    for (what, header) in headers_of_nobody() {
+        let id = new_id();
+        let mut raw = Raw::connect_from(&relay, there(7)).await;
+        let request = [Request::get("/healthz").bytes(), Request::server(&id).bytes()].concat();
+        raw.send([header.clone(), request].concat()).await;
+        assert_eq!(raw.response().await.status, 200, "{what}");
+        assert_eq!(raw.response().await.status, 101, "{what}");
+        let remote = remote_of(&relay, &id).await;
+        assert!(remote.starts_with("127.0.0.7:"), "{what}: {remote}");
+        // Nobody else may begin like this.
+        let mut raw = Raw::connect_from(&relay, there(8)).await;
+        raw.send(&header[..header.len().min(100)]).await;
+        assert_eq!(raw.response().await.status, 400, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn the_most_extensions_that_a_header_can_have_are_passed_over() {
+    let relay = Relay::start(&["--proxy-protocol-from", "127.0.0.1"]).await;
+    let addresses = proxy_header("192.0.2.1:4660")[16..].to_vec();
+    let long = header(0x21, 0x11, &[addresses, vec![0xee; 65_535 - 12]].concat());
+    for step in [1000, 65_000, 100_000] {
+        let id = new_id();
+        let mut raw = Raw::connect(&relay).await;
+        for piece in [long.clone(), Request::server(&id).bytes()].concat().chunks(step) {
+            raw.send(piece).await;
+        }
+        assert_eq!(raw.response().await.status, 101, "{step}");
+        assert_eq!(remote_of(&relay, &id).await, "192.0.2.1:4660");
+    }
 }
 
 #[tokio::test]
@@ -245,7 +292,7 @@ async fn a_proxy_header_may_name_a_proxy_that_forwards() {
     let relay = Relay::start(&trust).await;
     let (id, request) = forwarded(&["192.0.2.1"]);
     assert_eq!(status_behind_proxy(&relay, "10.0.0.1:5", request).await, 101);
-    assert_eq!(remote_of(&relay, &id).await, "192.0.2.1:0");
+    assert_eq!(remote_of(&relay, &id).await, "192.0.2.1");
     let (id, request) = forwarded(&["192.0.2.1"]);
     assert_eq!(status_behind_proxy(&relay, "192.0.2.8:5", request).await, 101);
     assert_eq!(remote_of(&relay, &id).await, "192.0.2.8:5");

@@ -1,6 +1,6 @@
 //! PROXY headers in front of TLS, and the whole order of checks (PROTOCOL.md, chapter 1).
 
-use super::callers::{header, proxy_header, remote_of};
+use super::callers::{header, headers_of_nobody, proxy_header, remote_of};
 use super::common::{Raw, Relay, Request, Response, soon};
 use super::new_id;
 use crate::common::certs::{Authority, Folder, client_config};
@@ -43,8 +43,13 @@ impl Site {
 
     /// The answer to `request` through a proxy that speaks for `source`.
     async fn ask(&self, source: &str, request: Request) -> Response {
+        self.ask_behind(&proxy_header(source), request).await
+    }
+
+    /// The answer to `request` behind this PROXY header.
+    async fn ask_behind(&self, header: &[u8], request: Request) -> Response {
         let mut tcp = TcpStream::connect(self.relay.addr()).await.unwrap();
-        tcp.write_all(&proxy_header(source)).await.unwrap();
+        tcp.write_all(header).await.unwrap();
         let name = ServerName::try_from(DOMAIN).unwrap();
         let connector = TlsConnector::from(Arc::new(client_config(self.roots.clone())));
         let mut tls = soon("a handshake", connector.connect(name, tcp)).await.unwrap();
@@ -76,6 +81,17 @@ async fn a_proxy_in_front_of_tls_names_the_caller() {
     }
     let healthy = Request::get("/healthz").set("Host", DOMAIN);
     assert_eq!(site.ask("192.0.2.1:1", healthy).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_header_in_front_of_tls_that_names_nobody_leaves_the_peers_own_address() {
+    let site = Site::open(&[]).await;
+    for (what, header) in headers_of_nobody() {
+        let id = new_id();
+        assert_eq!(site.ask_behind(&header, server(&id)).await.status, 101, "{what}");
+        let remote = remote_of(&site.relay, &id).await;
+        assert!(remote.starts_with("127.0.0.1:"), "{what}: {remote}");
+    }
 }
 
 #[tokio::test]
@@ -118,11 +134,9 @@ async fn without_a_proxy_header_there_is_no_tls() {
         hello
     };
     let v4 = proxy_header("192.0.2.1:1");
-    let local = header(0x20, 0x00, &[]);
     for bytes in [
         hello.clone(),
-        [local, hello.clone()].concat(),
-        [header(0x21, 0x12, &v4[16..]), hello.clone()].concat(),
+        [header(0x21, 0x41, &v4[16..]), hello.clone()].concat(),
         [b"PROXY TCP4 192.0.2.1 192.0.2.2 5 6\r\n".to_vec(), hello].concat(),
         // These are too late.
         Vec::new(),

@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 /// As many as a house has.
 const PLACES: usize = 6;
 
-/// Deadlines short enough to wait for.
+/// Deadlines short enough to wait for, and long enough for who has to do something before them on
+/// a machine that is busy.
 const IMPATIENT: [&str; 14] = [
     "--max-phones",
     "1",
     "--grace",
-    "200ms",
+    "1s",
     "--probe-timeout",
-    "200ms",
+    "1s",
     "--message-timeout",
     "300ms",
     "--write-timeout",
@@ -28,7 +29,7 @@ const IMPATIENT: [&str; 14] = [
     "--close-timeout",
     "300ms",
     "--header-timeout",
-    "1s",
+    "2s",
 ];
 
 /// A relay with few places, and an address that may have all of them.
@@ -47,14 +48,21 @@ impl House {
     }
 
     async fn enter_by(&self, request: Request, dial: impl AsyncFn() -> Raw) -> Raw {
+        let (status, raw) = self.ask_by(request, dial).await;
+        assert_eq!(status, 101);
+        raw
+    }
+
+    /// What a request is answered as soon as there is a place for it. A peer that has seen the end
+    /// of a connection, or has ended it, may be ahead of the relay.
+    async fn ask_by(&self, request: Request, dial: impl AsyncFn() -> Raw) -> (u16, Raw) {
         let end = Instant::now() + SOON;
         loop {
             let mut raw = dial().await;
             raw.send(request.clone()).await;
             match raw.response().await.status {
-                101 => return raw,
                 503 => assert!(Instant::now() < end, "no place is free"),
-                other => panic!("{other}"),
+                status => return (status, raw),
             }
         }
     }
@@ -131,8 +139,9 @@ async fn refused_heads(house: &House) {
             (Request::server(new_id()).without("Upgrade"), 426),
             (Request::server(new_id()).method("POST"), 405),
         ] {
-            let (response, raw) = ask(&house.relay, HERE, request).await;
-            assert_eq!(response.status, expected);
+            let dial = async || Raw::connect(&house.relay).await;
+            let (status, raw) = house.ask_by(request, dial).await;
+            assert_eq!(status, expected);
             kept.push(raw);
         }
     }
@@ -314,6 +323,7 @@ async fn shut_down(mut house: House) {
 
 #[tokio::test]
 async fn every_way_out_leaves_a_place_of_the_process() {
+    let begun = Instant::now();
     let limits = ["--max-connections", "6", "--max-connections-per-address", "off"];
     let house = every_way_out(&limits).await;
     let _everybody: [Raw; PLACES] = [
@@ -326,7 +336,9 @@ async fn every_way_out_leaves_a_place_of_the_process() {
     ];
     assert_eq!(status(&house.relay, there(2), Request::server("d")).await, 503, "for everyone");
     assert_eq!(status(&house.relay, there(2), Request::get("/healthz")).await, 200);
-    assert_eq!(count_logs(&house.relay, "conn_cap_reached"), 1, "once in a minute");
+    house.relay.wait_for_log("conn_cap_reached").await;
+    let minutes = 1 + begun.elapsed().as_secs() as usize / 60;
+    assert!((1..=minutes).contains(&count_logs(&house.relay, "conn_cap_reached")), "one a minute");
     drop(_everybody);
     shut_down(house).await;
 }

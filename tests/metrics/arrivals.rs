@@ -33,7 +33,7 @@ async fn connections_are_told_apart_by_how_far_they_have_come() {
 
 #[tokio::test]
 async fn heads_and_headers_that_do_not_come_are_counted() {
-    let args = ["--header-timeout", "300ms", "--proxy-protocol-from", "127.0.0.2"];
+    let args = ["--header-timeout", "1s", "--proxy-protocol-from", "127.0.0.2"];
     let (relay, addr) = start(&args).await;
     let mut silent = Raw::connect(&relay).await;
     silent.assert_ended().await;
@@ -75,7 +75,31 @@ async fn caps_of_an_address_are_counted_apart() {
 }
 
 #[tokio::test]
+async fn those_who_are_dropped_for_newcomers_are_counted() {
+    let args = ["--metrics-listen", "127.0.0.1:0", "--workers", "1", "--header-timeout", "60s"];
+    let args = [&args[..], &["--max-connections-per-address", "off"]].concat();
+    let relay = Relay::start_with(&args, |command| limit_descriptors(command, 256, 256)).await;
+    let addr = metrics_of(&relay).await;
+    let mut silent = Vec::new();
+    for _ in 0..67 {
+        silent.push(Raw::connect(&relay).await);
+    }
+    for oldest in &mut silent[..3] {
+        oldest.assert_ended().await;
+    }
+    wait_for(
+        addr,
+        &[
+            ("connections_refused_total{cause=\"not_upgraded\"}", 3.0),
+            ("connections{state=\"head\"}", 64.0),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn pauses_of_accepting_are_counted() {
+    // Those that are upgraded do not make room for one another.
     let args = ["--metrics-listen", "127.0.0.1:0", "--workers", "1", "--max-connections", "500"];
     let args = [&args[..], &["--max-connections-per-address", "off"]].concat();
     let relay = Relay::start_with(&args, |command| limit_descriptors(command, 64, 64)).await;
@@ -88,7 +112,9 @@ async fn pauses_of_accepting_are_counted() {
     };
     let mut many = Vec::new();
     wait_until("a pause", SOON, async || {
-        many.push(Raw::connect(&relay).await);
+        let mut raw = Raw::connect(&relay).await;
+        raw.send(Request::server(many.len().to_string())).await;
+        many.push(raw);
         !text().await.contains("\npyrycode_relay_accept_pauses_total 0\n")
     })
     .await;

@@ -101,7 +101,7 @@ async fn messages_that_break_the_rules_are_counted_by_the_rule() {
 
 #[tokio::test]
 async fn a_peer_that_answers_no_ping_is_counted() {
-    let args = ["--heartbeat-interval", "400ms", "--heartbeat-timeout", "400ms"];
+    let args = ["--heartbeat-interval", "1s", "--heartbeat-timeout", "1s"];
     let (relay, addr) = start(&args).await;
     let mut binary = Raw::binary(&relay, "id").await;
     // The first ping is answered, the second is not.

@@ -269,7 +269,7 @@ impl Model {
         link
     }
 
-    /// The socket is closed: it counts no longer.
+    /// It counts no longer.
     pub fn release(&mut self, link: Link) {
         let conn = Rc::make_mut(&mut self.conns[link]);
         self.counts.leave(conn.address, &mut conn.count);
@@ -362,7 +362,7 @@ impl Model {
         format!(
             "{{\"status\":\"ok\",\"version\":\"{}\",\"connected_binaries\":{binaries},\
              \"connected_phones\":{phones},\"uptime_seconds\":{}}}",
-            env!("CARGO_PKG_VERSION"),
+            pyrycode_relay::config::VERSION,
             now / 1000
         )
     }
@@ -391,11 +391,10 @@ impl Model {
                 } else if self.conns[link].worker == self.conns[link].owner {
                     self.open(link, now);
                 } else {
+                    let due = now + self.limits.header_timeout_ms;
                     let conn = self.conn(link);
                     conn.state = State::Moving;
-                    if conn.out.http.is_empty() {
-                        conn.stage_due = None;
-                    }
+                    conn.stage_due = (!conn.out.http.is_empty()).then_some(due);
                 }
             }
         }
@@ -718,6 +717,8 @@ impl Model {
     pub fn cut(&mut self, link: Link, now: Ms) {
         let conn = self.conn(link);
         let was = std::mem::replace(&mut conn.state, State::Cut);
+        self.release(link);
+        let conn = self.conn(link);
         conn.forget_deadlines();
         conn.write_due = None;
         conn.held_bytes = 0;

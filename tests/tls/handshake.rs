@@ -198,20 +198,55 @@ async fn a_slow_handshake_that_is_in_time_is_served() {
     }
 }
 
-/// Of what is no TLS, not a byte is answered in the clear but an alert.
+/// What a Go server says, and the relay that this one replaces.
+const HTTP_ON_HTTPS: &[u8] = b"Client sent an HTTP request to an HTTPS server.\n";
+
+/// Who speaks HTTP in the clear is told so in the clear, whatever it asks for; how it arrives is
+/// the same to it.
 #[tokio::test]
-async fn nothing_is_ever_said_in_the_clear() {
+async fn http_in_the_clear_is_400_in_the_clear() {
+    let relay = Relay::start_tls(&["--header-timeout", "1s", "--domain", DOMAIN]).await;
+    let upgrade = Request::server("id").bytes();
+    let requests = [
+        Request::get("/healthz").bytes(),
+        Request::get("/nowhere").method("HEAD").bytes(),
+        Request::get("/healthz").method("POST").bytes(),
+        Request::get("/healthz").method("OPTIONS").bytes(),
+        Request::get("/healthz").header("X-Long", [b'l'; 20_000]).bytes(),
+        b"PUT /".to_vec(),
+        upgrade.clone(),
+        [Request::get("/healthz").bytes(), upgrade].concat(),
+    ];
+    for request in requests {
+        for step in [1, 4, 5, 100_000] {
+            let mut raw = Raw::connect_to(relay.addr()).await;
+            let (first, rest) = request.split_at(request.len().min(8));
+            for piece in first.chunks(step).chain([rest]) {
+                let _ = raw.try_send(piece).await;
+                tokio::task::yield_now().await;
+            }
+            let answer = raw.response().await;
+            assert_eq!((answer.status, &answer.body[..]), (400, HTTP_ON_HTTPS));
+            assert_eq!(answer.header("Connection"), Some("close"));
+            assert_eq!(raw.assert_ended().await, End::Fin);
+        }
+    }
+    let line = relay.wait_for_log("tls_failed").await;
+    assert!(line.get("err").unwrap().contains("HTTP in the clear"), "{}", line.raw);
+    relay.wait_for_counts(0, 0).await;
+}
+
+/// Of what is neither TLS nor HTTP, not a byte is answered in the clear but an alert.
+#[tokio::test]
+async fn nothing_else_is_ever_said_in_the_clear() {
     let relay = Relay::start_tls(&["--header-timeout", "1s", "--domain", DOMAIN]).await;
     let sslv2 = b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10\x01\x00\x80\x02\x00\x80\x03\x00\x80";
     let head = Request::server("id").bytes();
-    let long = Request::get("/healthz").header("X-Long", [b'l'; 20_000]).bytes();
-    let said: [&[u8]; 11] = [
-        &Request::get("/healthz").bytes(),
-        &Request::get("/nowhere").bytes(),
-        &head,
-        &long,
-        b"GET / HTTP/1.0\r\n\r\n",
+    let said: [&[u8]; 9] = [
         b"G",
+        b"GET",
+        b"GET x",
+        b"GOT /",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0\x64",
         sslv2,
         b"\x16\x03\x01\x00\x04GET ",

@@ -1,6 +1,7 @@
 //! The folder that keeps account and certificate: `CACHE/SERVER/account.json` and
 //! `CACHE/SERVER/DOMAIN.pem`, key and chain in one file so that they change together. Each ACME
-//! server has a folder of its own, so nothing of a staging server is taken for the real one's.
+//! server has a folder of its own, so nothing of a staging server is taken for the real one's. Beside
+//! these folders may be the files of Go's autocert (see `autocert`), which are only read.
 //!
 //! Folders are 0700 and files 0600 (PROTOCOL.md, chapter 7). Files are replaced whole: whatever
 //! happens, either the old one is there or the new one.
@@ -22,6 +23,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 /// What one ACME server gave for one domain.
 #[derive(Debug)]
 pub(super) struct Cache {
+    root: PathBuf,
     folder: PathBuf,
     certificate: PathBuf,
     only_look: bool,
@@ -45,7 +47,7 @@ impl Cache {
         own_folder(&root, only_look)?;
         own_folder(&folder, only_look)?;
         let certificate = folder.join(format!("{domain}.pem"));
-        Ok(Self { folder, certificate, only_look })
+        Ok(Self { root, folder, certificate, only_look })
     }
 
     /// Where the certificate is, or will be.
@@ -67,6 +69,21 @@ impl Cache {
     /// The file cannot be read.
     pub(super) fn read_certificate(&self) -> io::Result<Option<Vec<u8>>> {
         read(&self.certificate, self.only_look)
+    }
+
+    /// Where a file of another program is that was given the same folder.
+    #[must_use]
+    pub(super) fn foreign_path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// What is in such a file, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub(super) fn read_foreign(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        read(&self.foreign_path(name), self.only_look)
     }
 
     /// The account, as it was written, if there is one.

@@ -1,6 +1,8 @@
 //! HTTPS to the ACME server: whom to trust, and how long and how much to take.
 
 use crate::control::certificates::provider;
+use crate::control::pem;
+use crate::words;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
@@ -10,10 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
-use std::error::Error as StdError;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,13 +44,11 @@ pub(super) fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
     let text = std::fs::read(path)
         .map_err(|error| refuse(format!("{error}; give a file that can be read")))?;
     let usual = roots.len();
-    for certificate in CertificateDer::pem_slice_iter(&text) {
-        certificate
-            .map_err(|error| error.to_string())
-            .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()))
-            .map_err(|error| {
-                refuse(format!("a certificate in it is damaged: {error}; get it anew"))
-            })?;
+    for certificate in pem::certificates(&text).map_err(refuse)? {
+        roots.add(certificate).map_err(|error| {
+            let why = words::of_tls(&error);
+            refuse(format!("a certificate in it is damaged: {why}; get it anew"))
+        })?;
     }
     if roots.len() == usual {
         return Err(refuse("it holds no certificate; put some there, in PEM".to_owned()));
@@ -103,10 +100,12 @@ impl Https {
     async fn ask(self, request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, Error> {
         let url = request.uri().clone();
         let answer = async {
-            let answer = self.client.request(request).await.map_err(|error| whole(&error))?;
+            let answer =
+                self.client.request(request).await.map_err(|error| words::of_chain(&error))?;
             let (parts, body) = answer.into_parts();
             let limited = Limited::new(body, MAX_ANSWER_BYTES);
-            let body = limited.collect().await.map_err(|error| whole(&*error))?.to_bytes();
+            let body =
+                limited.collect().await.map_err(|error| words::of_chain(&*error))?.to_bytes();
             Ok((parts, body))
         };
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
@@ -147,21 +146,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).ok()
-}
-
-/// The error with all that led to it: alone it says no more than "client error (Connect)".
-fn whole(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

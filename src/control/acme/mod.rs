@@ -1,6 +1,7 @@
 //! Certificates by ACME (RFC 8555; http-01 and tls-alpn-01): ordered on first start, kept in a
 //! folder, renewed by themselves (PROTOCOL.md, chapter 7).
 
+mod autocert;
 mod cache;
 mod client;
 mod order;
@@ -9,7 +10,7 @@ mod schedule;
 
 use super::certificates::{Certificates, Pair, Validity, Whole, present};
 use super::challenges::Challenges;
-use crate::config::Exit;
+use crate::config::{DEFAULT_ACME_DIRECTORY, Exit};
 use cache::Cache;
 use order::Failure;
 use rustls::RootCertStore;
@@ -31,6 +32,14 @@ struct Server {
     /// What port 80 answers, if it is listened on.
     challenges: Option<Arc<Challenges>>,
     certificates: Arc<Certificates>,
+}
+
+impl Server {
+    /// The key and the chain in `text`, if they are of use.
+    fn usable(&self, text: &[u8]) -> Result<Pair, String> {
+        let pair = Pair::from_pem(text, text).map_err(|fault| fault.to_string())?;
+        if pair.covers(&self.domain) { Ok(pair) } else { Err("it is for another name".to_owned()) }
+    }
 }
 
 /// Keeps [`Certificates`] supplied.
@@ -86,37 +95,56 @@ impl Acme {
         Ok(acme)
     }
 
+    /// Presents what lasts longest of what the folder holds and serves: what an order gave, or what
+    /// Go's autocert left there, which got it from Let's Encrypt.
     fn open_cached(&mut self) {
-        let cache = &self.server.cache;
-        let path = cache.certificate_path().display().to_string();
-        let pair = match cache.read_certificate() {
-            Ok(None) => {
-                let err = "TLS handshakes fail until the first certificate is there";
-                warn!(path, err, "certificate_missing");
-                return;
+        let Server { cache, domain, directory, .. } = &self.server;
+        let mut there = vec![(cache.certificate_path().to_owned(), cache.read_certificate())];
+        if directory == DEFAULT_ACME_DIRECTORY {
+            let of_autocert = |name: String| (cache.foreign_path(&name), cache.read_foreign(&name));
+            there.extend(autocert::certificates(domain).map(of_autocert));
+        }
+        let mut best: Option<(Pair, PathBuf)> = None;
+        let mut faults = Vec::new();
+        for (path, text) in there {
+            match text.map(|text| text.map(|text| self.server.usable(&text))) {
+                Ok(None) => {}
+                Ok(Some(Ok(pair))) => {
+                    let ends = pair.validity.not_after;
+                    if best.as_ref().is_none_or(|(best, _)| best.validity.not_after < ends) {
+                        best = Some((pair, path));
+                    }
+                }
+                Ok(Some(Err(fault))) => faults.push((path, fault)),
+                Err(error) => faults.push((path, error.to_string())),
             }
-            Ok(Some(text)) => Pair::from_pem(&text, &text).map_err(|fault| fault.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        let pair = pair.and_then(|pair| {
-            let fits = pair.covers(&self.server.domain);
-            if fits { Ok(pair) } else { Err("it is for another name".to_owned()) }
-        });
-        match pair {
-            Ok(pair) => self.take(pair),
-            Err(fault) => {
+        }
+        for (path, fault) in &faults {
+            let path = path.display();
+            if best.is_some() {
+                warn!(%path, err = format!("{fault}; another is used"), "certificate_unusable");
+            } else {
                 let err = format!("{fault}; TLS handshakes fail until a new one is there");
-                error!(path, err, "certificate_unusable");
+                error!(%path, err, "certificate_unusable");
             }
+        }
+        match best {
+            Some((pair, path)) => self.take(pair, &path),
+            None if faults.is_empty() => {
+                let path = self.server.cache.certificate_path().display();
+                let err = "TLS handshakes fail until the first certificate is there";
+                warn!(%path, err, "certificate_missing");
+            }
+            None => {}
         }
     }
 
-    /// Presents `pair` from now on.
-    fn take(&mut self, pair: Pair) {
+    /// Presents `pair`, which is kept at `path`, from now on.
+    fn take(&mut self, pair: Pair, path: &Path) {
         let validity = pair.validity;
         let renew_at = schedule::renewal(validity, rand::random());
         self.current = Some(Current { validity, renew_at });
-        present(&self.server.certificates, pair, self.server.cache.certificate_path());
+        present(&self.server.certificates, pair, path);
     }
 
     /// Orders and renews, for ever.
@@ -143,7 +171,8 @@ impl Acme {
         info!(path = self.server.directory, "certificate_ordering");
         let failure = match order::order(&self.server, self.failures).await {
             Ok(pair) => {
-                self.take(pair);
+                let path = self.server.cache.certificate_path().to_owned();
+                self.take(pair, &path);
                 info!(path = self.server.directory, "certificate_issued");
                 if self.due() > SystemTime::now() {
                     self.failures = 0;

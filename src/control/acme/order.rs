@@ -1,8 +1,9 @@
 //! One order: from the account to a certificate that is kept (RFC 8555, section 7.1).
 
 use super::client::Https;
-use super::{Server, proof};
+use super::{Server, autocert, proof};
 use crate::control::certificates::Pair;
+use crate::words;
 use instant_acme::{Account, Error, Identifier, Key, NewAccount, NewOrder, Problem, RetryPolicy};
 use rustls::pki_types::PrivateKeyDer;
 use std::time::Duration;
@@ -67,7 +68,7 @@ async fn account(server: &Server, https: &Https) -> Result<Account, String> {
         warn!(path = %path.display(), err = %error, "acme_account_unusable");
         None
     }) else {
-        return register(server, https, None).await;
+        return take_over_or_register(server, https).await;
     };
     let builder = Account::builder_with_http(Box::new(https.clone()));
     match serde_json::from_slice(&json) {
@@ -80,6 +81,30 @@ async fn account(server: &Server, https: &Https) -> Result<Account, String> {
             register(server, https, None).await
         }
     }
+}
+
+/// The account of Go's autocert, if its key is there, or else a new one.
+async fn take_over_or_register(server: &Server, https: &Https) -> Result<Account, String> {
+    for name in autocert::ACCOUNT_KEYS {
+        let path = server.cache.foreign_path(name);
+        let key = match server.cache.read_foreign(name) {
+            Ok(None) => continue,
+            Ok(Some(text)) => autocert::account_key(&text),
+            Err(error) => Err(error.to_string()),
+        };
+        let account = match key {
+            Ok(key) => register(server, https, Some(key)).await,
+            Err(fault) => Err(fault),
+        };
+        match account {
+            Ok(account) => {
+                info!(path = %path.display(), "acme_account_taken_over");
+                return Ok(account);
+            }
+            Err(err) => warn!(path = %path.display(), err, "acme_account_unusable"),
+        }
+    }
+    register(server, https, None).await
 }
 
 /// The key of the account from before.
@@ -135,7 +160,7 @@ pub(super) fn explain(error: &Error) -> String {
     match error {
         Error::Api(problem) => describe(problem),
         Error::Timeout(_) => "the server keeps us waiting".to_owned(),
-        error => error.to_string(),
+        error => words::of_chain(error),
     }
 }
 

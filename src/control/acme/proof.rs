@@ -5,6 +5,7 @@ use super::Server;
 use super::order::{POLLING, describe, explain};
 use crate::control::certificates::{ChallengeOffer, provider};
 use crate::control::challenges::Offer;
+use crate::words;
 use instant_acme::{
     AuthorizationHandle, AuthorizationStatus, ChallengeHandle, ChallengeType, Order, OrderStatus,
 };
@@ -67,7 +68,10 @@ async fn offer(
     match authorization.status {
         AuthorizationStatus::Valid => return Ok(None),
         AuthorizationStatus::Pending => {}
-        status => return Err(format!("the server's authorization is {status:?} from the start")),
+        status => {
+            let status = words::of_name(&status);
+            return Err(format!("the server's authorization is {status} from the start"));
+        }
     }
     let offered = |kind: &ChallengeType| {
         authorization.challenges.iter().any(|challenge| challenge.r#type == *kind)

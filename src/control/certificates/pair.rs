@@ -1,8 +1,9 @@
 //! A certificate chain and its private key, read from PEM and checked.
 
 use super::provider;
+use crate::control::pem::{self, NoKey};
+use crate::words;
 use rustls::client::verify_server_name;
-use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
@@ -101,35 +102,25 @@ const LEAF_NOT_FIRST: &str = "its first certificate is not the one of the privat
      that vouch for it";
 
 fn read_chain(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let mut chain = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(text) {
-        let certificate = certificate.map_err(|error| explain_pem(&error))?;
-        if let Err(error) = ParsedCertificate::try_from(&certificate) {
-            let number = chain.len() + 1;
-            return Err(format!("certificate {number} in it is damaged ({error}); get it anew"));
+    let chain = pem::certificates(text)?;
+    for (number, certificate) in (1..).zip(&chain) {
+        if let Err(error) = ParsedCertificate::try_from(certificate) {
+            let why = match &error {
+                rustls::Error::InvalidCertificate(why) => words::of_certificate(why),
+                error => words::of_tls(error),
+            };
+            return Err(format!("certificate {number} in it is damaged ({why}); get it anew"));
         }
-        chain.push(certificate);
     }
     Ok(chain)
 }
 
 fn read_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    match PrivateKeyDer::from_pem_slice(text) {
-        Ok(key) => Ok(key),
-        Err(pem::Error::NoItemsFound) => {
-            let text = String::from_utf8_lossy(text);
-            let is_encrypted = text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----");
-            Err(if is_encrypted { ENCRYPTED_KEY } else { NO_KEY }.to_owned())
-        }
-        Err(error) => {
-            let is_encrypted = String::from_utf8_lossy(text).contains("Proc-Type: 4,ENCRYPTED");
-            Err(if is_encrypted { ENCRYPTED_KEY.to_owned() } else { explain_pem(&error) })
-        }
-    }
-}
-
-fn explain_pem(error: &pem::Error) -> String {
-    format!("it is not PEM ({error}); get it anew, or convert it with openssl")
+    pem::private_key(text).map_err(|why| match why {
+        NoKey::Missing => NO_KEY.to_owned(),
+        NoKey::Encrypted => ENCRYPTED_KEY.to_owned(),
+        NoKey::Damaged(fault) => fault,
+    })
 }
 
 /// The dates of `certificate`.
@@ -139,7 +130,7 @@ fn explain_pem(error: &pem::Error) -> String {
 /// It is damaged.
 fn read_validity(certificate: &CertificateDer<'_>) -> Result<Validity, String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|error| format!("its certificate is damaged ({error}); get it anew"))?;
+        .map_err(|_| "its certificate is damaged; get it anew".to_owned())?;
     let dates = parsed.validity();
     let at = |seconds: i64| UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     Ok(Validity {

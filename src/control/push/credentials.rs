@@ -3,6 +3,7 @@
 
 use super::VARIABLE;
 use crate::config::{Exit, FcmEndpoints};
+use crate::control::pem::BYTE_ORDER_MARK;
 use hyper::Uri;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
@@ -48,7 +49,7 @@ impl ServiceAccount {
             read = read_file(value)?;
             &read
         };
-        Self::parse(json, endpoints)
+        Self::parse(json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json), endpoints)
     }
 
     fn parse(json: &[u8], endpoints: &FcmEndpoints) -> Result<Self, Exit> {

@@ -1,6 +1,8 @@
 //! One call over HTTPS: no redirect is followed, nothing is sent twice, and neither time nor
 //! memory is given without a bound (PROTOCOL.md, chapter 8).
 
+use crate::control::pem;
+use crate::words;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
@@ -9,10 +11,7 @@ use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use std::error::Error;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -121,7 +120,7 @@ impl Http {
     async fn call(&self, request: Request<Full<Bytes>>) -> Result<Answer, CallError> {
         let response = self.0.request(request).await.map_err(|error| {
             if error.is_connect() {
-                CallError::Unreachable(root_cause(&error))
+                CallError::Unreachable(words::of_root(&error))
             } else {
                 CallError::Broken
             }
@@ -137,21 +136,10 @@ impl Http {
 
 fn read_roots(path: &Path) -> Result<RootCertStore, String> {
     let named = |why: String| format!("{}: {why}", path.display());
+    let text = std::fs::read(path).map_err(|error| named(error.to_string()))?;
     let mut roots = RootCertStore::empty();
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(|error| named(error.to_string()))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| named(error.to_string()))?;
-        roots.add(certificate).map_err(|error| named(error.to_string()))?;
+    for certificate in pem::certificates(&text).map_err(named)? {
+        roots.add(certificate).map_err(|error| named(words::of_tls(&error)))?;
     }
     if roots.is_empty() { Err(named("no certificate in it".to_owned())) } else { Ok(roots) }
-}
-
-/// The innermost error: the others say only that connecting failed.
-fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

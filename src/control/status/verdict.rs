@@ -133,6 +133,11 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
         over.grown_in("connections_refused_total", "cause=\"max_connections\""),
         "connections refused because --max-connections is reached.",
     );
+    grown(
+        mild,
+        over.grown_in("connections_refused_total", "cause=\"not_upgraded\""),
+        "sockets ended that had not asked for anything yet: somebody opens very many.",
+    );
     let outcomes = ["send_failed", "token_fetch_failed", "dropped"];
     let failed = |outcome: &str| over.grown(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0));
     grown(
@@ -143,7 +148,7 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
     grown(
         mild,
         over.grown(|seen| seen.process.log_lines_lost),
-        "log lines lost: there were too many at once, or the log is not being read.",
+        "log lines lost: standard error is not read, or not fast enough.",
     );
 }
 

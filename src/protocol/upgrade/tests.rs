@@ -61,57 +61,65 @@ fn a_good_request_is_understood() {
 
 #[test]
 fn each_required_header_is_missed_in_any_form() {
-    let server = ["X-Pyrycode-Server: id", "X-Pyrycode-Version: 1.2", "User-Agent: pyry"];
-    let client_headers = ["X-Pyrycode-Server: id", "X-Pyrycode-Token: 1.2", "User-Agent: pyry"];
+    let id = ("X-Pyrycode-Server: id", Fault::NoServerId);
+    let agent = ("User-Agent: pyry", Fault::NoUserAgent);
+    let server = [id, ("X-Pyrycode-Version: 1.2", Fault::NoVersion), agent];
+    let client_headers = [id, ("X-Pyrycode-Token: 1.2", Fault::NoToken), agent];
     let rows = server
         .map(|h| (SERVER.to_owned(), h))
         .into_iter()
         .chain(client_headers.map(|h| (client(), h)));
-    for (head, header) in rows {
+    for (head, (header, fault)) in rows {
+        let refused = Err(Reply::BadRequest(fault));
         let name = header.split(':').next().unwrap();
         let line = format!("{header}\r\n");
         assert!(head.contains(&line));
         for bad in ["", &format!("{name}:\r\n"), &format!("{name}: \t \r\n")] {
             let bad_head = head.replace(&line, bad);
-            assert_eq!(upgrade_of(&bad_head), Err(Reply::BadRequest), "{bad_head}");
+            assert_eq!(upgrade_of(&bad_head), refused, "{bad_head}");
             // Required headers come before the handshake.
             let no_upgrade = bad_head.replace("Upgrade: websocket\r\n", "");
-            assert_eq!(upgrade_of(&no_upgrade), Err(Reply::BadRequest));
+            assert_eq!(upgrade_of(&no_upgrade), refused);
         }
         let shouted = head.replace(&line, &line.replace(name, &name.to_uppercase()));
         assert!(upgrade_of(&shouted).is_ok(), "{shouted}");
         let twice = head.replace(&line, &format!("{line}{name}: other\r\n"));
         assert_eq!(upgrade_of(&twice), upgrade_of(&head), "the first value wins");
         let empty_first = head.replace(&line, &format!("{name}:\r\n{line}"));
-        assert_eq!(upgrade_of(&empty_first), Err(Reply::BadRequest), "the first value wins");
+        assert_eq!(upgrade_of(&empty_first), refused, "the first value wins");
     }
 }
 
 #[test]
 fn the_handshake_is_checked_header_by_header() {
     let allow = Reply::MethodNotAllowed { allow: "GET" };
+    let [old, no_upgrade, no_connection] =
+        [Fault::Http10, Fault::NoUpgrade, Fault::NoConnection].map(Reply::UpgradeRequired);
+    let bad_key = Reply::BadRequest(Fault::BadKey);
     let rows = [
-        ("HTTP/1.1", "HTTP/1.0", Some(Reply::UpgradeRequired)),
-        ("Upgrade: websocket\r\n", "", Some(Reply::UpgradeRequired)),
-        ("Upgrade: websocket", "Upgrade: h2c", Some(Reply::UpgradeRequired)),
+        ("HTTP/1.1", "HTTP/1.0", Some(old)),
+        ("Upgrade: websocket\r\n", "", Some(no_upgrade)),
+        ("Upgrade: websocket", "Upgrade: h2c", Some(no_upgrade)),
         ("Upgrade: websocket", "Upgrade: h2c, WebSocket", None),
-        ("Connection: Upgrade\r\n", "", Some(Reply::UpgradeRequired)),
-        ("Connection: Upgrade", "Connection: keep-alive", Some(Reply::UpgradeRequired)),
+        ("Connection: Upgrade\r\n", "", Some(no_connection)),
+        ("Connection: Upgrade", "Connection: keep-alive", Some(no_connection)),
         ("Connection: Upgrade", "Connection: keep-alive,\tuPGRADE", None),
         ("Connection: Upgrade", "Connection: close\r\nconnection: upgrade", None),
         ("GET", "POST", Some(allow)),
         ("GET", "HEAD", Some(allow)),
         ("Version: 13", "Version: 12", Some(Reply::UnsupportedVersion)),
         ("Sec-WebSocket-Version: 13\r\n", "", Some(Reply::UnsupportedVersion)),
-        ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", Some(Reply::BadRequest)),
-        ("dGhlIHNhbXBsZSBub25jZQ==", "", Some(Reply::BadRequest)),
-        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", Some(Reply::BadRequest)),
-        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j!Q==", Some(Reply::BadRequest)),
-        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZR==", Some(Reply::BadRequest)),
+        ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", "", Some(bad_key)),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "", Some(bad_key)),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", Some(bad_key)),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j!Q==", Some(bad_key)),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZR==", None),
+        ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ=", Some(bad_key)),
+        ("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\n", Some(Reply::BadRequest(Fault::Body))),
         (
             "dGhlIHNhbXBsZSBub25jZQ==",
             "dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-            Some(Reply::BadRequest),
+            Some(bad_key),
         ),
         ("X-Pyrycode-Server: id", "X-Pyrycode-Server: \u{e9}", None),
     ];
@@ -133,8 +141,8 @@ fn a_server_id_is_at_most_256_bytes_of_utf_8() {
         }
     };
     assert_eq!(with(&[b'x'; 256]), None);
-    assert_eq!(with(&[b'x'; 257]), Some(Reply::BadRequest));
-    assert_eq!(with(b"\xff\xfe"), Some(Reply::BadRequest));
+    assert_eq!(with(&[b'x'; 257]), Some(Reply::BadRequest(Fault::BadServerId)));
+    assert_eq!(with(b"\xff\xfe"), Some(Reply::BadRequest(Fault::BadServerId)));
 }
 
 #[test]
@@ -163,39 +171,46 @@ fn routes_go_by_the_path_alone() {
 #[test]
 fn what_is_not_http_1_1_syntax_is_refused() {
     let rows = [
-        "GET /healthz HTTP/1.1\nHost: a\n\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\0c\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\x0bc\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\r\n folded\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\n Host: a\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nX: a\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a/b\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
-        "GET /healthz HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "GET  /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
-        "G(T /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /heal thz HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET healthz HTTP/1.1\r\nHost: a\r\n\r\n",
-        "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-        "CONNECT relay:80 HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET ftp://relay/healthz HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /healthz HTTP/2.0\r\nHost: a\r\n\r\n",
-        "GET /healthz HTTP/1.2\r\nHost: a\r\n\r\n",
-        "GET /healthz\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        "\r\n\r\nGET /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
-        "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
+        ("GET /healthz HTTP/1.1\nHost: a\n\n", Fault::LineEnds),
+        ("GET /healthz HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", Fault::LineEnds),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n", Fault::LineEnds),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\0c\r\n\r\n", Fault::HeaderValue),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\x0bc\r\n\r\n", Fault::HeaderValue),
+        ("GET /healthz HTTP/1.1\r\nHost : a\r\n\r\n", Fault::HeaderName),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nX: b\r\n folded\r\n\r\n", Fault::HeaderName),
+        ("GET /healthz HTTP/1.1\r\n Host: a\r\n\r\n", Fault::HeaderName),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", Fault::SeveralHosts),
+        ("GET /healthz HTTP/1.1\r\nX: a\r\n\r\n", Fault::NoHost),
+        ("GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n", Fault::BadHost),
+        ("GET /healthz HTTP/1.1\r\nHost: a/b\r\n\r\n", Fault::BadHost),
+        (
+            "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\
+             Transfer-Encoding: chunked\r\n\r\n",
+            Fault::TransferEncoding,
+        ),
+        (
+            "GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            Fault::ContentLength,
+        ),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", Fault::ContentLength),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", Fault::ContentLength),
+        ("GET /healthz HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Fault::TransferEncoding),
+        ("GET  /healthz HTTP/1.1\r\nHost: a\r\n\r\n", Fault::RequestLine),
+        ("G(T /healthz HTTP/1.1\r\nHost: a\r\n\r\n", Fault::RequestLine),
+        ("GET /heal thz HTTP/1.1\r\nHost: a\r\n\r\n", Fault::HttpVersion),
+        ("GET healthz HTTP/1.1\r\nHost: a\r\n\r\n", Fault::Target),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Fault::Target),
+        ("CONNECT relay:80 HTTP/1.1\r\nHost: a\r\n\r\n", Fault::Target),
+        ("GET ftp://relay/healthz HTTP/1.1\r\nHost: a\r\n\r\n", Fault::Target),
+        ("GET /healthz HTTP/2.0\r\nHost: a\r\n\r\n", Fault::HttpVersion),
+        ("GET /healthz HTTP/1.2\r\nHost: a\r\n\r\n", Fault::HttpVersion),
+        ("GET /healthz\r\n\r\n", Fault::RequestLine),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Fault::HttpVersion),
+        ("\r\n\r\nGET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", Fault::LineEnds),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03", Fault::RequestLine),
     ];
-    for head in rows {
-        assert_eq!(of(head), Outcome::Refused(Reply::BadRequest), "{head:?}");
+    for (head, fault) in rows {
+        assert_eq!(of(head), Outcome::Refused(Reply::BadRequest(fault)), "{head:?}");
     }
 }
 
@@ -239,15 +254,17 @@ fn heads_have_limits() {
         let start = "GET /healthz HTTP/1.1\r\nHost: a\r\nX: ";
         format!("{start}{}\r\n\r\n", "x".repeat(bytes - start.len() - 4))
     };
+    let too_long = Reply::HeadTooLarge(Fault::HeadTooLong);
     assert!(matches!(of(&fill(MAX_HEAD_BYTES)), Outcome::Request(..)));
-    assert_eq!(of(&fill(MAX_HEAD_BYTES + 1)), Outcome::Refused(Reply::HeadTooLarge));
+    assert_eq!(of(&fill(MAX_HEAD_BYTES + 1)), Outcome::Refused(too_long));
     let endless = format!("GET /healthz HTTP/1.1\r\nX: {}", "x".repeat(MAX_HEAD_BYTES));
-    assert_eq!(of(&endless), Outcome::Refused(Reply::HeadTooLarge));
+    assert_eq!(of(&endless), Outcome::Refused(too_long));
     let lines = |count: usize| {
         format!("GET /healthz HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1))
     };
     assert!(matches!(of(&lines(MAX_HEADERS)), Outcome::Request(..)));
-    assert_eq!(of(&lines(MAX_HEADERS + 1)), Outcome::Refused(Reply::HeadTooLarge));
+    let too_many = Reply::HeadTooLarge(Fault::TooManyHeaders);
+    assert_eq!(of(&lines(MAX_HEADERS + 1)), Outcome::Refused(too_many));
 }
 
 #[test]
@@ -280,11 +297,11 @@ fn a_request_shows_nothing_of_itself() {
 #[test]
 fn answers_are_whole_and_echo_nothing() {
     let mut out = Vec::new();
-    Reply::UpgradeRequired.write(&mut out, false);
+    Reply::UpgradeRequired(Fault::NoConnection).write(&mut out, false);
     let text = String::from_utf8(out).unwrap();
     assert!(text.starts_with("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\n"), "{text}");
     assert!(text.contains("\r\nConnection: Upgrade, close\r\n"), "{text}");
-    assert!(text.ends_with("\r\n\r\nthis is a WebSocket endpoint\n"), "{text}");
+    assert!(text.ends_with("the header Connection must name upgrade\n"), "{text}");
     let health =
         Health { version: "1", connected_binaries: 2, connected_phones: 3, uptime_seconds: 4 };
     let mut out = Vec::new();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 /// An IPv4 address, or a network of 64 bits of IPv6, which is what one subscriber gets. An
 /// IPv4-mapped address counts as IPv4 (PROTOCOL.md, chapter 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Address(u64);
+pub struct Address(u64);
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {

@@ -13,7 +13,7 @@ fn nets(text: &[&str]) -> Arc<[IpNet]> {
 }
 
 fn admission(max_connections: usize, max_per_address: Option<usize>) -> Arc<Admission> {
-    let limits = AdmissionLimits { rate: None, max_connections, max_per_address };
+    let limits = AdmissionLimits { max_connections, max_per_address, ..AdmissionLimits::NONE };
     Admission::new(limits, Proxies::default(), SEEDS)
 }
 
@@ -92,9 +92,29 @@ fn visitors_of_an_address() {
 }
 
 #[test]
+fn visitors_have_what_live_connections_leave_of_the_sockets() {
+    let limits = AdmissionLimits { max_visitors: 100, max_sockets: 130, ..AdmissionLimits::NONE };
+    let admission = Admission::new(limits, Proxies::default(), SEEDS);
+    let shares = || [1, 2, 3, 1000].map(|workers| admission.visitors_of_each(workers));
+    assert_eq!(shares(), [100, 50, 33, 1]);
+    let mut live: Vec<Pass> = (0..30).map(|_| come(&admission, 0, "192.0.2.1").unwrap()).collect();
+    assert_eq!(shares(), [100, 50, 33, 1]);
+    live.extend((0..20).map(|_| come(&admission, 0, "192.0.2.1").unwrap()));
+    assert_eq!(shares(), [80, 40, 26, 1]);
+    live.extend((0..80).map(|_| come(&admission, 0, "192.0.2.1").unwrap()));
+    assert_eq!(shares(), [MIN_ROOM, 32, 21, 1]);
+    drop(live);
+    let few = AdmissionLimits { max_visitors: 10, max_sockets: 0, ..limits };
+    admission.set(few);
+    assert_eq!(shares(), [10, 5, 3, 1]);
+    let said = [0, 1, 59_999, 60_000].map(|now| admission.refuse_visitor(now).say);
+    assert_eq!(said, [true, false, false, true]);
+}
+
+#[test]
 fn rates_come_before_places() {
     let rate = Some(RateLimit { burst: 2, refill_ms: 6000 });
-    let limits = AdmissionLimits { rate, max_connections: 1, max_per_address: None };
+    let limits = AdmissionLimits { rate, max_connections: 1, ..AdmissionLimits::NONE };
     let admission = Admission::new(limits, Proxies::default(), SEEDS);
     let one = come(&admission, 0, "192.0.2.1").unwrap();
     assert_eq!(cause(come(&admission, 0, "192.0.2.1")), Cause::Connections, "it cost a token");
@@ -161,7 +181,7 @@ fn only_proxies_are_believed() {
             .caller(Remote(peer.parse().unwrap()), lines.into_iter())
             .map(|found| found.to_string())
     };
-    assert_eq!(caller("10.0.0.1:5", "192.0.2.1").as_deref(), Some("192.0.2.1:0"));
+    assert_eq!(caller("10.0.0.1:5", "192.0.2.1").as_deref(), Some("192.0.2.1"));
     assert_eq!(caller("[::ffff:10.0.0.1]:5", "192.0.2.1:7").as_deref(), Some("192.0.2.1:7"));
     assert_eq!(caller("10.0.0.1:5", "garbage"), None);
     assert_eq!(caller("192.0.2.9:5", "192.0.2.1"), None);

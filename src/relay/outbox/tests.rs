@@ -230,7 +230,7 @@ impl Pair {
         }
         let allowed = self.model.take();
         prop_assert_eq!(write.is_some(), !allowed.is_empty());
-        if let Some(Write { buffer, from, to }) = &write {
+        if let Some(Write { buffer, from, to, .. }) = &write {
             prop_assert!(from < to && *to <= buffer.len());
             prop_assert!(allowed.starts_with(&buffer[*from..*to]), "not what comes next");
             self.model.in_flight = true;
@@ -240,7 +240,7 @@ impl Pair {
     }
 
     fn written(&mut self, percent: usize) {
-        let Some(Write { buffer, from, to }) = self.out.take() else { return };
+        let Some(Write { buffer, from, to, .. }) = self.out.take() else { return };
         let taken = (to - from) * percent / 100;
         self.charged -= self.outbox.on_written(&mut self.spare, buffer, taken);
         self.model.written(taken);

@@ -1,22 +1,28 @@
-//! The ring of the [`crate::floor`]: receives that are armed once and go on by themselves, into
-//! buffers of a ring that is shared with the kernel, and sends, all on registered descriptors.
-//! Completions are only processed when the loop asks for them.
+//! The ring of the floor: receives that are armed once and go on by themselves, into buffers of a
+//! ring that is shared with the kernel, and sends, all on registered descriptors. Completions are
+//! only processed when the loop asks for them, and one call submits, processes and waits.
+//!
+//! A send that the socket takes at once, as nearly all do, completes without a word: a completion of
+//! its own would end the very wait that submits it, and each message would cost two calls.
 
 use io_uring::types::{BufRingEntry, Fd, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::net::SendFlags;
 use std::alloc::Layout;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Receive buffers; a power of two.
-const BUFFERS: u16 = 1024;
+/// Receive buffers; a power of two. The kernel fills them in turn, so many would be cold in the cache.
+const BUFFERS: u16 = 256;
 const BUFFER_BYTES: usize = 32 * 1024;
 /// Connections, at most.
 const FILES: u32 = 20_000;
 const GROUP: u16 = 0;
 const ACCEPT: u64 = u64::MAX;
 const PAGE: usize = 4096;
+/// Goes on after a part was sent (`MSG_WAITALL`; rustix has it for receives only).
+const WAITALL: u32 = rustix::net::RecvFlags::WAITALL.bits();
 
 /// What completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +39,8 @@ pub(crate) enum Done {
         key: usize,
         is_dead: bool,
     },
-    /// So many bytes were sent, or an errno as a negative number.
+    /// A send that waited has sent so many bytes, or an errno as a negative number; or one that
+    /// does not wait has sent only so many.
     Sent {
         key: usize,
         result: i32,
@@ -98,9 +105,13 @@ impl PipeRing {
         tail.store(self.tail, Ordering::Release);
     }
 
-    /// Waits until something is done, and appends it.
+    /// Submits everything, waits until something is done, and appends it.
     pub(crate) fn wait(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
         self.ring.submit_and_wait(1)?;
+        // The kernel stops at an entry that it cannot take.
+        while !self.ring.submission().is_empty() {
+            self.ring.submit()?;
+        }
         done.extend(self.ring.completion().flat_map(|entry| read(&entry)).flatten());
         Ok(())
     }
@@ -122,11 +133,16 @@ impl PipeRing {
         self.push(&entry.user_data((key as u64) << 1))
     }
 
-    /// Sends some bytes, which must stay where they are until that is done.
+    /// Sends what the socket takes at once of some bytes, in the next [`PipeRing::wait`]; only if that
+    /// is not all of them is it said how many, when that wait is over.
+    pub(crate) fn send_now(&mut self, key: usize, bytes: &[u8]) -> io::Result<()> {
+        let flags = SendFlags::DONTWAIT.bits() | WAITALL;
+        self.push(&send(key, bytes, flags).flags(squeue::Flags::SKIP_SUCCESS))
+    }
+
+    /// Sends all of some bytes, which must stay where they are until that is done.
     pub(crate) fn send(&mut self, key: usize, bytes: &[u8]) -> io::Result<()> {
-        let fd = Fixed(key as u32);
-        let entry = opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).build();
-        self.push(&entry.user_data((key as u64) << 1 | 1))
+        self.push(&send(key, bytes, WAITALL))
     }
 
     #[allow(unsafe_code)]
@@ -138,6 +154,11 @@ impl PipeRing {
         }
         Ok(())
     }
+}
+
+fn send(key: usize, bytes: &[u8], flags: u32) -> squeue::Entry {
+    let send = opcode::Send::new(Fixed(key as u32), bytes.as_ptr(), bytes.len() as u32);
+    send.flags(flags as i32).build().user_data((key as u64) << 1 | 1)
 }
 
 /// What a completion says; a receive that failed with bytes in hand cannot be.
