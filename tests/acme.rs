@@ -236,7 +236,7 @@ async fn without_server_and_certificate_the_relay_says_so_and_stays() {
 async fn why_an_acme_server_is_not_trusted_is_told_in_words() {
     let leaf = Authority::new().leaf("127.0.0.1");
     let config = rustls::ServerConfig::builder_with_provider(
-        rustls::crypto::ring::default_provider().into(),
+        rustls::crypto::aws_lc_rs::default_provider().into(),
     )
     .with_safe_default_protocol_versions()
     .unwrap()

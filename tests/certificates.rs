@@ -133,7 +133,7 @@ fn sessions_are_resumed_but_no_early_data_is_taken() {
     let server = server_config(&served).unwrap();
     assert_eq!(server.max_early_data_size, 0);
     for version in [&TLS12, &TLS13] {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
             .unwrap()

@@ -108,8 +108,8 @@ enum Needs {
 const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("insecure-listen", Needs::Nothing, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:8080"),
     ("domain", Needs::Acme, "a.example", "b.example", "relay.test"),
-    ("https-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", "[::]:443"),
-    ("http-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", "[::]:80"),
+    ("https-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", ":443"),
+    ("http-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", ":80"),
     ("cert-cache", Needs::Acme, "FOLDER/a", "FOLDER/b", "FOLDER/c"),
     ("tls-cert", Needs::Files, "FOLDER/a.pem", "FOLDER/b.pem", "FOLDER/c.pem"),
     ("tls-key", Needs::Files, "FOLDER/a.key", "FOLDER/b.key", "FOLDER/c.key"),
@@ -188,7 +188,13 @@ fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
             bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
         };
         let is_port = name.ends_with("-listen");
-        let is_taken = is_port && is_taken(&default);
+        let all_of_them = |port: &str| format!("[::]{port}");
+        let is_taken = is_port
+            && is_taken(&if default.starts_with(':') {
+                all_of_them(&default)
+            } else {
+                default.clone()
+            });
         let check = |args: &[&str], variables: &[(&str, String)]| {
             let variables: Vec<_> =
                 variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -427,6 +433,8 @@ fn check_works_out_what_is_left_open() {
         assert!(rows[name].1.starts_with(&format!("worked out: {how}")), "{:?}", rows[name]);
     };
     says("workers", "the CPUs that this process may use");
+    assert_eq!(rows["https-listen"].0, ":443", "where it would be");
+    assert!(rows["https-listen"].1.contains("served with --domain"), "{:?}", rows["https-listen"]);
     says("memory-budget", "a quarter of ");
     says("max-connections-per-address", "a quarter of max-connections");
     assert_eq!(rows["max-connections-per-address"].0, "25");

@@ -2,6 +2,7 @@
 //! them shaped by the peer.
 //!
 //! - `handshake`: what is spoken, to whom, and for how long
+//! - `interop`: the TLS of others
 //! - `records`: bytes in any split, and the way to another worker
 //! - `ends`: the alert with which every orderly end begins
 //! - `memory`: backlogs, and what is held of records
@@ -21,6 +22,8 @@ mod common;
 mod ends;
 #[path = "tls/handshake.rs"]
 mod handshake;
+#[path = "tls/interop.rs"]
+mod interop;
 #[path = "tls/memory.rs"]
 mod memory;
 #[path = "tls/records.rs"]

@@ -68,6 +68,7 @@ fn bare_run_takes_the_documented_defaults() {
         fcm_credentials: None,
         fcm_endpoints: FcmEndpoints::default(),
         workers: 3,
+        ring_features: RingFeatures::ALL,
         cpus: vec![0, 2, 3],
         memory_budget_bytes: GIB / 4,
         memory_limit_bytes: GIB,
@@ -154,6 +155,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
             c.max_connections = 19_432;
             c.max_connections_per_address = Some(4858);
         }),
+        ("io-uring-without", "min-wait", |c| c.ring_features.min_wait = false),
         ("memory-budget", "64MiB", |c| {
             c.memory_budget_bytes = 64 << 20;
             c.capacity.by_memory = 407_826;

@@ -9,7 +9,7 @@ pub use pair::{Fault, Pair, Validity};
 use crate::worker::tls::{self, ACME_TLS};
 use arc_swap::ArcSwapOption;
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring;
+use rustls::crypto::aws_lc_rs;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
@@ -153,7 +153,7 @@ pub fn server_config(certificates: &Arc<Certificates>) -> Result<Arc<ServerConfi
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec(), ACME_TLS.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = ring::Ticketer::new()?;
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
     // A client of the relay opens one connection at a time.
     config.send_tls13_tickets = 1;
     tls::give_away(&mut config);
@@ -202,5 +202,5 @@ impl fmt::Display for Whole {
 /// The cryptography of everything that speaks TLS here.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
+    Arc::new(aws_lc_rs::default_provider())
 }

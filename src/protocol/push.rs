@@ -44,7 +44,7 @@ impl PushToken {
 /// The fingerprint: the first 8 hexadecimal digits of the token's SHA-256.
 impl fmt::Display for PushToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digest = ring::digest::digest(&ring::digest::SHA256, self.0.as_bytes());
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.0.as_bytes());
         digest.as_ref().iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }

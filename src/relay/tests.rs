@@ -376,7 +376,7 @@ fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
     let mut left = bytes[..bytes.len() - half].to_vec();
     let mut shares = Vec::new();
     while !left.is_empty() {
-        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut 4);
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut { 4 });
         left.drain(..taken);
         world.settle();
         shares.push(world.texts(binary).len());

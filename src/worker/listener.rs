@@ -1,17 +1,12 @@
 //! One listening socket per worker, all on the same address (SO_REUSEPORT).
 
-use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// Connections that the kernel keeps for us until we accept them, of all workers together. They are
-/// accepted all at once, so that a storm of them must neither take all descriptors nor much time.
-const MAX_BACKLOG: u64 = 1024;
-const MIN_BACKLOG: u64 = 16;
-/// The part of the descriptors that they may take.
-const BACKLOG_OF_DESCRIPTORS: u64 = 8;
+/// Connections that the kernel keeps for us until we accept them, per worker.
+const BACKLOG: i32 = 4096;
 
 /// What the kernel may hold unsent for one connection, in bytes. Bytes in flight to a healthy peer
 /// do not count, so this slows no one; but a peer that does not read can take no more than this of
@@ -35,7 +30,6 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// port that needs a privilege.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
     let address = look(address)?;
-    let backlog = backlog(workers);
     (0..workers)
         .map(|_| {
             let listener = socket(address)?;
@@ -46,7 +40,7 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
             listener.set_recv_buffer_size(RECEIVE_BYTES)?;
             listener.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
             listener.bind(&address.into())?;
-            listener.listen(backlog)?;
+            listener.listen(BACKLOG)?;
             Ok(listener)
         })
         .collect()
@@ -70,13 +64,6 @@ pub fn look(address: SocketAddr) -> io::Result<SocketAddr> {
     };
     guard.bind(&address.into())?;
     Ok(guard.local_addr()?.as_socket().unwrap_or(address))
-}
-
-/// For one of `workers` listeners.
-fn backlog(workers: usize) -> i32 {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let of_all = (descriptors / BACKLOG_OF_DESCRIPTORS).min(MAX_BACKLOG);
-    (of_all / workers.max(1) as u64).max(MIN_BACKLOG) as i32
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {

@@ -8,7 +8,6 @@
 //!
 //! - [`core`]: what it asks of the core
 //! - [`ring`]: the one ring that the worker waits on
-//! - [`features`]: what that asks of newer kernels
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
@@ -30,7 +29,6 @@ mod unsent;
 
 pub mod buffers;
 pub mod core;
-pub mod features;
 pub mod listener;
 pub mod ring;
 pub mod tls;
@@ -41,7 +39,7 @@ use self::accept::Accepting;
 use self::core::Core;
 use self::link::Link;
 use self::tls_link::Warm;
-use crate::config::{IpNet, Limits};
+use crate::config::{IpNet, Limits, RingFeatures};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
@@ -49,7 +47,6 @@ use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry;
 use buffers::BufferGroup;
-use features::Features;
 use ring::{Counts, Done, Outgoing, Ring, Wait};
 use runtime::Inbox;
 use rustix::thread::CpuSet;
@@ -62,7 +59,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// A send of more is not expected to be taken whole at once.
 const QUICK_SEND_BYTES: usize = 32 * 1024;
@@ -161,7 +158,7 @@ impl Rings {
     /// As [`ring::probe`], and where descriptors have run out.
     pub fn make(
         entries: u32,
-        features: Features,
+        features: RingFeatures,
         budget_bytes: u64,
         workers: usize,
     ) -> io::Result<Self> {
@@ -205,6 +202,7 @@ pub fn run_core<C: Core>(
         pin(cpu);
     }
     let Rings { runtime, ring, small, large } = rings;
+    info!(err = ring.features().to_string(), "io_uring_features");
     runtime.block_on(async {
         let mut worker = Worker::new(start, (ring, small, large), make)?;
         while worker.serve()? == Served::UntilRuntimeReady {
@@ -281,7 +279,9 @@ impl<C: Core> Worker<C> {
         ring.watch_runtime(runtime);
         // Or accepting would fail where there is nothing to accept.
         listener.set_nonblocking(false)?;
-        ring.accept(listener.as_raw_fd());
+        for _ in 0..accept::AT_ONCE {
+            ring.accept(listener.as_raw_fd());
+        }
         Ok(Self {
             core: make(settings),
             links: Vec::new(),
@@ -335,7 +335,8 @@ impl<C: Core> Worker<C> {
         }
         let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until()];
         let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
-        Wait::AtMost(Duration::from_millis(at).saturating_sub(self.epoch.elapsed()))
+        let at = self.epoch + Duration::from_millis(at);
+        if at <= Instant::now() { Wait::No } else { Wait::Until(at) }
     }
 
     /// One turn of the loop. What it queues for the ring is submitted by the next one.
@@ -362,7 +363,7 @@ impl<C: Core> Worker<C> {
                 Done::Sent { key, outgoing, result } => {
                     self.on_sent(now, Key(key), outgoing, result);
                 }
-                Done::Accepted { socket, goes_on } => self.on_accepted(now, socket, goes_on),
+                Done::Accepted { socket } => self.on_accepted(now, socket),
                 Done::RuntimeReady => self.runtime_ready = true,
             }
         }

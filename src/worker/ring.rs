@@ -15,14 +15,14 @@
 //! same system call at once. So the wait is for one completion more than such sends were
 //! submitted: see [`Ring::send`]. What they have to say is heard in the next turn.
 
-use super::features::Features;
+use crate::config::RingFeatures;
 use io_uring::{
     CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue, types,
 };
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Operations that are queued before the kernel must take them, where locked memory is no matter.
 pub const MAX_ENTRIES: u32 = 1024;
@@ -42,6 +42,14 @@ const TRIES: usize = 10_000;
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
 /// before it waits.
 const POLL_FIRST: u16 = 1;
+
+/// How long a wait goes on for more than one completion, while wakes bring several.
+const MIN_WAIT_US: u32 = 50;
+/// For how many more.
+const MIN_WAIT_COMPLETIONS: u32 = 7;
+/// In sixteenths of a completion for each wake: from where on it does, and until when.
+const MIN_WAIT_FROM: u32 = 24;
+const MIN_WAIT_UNTIL: u32 = 28;
 
 /// The longest that completions of quick sends wait to be heard, where nothing else happens: a
 /// peer that did not take all of its message is sent the rest no later than this.
@@ -95,8 +103,6 @@ pub enum Done {
     Accepted {
         /// The connection.
         socket: io::Result<OwnedFd>,
-        /// Accepting goes on.
-        goes_on: bool,
     },
     /// The runtime of the worker's thread has something to do.
     RuntimeReady,
@@ -118,8 +124,8 @@ pub struct Outgoing {
 pub enum Wait {
     /// Not at all.
     No,
-    /// For as long as this.
-    AtMost(Duration),
+    /// Not beyond this.
+    Until(Instant),
     /// Until something completes.
     ForEver,
 }
@@ -132,6 +138,9 @@ const STOP: u64 = 4;
 const ACCEPT: u64 = 5;
 const STOP_ACCEPTING: u64 = 6;
 const RUNTIME: u64 = 7;
+const DEADLINE: u64 = 8;
+const QUICK_SENDS: u64 = 9;
+const MOVED: u64 = 10;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -143,16 +152,46 @@ pub struct Ring {
     submitter: Submitter<'static>,
     queue: SubmissionQueue<'static>,
     completions: CompletionQueue<'static>,
+    features: RingFeatures,
     /// How each system call waits.
     flags: EnterFlags,
     /// Sends that were queued since the last wait and complete as they are submitted.
     quick_sends: u32,
+    per_wake: PerWake,
+    /// When the kernel is to end a wait, if it has been told.
+    deadline: Option<Instant>,
+    /// The kernel is to end a wait soon for the sake of quick sends.
+    quick_sends_timed: bool,
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
     /// An operation could not be queued: the worker cannot go on without it.
     broken: Option<io::Error>,
     counts: Counts,
+}
+
+/// How many completions a wake has brought of late.
+#[derive(Debug, Clone, Copy, Default)]
+struct PerWake {
+    /// A moving average, in sixteenths.
+    average: u32,
+    waits: bool,
+}
+
+impl PerWake {
+    fn note(&mut self, completions: usize) {
+        let completions = completions.min(1024) as u32 * 16;
+        self.average = (self.average * 7 + completions) / 8;
+        self.waits = match self.waits {
+            false => self.average >= MIN_WAIT_FROM,
+            true => self.average >= MIN_WAIT_UNTIL,
+        };
+    }
+
+    /// Completions more than one that a wait should bring.
+    fn worth_waiting_for(self) -> u32 {
+        if self.waits { MIN_WAIT_COMPLETIONS } else { 0 }
+    }
 }
 
 /// System calls of a ring so far.
@@ -167,22 +206,28 @@ pub struct Counts {
 impl Ring {
     /// A ring for the current thread, which no other may use, of what [`make`] has made. It exists
     /// as long as the process.
-    pub fn new(uring: IoUring, features: Features) -> Self {
+    pub fn new(uring: IoUring, features: RingFeatures) -> Self {
         let uring = Box::leak(Box::new(uring));
-        let no_iowait = features.no_iowait && uring.params().is_feature_no_iowait();
+        let kernel = uring.params();
+        let mut features = RingFeatures {
+            no_iowait: features.no_iowait && kernel.is_feature_no_iowait(),
+            min_wait: features.min_wait && kernel.is_feature_min_timeout(),
+            ..features
+        };
         let (mut submitter, queue, completions) = uring.split();
-        if features.registered_ring {
-            // Without it, each call looks its descriptor up.
-            let _ = submitter.register_ring_fd();
-        }
+        features.registered_ring = features.registered_ring && submitter.register_ring_fd().is_ok();
         let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
-        flags.set(EnterFlags::NO_IOWAIT, no_iowait);
+        flags.set(EnterFlags::NO_IOWAIT, features.no_iowait);
         Self {
             submitter,
             queue,
             completions,
+            features,
             flags,
             quick_sends: 0,
+            per_wake: PerWake::default(),
+            deadline: None,
+            quick_sends_timed: false,
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
@@ -192,6 +237,12 @@ impl Ring {
     /// The memory that the kernel locks for one, in bytes.
     pub(super) fn locked_bytes(entries: u32) -> u64 {
         locked_bytes(entries, entries * COMPLETIONS_PER_ENTRY)
+    }
+
+    /// What it makes use of.
+    #[must_use]
+    pub fn features(&self) -> RingFeatures {
+        self.features
     }
 
     /// System calls so far.
@@ -211,13 +262,16 @@ impl Ring {
         }
         self.completions.sync();
         let is_idle = self.completions.is_empty() && !self.queue.cq_overflow();
-        self.enter(if is_idle { wait } else { Wait::No })?;
+        let wait = if is_idle { wait } else { Wait::No };
+        let quick_sends = self.quick_sends as usize;
+        self.enter(wait)?;
         loop {
             let before = into.len();
             self.take_completions(into);
             // Kernels from 6.13 on post a few at a time.
             let has_more = self.queue.taskrun() && into.len() > before;
             if !has_more || into.len() >= COMPLETIONS_PER_TURN {
+                self.per_wake.note(into.len().saturating_sub(quick_sends));
                 return Ok(());
             }
             self.enter(Wait::No)?;
@@ -229,33 +283,35 @@ impl Ring {
         while into.len() < COMPLETIONS_PER_TURN
             && let Some(entry) = self.completions.next()
         {
-            into.extend(read(&entry, &mut self.sending));
+            match entry.user_data() >> 32 {
+                DEADLINE => self.deadline = None,
+                QUICK_SENDS => self.quick_sends_timed = false,
+                _ => into.extend(read(&entry, &mut self.sending)),
+            }
         }
         self.completions.sync();
     }
 
     #[allow(unsafe_code)]
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let quick_sends = std::mem::take(&mut self.quick_sends);
+        // Until they have been submitted.
+        let soon = types::Timespec::from(QUICK_SENDS_WAIT);
+        let time = types::Timespec::from(self.time_to_tell(wait).unwrap_or_default());
+        self.queue_timers(wait, quick_sends > 0, (&soon, &time));
         self.queue.sync();
         let queued = self.queue.len() as u32;
-        let quick_sends = std::mem::take(&mut self.quick_sends);
-        let at_most = match wait {
-            Wait::AtMost(time) if quick_sends > 0 => Some(time.min(QUICK_SENDS_WAIT)),
-            Wait::AtMost(time) => Some(time),
-            Wait::ForEver if quick_sends > 0 => Some(QUICK_SENDS_WAIT),
-            Wait::No | Wait::ForEver => None,
-        };
-        let time = types::Timespec::from(at_most.unwrap_or_default());
         let mut args = types::SubmitArgs::new();
-        if at_most.is_some() {
-            args = args.timespec(&time);
+        let more = if self.features.min_wait { self.per_wake.worth_waiting_for() } else { 0 };
+        if more > 0 && wait != Wait::No {
+            args = args.min_wait_usec(MIN_WAIT_US);
         }
         self.counts.enters += 1;
         let wanted = match wait {
             Wait::No => 0,
             _ => {
                 self.counts.waits += 1;
-                1 + quick_sends
+                1 + quick_sends + more
             }
         };
         // SAFETY: what was queued points to nothing but buffers that stay where they are until it
@@ -267,6 +323,45 @@ impl Ring {
             Err(error) if !is_passing(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// How long the wait may last, if the kernel does not know yet.
+    fn time_to_tell(&self, wait: Wait) -> Option<Duration> {
+        match wait {
+            Wait::Until(at) if self.deadline.is_none_or(|told| at < told) => {
+                Some(at.saturating_duration_since(Instant::now()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Has the kernel end the wait in time. It is told only what is new to it: to set a timer for
+    /// each wait, and to take it back, would cost more than a message does.
+    fn queue_timers(
+        &mut self,
+        wait: Wait,
+        has_quick_sends: bool,
+        (soon, time): (&types::Timespec, &types::Timespec),
+    ) {
+        if has_quick_sends && wait != Wait::No && !self.quick_sends_timed {
+            self.quick_sends_timed = true;
+            let entry = opcode::Timeout::new(soon).build();
+            self.push(&entry.user_data(user_data(QUICK_SENDS, 0)));
+        }
+        let Wait::Until(at) = wait else { return };
+        match self.deadline {
+            Some(told) if told <= at => return,
+            // It may have passed meanwhile, and its completion be on the way.
+            Some(_) => {
+                let entry = opcode::TimeoutUpdate::new(user_data(DEADLINE, 0), time).build();
+                self.push(&entry.user_data(user_data(MOVED, 0)));
+            }
+            None => {
+                let entry = opcode::Timeout::new(time).build();
+                self.push(&entry.user_data(user_data(DEADLINE, 0)));
+            }
+        }
+        self.deadline = Some(at);
     }
 
     /// Queues an operation. Where the kernel takes none for good, the next turn says so.
@@ -337,7 +432,7 @@ impl Ring {
     /// If the connection is sending already.
     pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, quick: bool) {
         let bytes = outgoing.buffer.get(outgoing.from..outgoing.to).unwrap_or_default();
-        let dont_wait = if quick { libc::MSG_DONTWAIT } else { 0 };
+        let dont_wait = if quick && self.features.quick_sends { libc::MSG_DONTWAIT } else { 0 };
         let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
             .flags(libc::MSG_NOSIGNAL | dont_wait)
             .build()
@@ -352,18 +447,22 @@ impl Ring {
             *slot = Some(outgoing);
         }
         self.push(&entry);
-        self.quick_sends += u32::from(quick);
+        self.quick_sends += u32::from(quick && self.features.quick_sends);
     }
 
-    /// Accepts connections of a listener, on and on, until it fails or is stopped.
+    /// Accepts one connection of a listener, unless it fails or is stopped. The kernel takes in no
+    /// more than it was asked for: what is not accepted yet waits where it costs no descriptor.
     pub fn accept(&mut self, listener: RawFd) {
-        let entry = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
+        let nobody = std::ptr::null_mut();
+        let entry = opcode::Accept::new(types::Fd(listener), nobody, std::ptr::null_mut());
+        let entry = entry.flags(libc::SOCK_CLOEXEC).build();
         self.push(&entry.user_data(user_data(ACCEPT, 0)));
     }
 
-    /// Ends accepting: its last completion will come soon, perhaps behind others.
+    /// Ends accepting: its last completions will come soon, perhaps behind others.
     pub fn stop_accepting(&mut self) {
-        let entry = opcode::AsyncCancel::new(user_data(ACCEPT, 0)).build();
+        let all = types::CancelBuilder::user_data(user_data(ACCEPT, 0)).all();
+        let entry = opcode::AsyncCancel2::new(all).build();
         self.push(&entry.user_data(user_data(STOP_ACCEPTING, 0)));
     }
 
@@ -405,8 +504,7 @@ fn read(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Done>
             return Some(Done::Sent { key, outgoing, result });
         }
         ACCEPT => {
-            let (socket, goes_on) = (accepted(result), cqueue::more(flags));
-            return Some(Done::Accepted { socket, goes_on });
+            return Some(Done::Accepted { socket: accepted(result) });
         }
         RUNTIME => return Some(Done::RuntimeReady),
         STOP => return Some(Done::NotStopped { key }),

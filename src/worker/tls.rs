@@ -24,7 +24,6 @@ pub use secrets::give_away;
 pub use traffic::{Data, State};
 
 use handshake::{Handshake, Shaken, Taken};
-use ring as provider;
 use rustls::crypto::CryptoProvider;
 use rustls::{Error, InvalidMessage, ServerConfig};
 use std::ops::Range;

@@ -7,7 +7,7 @@
 //!
 //! `cargo run --example echo -- 127.0.0.1:0` prints the address that it listens on.
 
-use pyrycode_relay::config::Limits;
+use pyrycode_relay::config::{Limits, RingFeatures};
 use pyrycode_relay::metrics::Metrics;
 use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
 use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Reply, write_switching_protocols};
@@ -19,7 +19,6 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
-use pyrycode_relay::worker::features::Features;
 use pyrycode_relay::worker::{self, ProxyHeaders, Rings, Start, listener, ring};
 use slab::Slab;
 use std::error::Error;
@@ -62,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch: Instant::now(),
         wakes: channel(1).0,
     };
-    let rings = Rings::make(ring::MAX_ENTRIES, Features::ALL, u64::MAX, 1)?;
+    let rings = Rings::make(ring::MAX_ENTRIES, RingFeatures::ALL, u64::MAX, 1)?;
     Ok(worker::run_core(start, rings, |_| Echo::default())?)
 }
 

@@ -85,7 +85,7 @@ pub fn roots(trusted: impl IntoIterator<Item = CertificateDer<'static>>) -> Root
 
 /// A client that trusts `roots` and speaks HTTP/1.1.
 pub fn client_config(roots: RootCertStore) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

@@ -331,6 +331,12 @@ impl Relay {
         self
     }
 
+    /// The path of a file beside its certificate.
+    pub fn https_file(&self, name: &str) -> String {
+        let (_, files) = self.https.as_ref().expect("a relay of HTTPS");
+        files.path(name).to_str().unwrap().to_owned()
+    }
+
     /// How peers reach it.
     pub fn door(&self) -> Door {
         Door { addr: self.addr, tls: self.https.as_ref().map(|(tls, _)| tls.clone()) }

@@ -83,7 +83,7 @@ impl Door {
         suites: &[rustls::SupportedCipherSuite],
     ) -> Self {
         let mut tls = self.tls().clone();
-        let mut provider = rustls::crypto::ring::default_provider();
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
         if !suites.is_empty() {
             provider.cipher_suites = suites.to_vec();
         }

@@ -2,8 +2,8 @@
 //! handshake that was honest. The suites are those of ChaCha20-Poly1305, whose records are all but
 //! the same in both versions (RFC 7905, RFC 8446).
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use rustls::crypto::ring::cipher_suite::{
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use rustls::crypto::aws_lc_rs::cipher_suite::{
     TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS13_CHACHA20_POLY1305_SHA256,
 };
 use rustls::version::{TLS12, TLS13};

@@ -239,8 +239,13 @@ impl Authority {
         let leaf = leaf.signed_by(&leaf_key, &issuer).unwrap();
         let chain = vec![CertificateDer::from(leaf)];
         let private = PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into());
-        let config =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(chain, private).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, private)
+            .unwrap();
         let file = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("push-{name}-{}.pem", std::process::id()));
         std::fs::write(&file, root.pem()).unwrap();

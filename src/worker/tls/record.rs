@@ -2,8 +2,8 @@
 //! crypto provider: one direction's keys, how a record is opened where it lies, and how one is
 //! sealed. What records say is for [`super::traffic`].
 
-use super::provider::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use super::secrets;
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::crypto::cipher::NONCE_LEN;
 use rustls::{
     AlertDescription, CipherSuite, ConnectionTrafficSecrets, ContentType, Error, InvalidMessage,
