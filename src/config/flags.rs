@@ -13,7 +13,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use super::command::COMMANDS;
 use super::{
     DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
-    RateLimit, RingFeatures, TRIAL, VERSION, listen, networks, ring_features, trial_commands, units,
+    RateLimit, RingFeatures, TRIAL, VERSION, listen, networks, ring_features, trial_commands,
+    units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.

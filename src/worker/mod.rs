@@ -244,6 +244,8 @@ struct Worker<C> {
     /// Connections that have used up their share of a turn, the longest waiting first.
     waiting: VecDeque<Key>,
     turn_number: u32,
+    /// Connections that wait to be handed over, and until when: the longest waiting first.
+    moving: VecDeque<(Millis, Key)>,
     /// Steps of TLS handshakes that this turn may still take.
     handshakes_left: u32,
     inbox: Inbox,
@@ -295,6 +297,7 @@ impl<C: Core> Worker<C> {
             starved: VecDeque::new(),
             waiting: VecDeque::new(),
             turn_number: 0,
+            moving: VecDeque::new(),
             handshakes_left: 0,
             inbox,
             runtime,
@@ -333,7 +336,8 @@ impl<C: Core> Worker<C> {
         if is_busy || !self.inbox.borrow().is_empty() {
             return Wait::No;
         }
-        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until()];
+        let overdue = self.moving.front().map(|(due, _)| *due);
+        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until(), overdue];
         let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
         let at = self.epoch + Duration::from_millis(at);
         if at <= Instant::now() { Wait::No } else { Wait::Until(at) }
@@ -371,6 +375,7 @@ impl<C: Core> Worker<C> {
         self.read_mail(now);
         self.core.on_timers(now);
         self.accept_after_rest(now);
+        self.end_overdue_moves(now);
         self.carry_out(now);
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
@@ -552,7 +557,7 @@ impl<C: Core> Worker<C> {
                 self.end(key);
             }
             Action::HandOver { key, worker, ticket } => {
-                self.hand_over_when_flushed(key, worker, ticket);
+                self.hand_over_when_flushed(now, key, worker, ticket);
             }
             Action::AskToShed(worker) => {
                 if let Some(mailbox) = self.mailboxes.get(worker) {
