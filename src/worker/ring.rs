@@ -282,6 +282,8 @@ impl Ring {
         // has completed (see `send` and `BufferGroup`), and to the time.
         let entered =
             unsafe { self.submitter.enter::<()>(queued, wanted, self.flags.bits(), None) };
+        // To see how much it has taken.
+        self.queue.sync();
         match entered {
             // Whatever it left queued is submitted in the next turn.
             Err(error) if !is_passing(&error) => Err(error),
