@@ -22,7 +22,7 @@ use io_uring::{
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Operations that are queued before the kernel must take them, where locked memory is no matter.
 pub const MAX_ENTRIES: u32 = 1024;
@@ -543,6 +543,7 @@ mod tests {
     use std::io::Write;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     const NOBODY: u64 = 99;
 
