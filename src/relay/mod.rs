@@ -198,6 +198,7 @@ pub struct Relay {
     /// Kept for its capacity.
     pong: Vec<u8>,
     actions: Vec<Action>,
+    queued_behind: bool,
     shutting_down: bool,
     push: bool,
     binaries: u64,
@@ -230,6 +231,7 @@ impl Relay {
             spare: SpareBuffers::default(),
             pong: Vec::new(),
             actions: Vec::new(),
+            queued_behind: false,
             shutting_down: false,
             push,
             binaries: 0,

@@ -86,14 +86,19 @@ impl Relay {
 
     /// Has the shell ask for a write at the end of its turn.
     pub(super) fn queue_write(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key.0 as usize)
-            && !connection.write_queued
-            && !connection.outbox.in_flight()
-            && !connection.outbox.is_empty()
-        {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        if connection.outbox.in_flight() {
+            self.queued_behind = true;
+        } else if !connection.write_queued && !connection.outbox.is_empty() {
             connection.write_queued = true;
             self.actions.push(Action::Write(key));
         }
+    }
+
+    /// Whether something was queued, since this was asked last, behind a write that was under way.
+    /// Whoever does not hear of a write as soon as it is over must look then.
+    pub fn take_queued_behind(&mut self) -> bool {
+        std::mem::take(&mut self.queued_behind)
     }
 
     /// Queues one text message, whose payload `write` appends. False if the connection is not

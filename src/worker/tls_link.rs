@@ -282,7 +282,12 @@ impl<C: Core> Worker<C> {
     fn flush_tls(&mut self, key: Key) {
         let Some(link) = self.link(key) else { return };
         let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.is_sending || link.cut {
+        if link.cut {
+            return;
+        }
+        if link.is_sending {
+            // It may be a quick send, of whose end nothing tells.
+            self.hurry = true;
             return;
         }
         if !tls.out.is_empty() {

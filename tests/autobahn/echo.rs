@@ -70,6 +70,7 @@ struct Echo {
     peers: Slab<Peer>,
     spare: SpareBuffers,
     actions: Vec<Action>,
+    queued_behind: bool,
 }
 
 struct Peer {
@@ -183,8 +184,9 @@ impl Echo {
             return;
         }
         if !peer.outbox.is_empty() {
-            if !peer.outbox.in_flight() {
-                self.actions.push(Action::Write(key));
+            match peer.outbox.in_flight() {
+                true => self.queued_behind = true,
+                false => self.actions.push(Action::Write(key)),
             }
         } else if peer.ended {
             peer.stage = Stage::Dead;
@@ -262,6 +264,10 @@ impl Core for Echo {
         }
         self.go_on(key);
         taken
+    }
+
+    fn take_queued_behind(&mut self) -> bool {
+        std::mem::take(&mut self.queued_behind)
     }
 
     fn on_end(&mut self, _now: Millis, key: Key, clean: bool) {
