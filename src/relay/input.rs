@@ -12,8 +12,9 @@ impl Relay {
     /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
     ///
     /// No more than `messages` of them are dealt with, which is counted down; how many bytes that
-    /// took. What is left must come again, before anything else of this connection: a peer may put
-    /// ten thousand messages into what one receive brings, and others wait for their turn.
+    /// took. A fragment of a message counts as one. What is left must come again, before anything
+    /// else of this connection: a peer may put ten thousand messages into what one receive brings,
+    /// and others wait for their turn.
     pub fn on_bytes(
         &mut self,
         now: Millis,
@@ -85,13 +86,8 @@ impl Relay {
         let left = rest.len();
         let message_due = now + self.limits.message_timeout_ms;
         let (half_read, buffered) = (decoder.is_mid_message(), decoder.buffered_bytes());
-        let fragment_completed = decoder.take_fragment_completed();
         let Some(connection) = self.connection_mut(key) else { return 0 };
         connection.decoder = decoder;
-        if fragment_completed && let Stage::Binary { entry, .. } = connection.stage {
-            self.holder_lives(now, entry);
-        }
-        let Some(connection) = self.connection_mut(key) else { return 0 };
         if !half_read {
             connection.due.message = NEVER;
         } else if connection.due.message == NEVER && connection.is_open() {
@@ -163,6 +159,7 @@ impl Relay {
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),
+            Incoming::Fragment => {}
         }
     }
 

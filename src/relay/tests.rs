@@ -387,6 +387,28 @@ fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
 }
 
 #[test]
+fn fragments_have_their_share_like_messages() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let (mut first, mut empty, mut last) = (masked(1, b"1"), masked(0, b""), masked(0, b"2"));
+    first[0] = 1;
+    empty[0] = 0;
+    last[0] = 0x80;
+    let mut left = [first, empty.repeat(1000), last].concat();
+    let mut turns = 0;
+    while !left.is_empty() {
+        let mut messages = 100;
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut messages);
+        assert!(taken <= 100 * empty.len() + 2, "{taken} bytes in one turn");
+        left.drain(..taken);
+        world.settle();
+        turns += 1;
+    }
+    assert_eq!(turns, 11);
+    assert!(world.texts(binary)[0].ends_with(r#""frame":12}"#));
+}
+
+#[test]
 fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
     let mut world = World::new();
     let holder = world.binary("a");
