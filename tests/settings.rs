@@ -129,6 +129,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("max-connections", Needs::Nothing, "11", "22", "worked out"),
     ("max-connections-per-address", Needs::Nothing, "11", "off", "worked out"),
     ("workers", Needs::Nothing, "3", "5", "worked out"),
+    ("io-uring-without", Needs::Nothing, "quick-sends", "no-iowait", ""),
     ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "worked out"),
     ("max-phones", Needs::Nothing, "3", "5", "16"),
     ("grace", Needs::Nothing, "1s", "2h", "30s"),
