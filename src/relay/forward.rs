@@ -68,7 +68,7 @@ impl Relay {
     /// The binary's outbox has drained, or there is no binary any more: its phones are read again.
     /// O(1) for each that has sent something meanwhile.
     pub(super) fn resume_phones(&mut self, now: Millis, entry: EntryKey) {
-        let Some(held) = self.registry.entry_mut(entry) else { return };
+        let Some(held) = self.held_mut(entry) else { return };
         for phone in std::mem::take(&mut held.congested) {
             let Some(connection) = self.connection_mut(phone) else { continue };
             // One that has left may have been followed by anybody.

@@ -32,7 +32,9 @@ impl Relay {
                 }
             }
             Stage::Cut => {}
-            Stage::Moving(_) => debug_assert!(false, "read while moving"),
+            Stage::Moving(_) => {
+                self.broken("a connection is read that is on its way to another worker")
+            }
             _ => taken -= self.on_frame_bytes(now, key, input, messages),
         }
         self.settle(now);

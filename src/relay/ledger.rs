@@ -13,8 +13,11 @@
 //! - Every connection stands in the list of its charge.
 
 use super::Key;
-use super::backlogs::{Backlogs, Place};
+use super::backlogs::{Backlogs, Misplaced, Place};
 use super::budget::Budget;
+use super::invariants::broken;
+use crate::metrics::WorkerMetrics;
+use std::sync::Arc;
 
 /// What a connection is charged for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,7 @@ struct Account {
 /// One worker's charges.
 pub struct Ledger {
     budget: Budget,
+    counters: Arc<WorkerMetrics>,
     backlogs: Backlogs,
     /// By the connection's key.
     accounts: Vec<Account>,
@@ -82,8 +86,9 @@ pub struct Ledger {
 impl Ledger {
     /// Nothing is charged.
     #[must_use]
-    pub fn new(budget: Budget) -> Self {
-        Self { budget, backlogs: Backlogs::default(), accounts: Vec::new(), cursor: 0 }
+    pub fn new(budget: Budget, counters: Arc<WorkerMetrics>) -> Self {
+        let (backlogs, accounts) = (Backlogs::default(), Vec::new());
+        Self { budget, counters, backlogs, accounts, cursor: 0 }
     }
 
     /// Charges `key` for `bytes` of `part`, in place of what it was charged before. O(1).
@@ -103,9 +108,10 @@ impl Ledger {
         if before == bytes {
             return;
         }
-        match bytes > before {
-            true => self.budget.charge((bytes - before) as usize),
-            false => self.budget.release((before - bytes) as usize),
+        if bytes < before {
+            self.budget.release((before - bytes) as usize);
+        } else if !self.budget.charge((bytes - before) as usize) {
+            broken(&self.counters, "a worker has charged more than its headroom");
         }
         let (total, is_unread) = (account.charges.total(), account.charges.is_unread());
         let was = account.place;
@@ -113,12 +119,15 @@ impl Ledger {
         if account.place != was {
             self.budget.publish_largest_class(self.backlogs.largest_class());
         }
-        if let Some((key, place)) = moved
-            && let Some(account) = self.accounts.get_mut(key.0 as usize)
-        {
-            account.place = place;
+        match moved {
+            Ok(None) => {}
+            Ok(Some((key, place))) => {
+                if let Some(account) = self.accounts.get_mut(key.0 as usize) {
+                    account.place = place;
+                }
+            }
+            Err(Misplaced) => broken(&self.counters, "a backlog stands outside of its list"),
         }
-        debug_assert!(self.is_within_headroom(), "charged beyond the headroom");
     }
 
     /// Charges `key` for nothing any more.
@@ -195,10 +204,6 @@ impl Ledger {
         self.budget.give_back_idle();
     }
 
-    fn is_within_headroom(&self) -> bool {
-        self.budget.over_bytes() <= self.budget.shared().headroom_bytes()
-    }
-
     /// Whether the books are right: what does not hold of the invariants. O(connections), for
     /// tests.
     ///
@@ -212,7 +217,7 @@ impl Ledger {
             return Err(format!("{charged} bytes are charged for {sum}"));
         }
         let over = self.budget.over_bytes();
-        if !self.is_within_headroom() {
+        if !self.budget.is_within_headroom() {
             return Err(format!("{over} bytes are charged beyond the lease"));
         }
         Ok(())

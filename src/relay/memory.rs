@@ -100,8 +100,8 @@ impl Relay {
             return false;
         };
         let Some(connection) = self.connection(key) else {
-            debug_assert!(false, "a backlog of nobody");
             self.ledger.clear(key);
+            self.broken("a backlog of no connection");
             return true;
         };
         tracing::warn!(

@@ -6,7 +6,7 @@ use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
 use crate::config::{Limits, LogFormat};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Series};
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
 use crate::telemetry::tests::logged;
@@ -906,4 +906,16 @@ fn what_a_binary_does_wrong_over_and_over_is_counted_and_told() {
     world.bytes(flooder, &flood);
     let ends: Vec<String> = lines(&mut world, &|world| world.relay.shut_down(world.now));
     assert!(ends.iter().any(|line| line.contains("err=\"995 more like these")), "{ends:?}");
+}
+
+#[test]
+fn a_broken_invariant_is_counted_and_logged_and_an_assertion_in_debug_builds() {
+    let mut world = World::new();
+    let alive = world.connect();
+    let log = logged(LogFormat::Json, || {
+        let released = std::panic::AssertUnwindSafe(|| world.relay.release(alive));
+        assert_eq!(std::panic::catch_unwind(released).is_err(), cfg!(debug_assertions));
+    });
+    assert!(log.contains(r#""event":"invariant_broken""#), "{log}");
+    assert_eq!(world.metrics.worker(0).get(Series::InvariantsBroken), 1);
 }
