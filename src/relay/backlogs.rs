@@ -23,6 +23,14 @@ pub struct Place {
     index: u32,
 }
 
+impl Place {
+    /// The number of its list.
+    #[inline]
+    pub(super) fn list(self) -> u16 {
+        self.list
+    }
+}
+
 /// A place is not one of its list: the fault of whoever keeps places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misplaced;
@@ -43,7 +51,7 @@ impl Default for Backlogs {
 impl Backlogs {
     /// The list of a charge; 0 for one too small to track.
     #[inline]
-    fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
+    pub(super) fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
         if charged_bytes < MIN_BYTES {
             return 0;
         }

@@ -141,14 +141,21 @@ impl Budget {
         Self { shared, worker, chunk_bytes, reserve_bytes, leased_bytes, charged_bytes: 0 }
     }
 
+    /// Whether `bytes` more may be charged without leasing more.
+    #[must_use]
+    #[inline]
+    pub fn has_leased(&self, bytes: usize) -> bool {
+        self.charged_bytes + bytes as u64 <= self.leased_bytes
+    }
+
     /// Whether `bytes` more may be charged, if need be into the headroom.
     #[must_use]
     #[inline]
     pub fn has_room(&mut self, bytes: usize) -> bool {
-        let wanted = self.charged_bytes + bytes as u64;
-        if wanted <= self.leased_bytes {
+        if self.has_leased(bytes) {
             return true;
         }
+        let wanted = self.charged_bytes + bytes as u64;
         self.lease_for(wanted);
         wanted <= self.leased_bytes + self.shared.headroom_bytes
     }

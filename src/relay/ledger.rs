@@ -114,11 +114,16 @@ impl Ledger {
             broken(&self.counters, "a worker has charged more than its headroom");
         }
         let (total, is_unread) = (account.charges.total(), account.charges.is_unread());
-        let was = account.place;
-        let moved = self.backlogs.update(key, &mut account.place, total, is_unread);
-        if account.place != was {
-            self.budget.publish_largest_class(self.backlogs.largest_class());
+        if Backlogs::list_of(total, is_unread) != account.place.list() {
+            self.move_between_lists(key, total, is_unread);
         }
+    }
+
+    #[inline(never)]
+    fn move_between_lists(&mut self, key: Key, total: u32, is_unread: bool) {
+        let Some(account) = self.accounts.get_mut(key.0 as usize) else { return };
+        let moved = self.backlogs.update(key, &mut account.place, total, is_unread);
+        self.budget.publish_largest_class(self.backlogs.largest_class());
         match moved {
             Ok(None) => {}
             Ok(Some((key, place))) => {
@@ -141,6 +146,13 @@ impl Ledger {
     #[must_use]
     pub fn charges(&self, key: Key) -> Charges {
         self.accounts.get(key.0 as usize).map_or(Charges::default(), |account| account.charges)
+    }
+
+    /// Whether `bytes` more may be charged without asking anybody.
+    #[must_use]
+    #[inline]
+    pub fn has_leased(&self, bytes: usize) -> bool {
+        self.budget.has_leased(bytes)
     }
 
     /// Whether `bytes` more may be charged, if need be into the headroom. What has no room is to be

@@ -59,7 +59,7 @@ impl Relay {
         match work {
             Work::Replay { winner, ahead, mut position } => {
                 let Some(message) = ahead.message_at(&mut position) else { return };
-                self.on_binary_message(now, winner, message);
+                self.on_message_ahead(now, winner, message);
                 // Before anything that came up later: its messages stay in order.
                 self.work.push_front(Work::Replay { winner, ahead, position });
             }

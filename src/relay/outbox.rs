@@ -33,6 +33,12 @@ pub const fn charge_of(payload_bytes: usize) -> usize {
     payload_bytes + FRAME_OVERHEAD_BYTES
 }
 
+/// What [`Outbox::most_growth`] is at most for a frame of this length, whatever is queued.
+#[must_use]
+pub const fn growth_bound(bytes: usize) -> usize {
+    CHUNK_BYTES + 2 * bytes + CHUNK_OVERHEAD_BYTES
+}
+
 /// Bytes on their way to the kernel: `buffer[from..to]`. The buffer comes back with
 /// [`Outbox::on_written`].
 #[derive(Debug)]
@@ -192,7 +198,7 @@ impl Outbox {
         if self.in_flight() {
             return None;
         }
-        if self.head.is_empty() {
+        if self.head.is_empty() && !self.tail.is_empty() {
             self.next_head();
         }
         let mut to = self.head.len();
@@ -246,7 +252,10 @@ impl Outbox {
         }
         if self.head_sent >= self.head.len() {
             spare.keep(std::mem::take(&mut self.head));
-            self.next_head();
+            self.head_sent = 0;
+            if !self.tail.is_empty() {
+                self.next_head();
+            }
         } else if self.head.capacity() > COMPACT_BYTES
             && self.head_unsent() <= self.head.capacity() / 4
         {
