@@ -82,7 +82,8 @@ impl Relay {
     }
 
     /// Another worker is short of memory, and this one held the largest backlog when it asked. It is
-    /// looked at again: others may have paid meanwhile, and nothing is taken from a reserve.
+    /// looked at again: others may have paid meanwhile, and nothing is taken from a reserve. Each
+    /// round costs a connection its backlog, and no more of them than others are short of.
     pub fn shed_under_pressure(&mut self, now: Millis) {
         self.ledger.budget().take_request();
         self.ledger.give_back_idle();

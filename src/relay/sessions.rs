@@ -198,7 +198,7 @@ impl Relay {
         let timer = held.timer;
         warn!(server_id = held.id.as_str(), "server_id_conflict");
         self.wheel.arm_at(timer, NEVER);
-        // Each has paid for it with its claim.
+        // O(1) for each, which has paid for it with its claim.
         for newcomer in self.registry.holder_lives(entry) {
             self.turn_away_newcomer(now, newcomer);
         }
@@ -252,6 +252,7 @@ impl Relay {
         let timer = held.timer;
         self.wheel.arm_at(timer, NEVER);
         self.evict(now, phones, Close::RECLAIMED);
+        // O(1) for each, which has paid for it with its claim.
         for loser in losers {
             self.turn_away_newcomer(now, loser);
         }
@@ -280,7 +281,8 @@ impl Relay {
         self.work.push_back(Work::Replay { winner, ahead, position: 0 });
     }
 
-    /// Closes phones that the registry has already forgotten, all at once: as many as an id may have.
+    /// Closes phones that the registry has already forgotten, all at once: as many as an id may have,
+    /// and each has paid for it with its registration.
     fn evict(&mut self, now: Millis, phones: Vec<Key>, close: Close) {
         self.phones -= phones.len() as u64;
         self.publish_counts();
