@@ -136,6 +136,13 @@ impl Outbox {
         self.in_flight > 0
     }
 
+    /// Whether pings or pongs wait.
+    #[must_use]
+    #[inline]
+    pub fn has_control(&self) -> bool {
+        !self.control.is_empty()
+    }
+
     /// Whether a ping waits for the kernel to take it: then it serves whoever asks for another.
     #[must_use]
     pub fn has_ping(&self) -> bool {
@@ -193,7 +200,8 @@ impl Outbox {
     }
 
     /// Takes what should be written next, if nothing is in flight: the oldest chunk whole, so
-    /// that a turn's frames leave in one write. Pings and pongs go first, but not twice in a row.
+    /// that a turn's frames leave in one write. Pings and pongs go first, but not twice in a row:
+    /// then [`Outbox::held_bytes`] may become less.
     pub fn take_write(&mut self) -> Option<Write> {
         if self.in_flight() {
             return None;
@@ -214,11 +222,12 @@ impl Outbox {
                     0 => std::mem::take(&mut self.head),
                     leading => self.head.split_off(leading),
                 };
-                let mut control = std::mem::take(&mut self.control);
-                match self.head.is_empty() {
-                    true => self.head = control,
-                    false => self.head.append(&mut control),
-                }
+                let control = std::mem::take(&mut self.control);
+                // To measure: it takes no more than the two have taken.
+                self.head = match self.head.is_empty() {
+                    true => control,
+                    false => [self.head.as_slice(), &control].concat(),
+                };
                 if !overtaken.is_empty() {
                     self.tail_capacity += overtaken.capacity() as u32;
                     self.tail.push_front(overtaken);

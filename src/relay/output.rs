@@ -22,7 +22,11 @@ impl Relay {
         if matches!(connection.stage, Stage::Cut) {
             return None;
         }
+        let has_control = connection.outbox.has_control();
         let write = connection.outbox.take_write()?;
+        if has_control {
+            self.ledger.set(key, Part::Outbox, connection.outbox.held_bytes());
+        }
         connection.due.write = due;
         let timer = connection.timer;
         self.wheel.arm_by(timer, due);
