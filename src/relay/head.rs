@@ -381,6 +381,7 @@ impl Relay {
             }
             other => {
                 connection.enter(other, &mut self.population);
+                self.broken("a connection is handed over that is not on its way");
             }
         }
     }

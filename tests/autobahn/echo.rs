@@ -137,7 +137,7 @@ impl Peer {
                     frames::push_pong(&mut pong, payload);
                     outbox.push_control(&pong);
                 }
-                Ok(Some(Incoming::Pong(_))) => {}
+                Ok(Some(Incoming::Pong(_) | Incoming::Fragment)) => {}
                 Ok(Some(Incoming::Close(code))) => break Ok(code),
                 Err(error) => break Err(error),
             }
