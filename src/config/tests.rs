@@ -130,6 +130,10 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         ("rate-limit", "3/200ms", |c| {
             c.rate_limit = Some(RateLimit { burst: 3, refill_ms: 200 });
         }),
+        ("handshake-rate", "off", |c| c.handshake_rate = None),
+        ("handshake-rate", "7/30s", |c| {
+            c.handshake_rate = Some(RateLimit { burst: 7, refill_ms: 30_000 });
+        }),
         ("max-connections", "100", |c| {
             c.max_connections = 100;
             c.max_connections_per_address = Some(25);

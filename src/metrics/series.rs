@@ -115,6 +115,7 @@ families! {
         HandshakeTimeout "kind=\"head_timeout\""
         HandshakeMisdirected "kind=\"other_host\""
         HandshakeTls "kind=\"tls\""
+        HandshakeRate "kind=\"tls_rate_limit\""
         HandshakeProxyHeader "kind=\"proxy_header\""
     }
     "takeovers_total" Counter process "Server-ids that a newcomer took from a holder that did not answer." {

@@ -218,6 +218,11 @@ impl Relay {
         self.die(key, Action::Cut(key));
     }
 
+    /// As [`Relay::cut`], but what is still to be said may arrive.
+    pub(super) fn part(&mut self, key: Key) {
+        self.die(key, Action::Part(key));
+    }
+
     /// Forgets all about a connection but its key; returns the stage that it leaves.
     fn die(&mut self, key: Key, last: Action) -> Stage {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };

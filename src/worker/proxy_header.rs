@@ -68,6 +68,12 @@ impl<C: Core> Worker<C> {
             }
         }
         let records = if first.is_empty() { rest } else { first.as_mut_slice() };
+        if let Some(tls) = link.tls.as_deref_mut()
+            && tls.is_new()
+            && !self.core.admit_handshake(now, key)
+        {
+            return tls.refuse();
+        }
         let mut plain = decrypt(link, records);
         let mut data = records.get_mut(plain.data.clone()).unwrap_or_default();
         if !self.core.is_open(key) {

@@ -57,6 +57,8 @@ enum Stage {
     Shaking(Box<Handshake>),
     /// The handshake is done.
     Open(Box<Traffic>),
+    /// There is to be no handshake.
+    Refused,
     /// The handshake has failed.
     Failed,
 }
@@ -143,6 +145,17 @@ impl Session {
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
         matches!(self.stage, Stage::Expecting(_) | Stage::Shaking(_))
+    }
+
+    /// Whether nothing has arrived.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        matches!(self.stage, Stage::Expecting(_))
+    }
+
+    /// There is to be no handshake: all that is left to say is why, which [`Session::close`] does.
+    pub fn refuse(&mut self) {
+        self.stage = Stage::Refused;
     }
 
     /// Bytes that wait for the rest of their record.
@@ -292,6 +305,11 @@ impl Session {
         match &mut self.stage {
             Stage::Open(traffic) => traffic.close(out),
             Stage::Shaking(handshake) => handshake.close(&mut self.partial, out),
+            Stage::Refused => {
+                out.extend_from_slice(&record::ACCESS_DENIED);
+                self.stage = Stage::Failed;
+                true
+            }
             _ => false,
         }
     }

@@ -83,6 +83,16 @@ impl TlsLink {
         })
     }
 
+    /// Whether not a byte of a handshake has come yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.session.is_new()
+    }
+
+    /// There is to be no handshake; the peer is told so as it is parted from.
+    pub(super) fn refuse(&mut self) {
+        self.session.refuse();
+    }
+
     /// The alert that ends the session in good order, if nothing is in its way.
     pub(super) fn goodbye(&mut self) -> Option<Vec<u8>> {
         let mut alert = Vec::new();

@@ -36,6 +36,10 @@ pub(super) const MAX_KEY_BYTES: usize = 32;
 /// The version that every record names, whatever was agreed on (RFC 8446, section 5.1).
 const VERSION: [u8; 2] = [3, 3];
 
+/// A fatal alert in the clear, for whom there is to be no handshake: access_denied (RFC 8446,
+/// section 6.2).
+pub(super) const ACCESS_DENIED: [u8; 7] = [ALERT, 3, 3, 0, 2, 2, 49];
+
 /// Why a connection cannot go on, and what its peer is told.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Fault {
