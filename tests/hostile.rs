@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use common::scene::{BUDGET, Noise, Scene, assert_open, flood, join_all, scaled};
+use common::scene::{BUDGET, Noise, Scene, assert_open, flood, join_all, scaled, status_bytes};
 use common::{
     CLOSE, CONTINUATION, Hostile, PING, Process, Raw, Relay, Request, SOON, TEXT, close_notice,
     command, envelope, masked, open_envelope,
@@ -310,6 +310,36 @@ async fn peers_that_never_read() {
     let peers = join_all(tasks).await;
     scene.wait_for_log("memory_budget_shed").await;
     drop(peers);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn phones_that_never_read_short_messages() {
+    let args = ["--max-phones", "20000", "--write-timeout", "60s"];
+    let scene = Scene::begin("phones, short messages", &args).await;
+    let mut binary = Raw::binary(&scene, "short").await;
+    let mut phones = Vec::new();
+    for _ in 0..scaled(400) {
+        let mut phone = Raw::narrow(&scene, 4096).await.upgrade(Request::client("short")).await;
+        let conn_id = meet(&mut binary, &mut phone).await;
+        phones.push((phone, masked(TEXT, envelope(&conn_id, &json_of(1100)))));
+    }
+    let before = status_bytes(&scene, "VmRSS:");
+    let mut rounds = 0;
+    while !scene.logs().iter().any(|line| line.event() == "memory_budget_shed") {
+        assert!(rounds < 400, "all of it is with the kernel");
+        // Each message is a turn of its own for its phone.
+        for (_, push) in &phones {
+            binary.send(&**push).await;
+        }
+        rounds += 1;
+    }
+    // The budget is full: what it is charged is what is resident, give or take the allocator's
+    // ways and the buffers that two workers keep.
+    let grown = status_bytes(&scene, "VmRSS:").saturating_sub(before);
+    println!("{} KiB are resident for a budget of {BUDGET}", grown / 1024);
+    assert!(grown <= (24 + 12) << 20, "{grown} bytes");
+    drop((phones, binary));
     scene.end().await;
 }
 

@@ -69,7 +69,7 @@ async fn healthz_answers_with_exactly_these_bytes() {
     let possible = (0..=uptime).map(|seconds| {
         format!(
             r#"{{"status":"ok","version":"{}","connected_binaries":0,"connected_phones":0,"uptime_seconds":{seconds}}}"#,
-            env!("CARGO_PKG_VERSION")
+            concat!(env!("CARGO_PKG_VERSION"), "+", env!("PYRYCODE_RELAY_COMMIT"))
         )
     });
     assert!(possible.into_iter().any(|other| other == body), "{body:?}");

@@ -13,6 +13,8 @@
 mod common;
 #[path = "operate/rings.rs"]
 mod rings;
+#[path = "operate/trial.rs"]
+mod trial;
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt as _;

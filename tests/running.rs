@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 32] = [
+const FLAGS: [(&str, &str); 33] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -54,6 +54,7 @@ const FLAGS: [(&str, &str); 32] = [
     ("--max-connections-per-address", "a quarter of --max-connections, at least 16"),
     ("--insecure-listen", "127.0.0.1:8080"),
     ("--workers", "the CPUs that this process may use"),
+    ("--io-uring-without", ""),
     ("--memory-budget", "a quarter of the memory limit"),
     ("--max-phones", "16"),
     ("--grace", "30s"),
@@ -154,7 +155,7 @@ async fn help_names_every_flag_with_its_default_and_how_to_try_it() {
         for path in ["/v1/server", "/v1/client"] {
             // As a shell reads it: a line that goes on says so.
             let unwrapped = help.replace("\\\n", "");
-            let mut lines = unwrapped.lines().filter(|line| line.contains("npx"));
+            let mut lines = unwrapped.lines().filter(|line| line.contains("npx wscat"));
             let line = lines.find(|line| line.contains(path)).expect("a command for each side");
             let (addr, request) = printed_request(line);
             assert_eq!((addr.as_str(), request.headers.len()), ("127.0.0.1:8080", 8), "{line}");
@@ -178,7 +179,8 @@ async fn version_is_one_line_on_standard_output() {
     for flag in ["--version", "-version"] {
         let exit = run(&[flag]).await;
         assert_code(&exit, 0, flag);
-        assert_eq!(exit.stdout, concat!("pyrycode-relay ", env!("CARGO_PKG_VERSION"), "\n"));
+        let commit = env!("PYRYCODE_RELAY_COMMIT");
+        assert_eq!(exit.stdout, format!("pyrycode-relay {}+{commit}\n", env!("CARGO_PKG_VERSION")));
         assert_eq!(exit.stderr, "", "{flag}");
     }
 }
@@ -371,22 +373,24 @@ async fn start_bare(args: &[&str]) -> Option<Relay> {
 async fn a_bare_run_serves_loopback_8080_and_prints_two_lines_that_try_it_out() {
     let Some(mut relay) = start_bare(&[]).await else { return };
     assert_eq!(relay.addr(), "127.0.0.1:8080".parse().unwrap());
-    wait_until("the two lines", SOON, async || {
-        relay.stdout().lines().filter(|line| line.contains("npx")).count() == 2
-    })
-    .await;
+    wait_until("the two lines", SOON, async || relay.stdout().contains("npx fetches it")).await;
     let said = relay.stdout();
     let (first, commands) = said.split_once('\n').unwrap();
     assert!(first.contains("plain WebSocket on 127.0.0.1:8080"), "{said}");
     let mut peers = Vec::new();
-    for line in commands.lines() {
+    for line in commands.lines().filter(|line| line.contains("npx wscat")) {
         let (addr, request) = printed_request(line);
         assert_eq!(addr, "127.0.0.1:8080");
         peers.push(Raw::connect(&relay).await.upgrade(request).await);
     }
     let [binary, phone] = &mut peers[..] else { panic!("two lines: {said}") };
+    assert!(said.contains("Frames are JSON: type {\"hello\":1} at the phone"), "{said}");
     phone.send(masked(TEXT, "{\"hello\":1}")).await;
-    assert_eq!(open_envelope(&binary.recv_text().await).1, "{\"hello\":1}");
+    let seen = binary.recv_text().await;
+    assert_eq!(open_envelope(&seen).1, "{\"hello\":1}");
+    // To answer, that line is pasted.
+    binary.send(masked(TEXT, seen)).await;
+    assert_eq!(phone.recv_text().await, "{\"hello\":1}");
     // What is meant for people is not among the log's lines.
     assert!(relay.logs().iter().all(|line| !line.event().is_empty()), "{}", relay.stderr());
     drop(peers);

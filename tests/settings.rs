@@ -15,7 +15,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::certs::{Authority, Folder};
@@ -108,8 +108,8 @@ enum Needs {
 const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("insecure-listen", Needs::Nothing, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:8080"),
     ("domain", Needs::Acme, "a.example", "b.example", "relay.test"),
-    ("https-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", "[::]:443"),
-    ("http-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", "[::]:80"),
+    ("https-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", ":443"),
+    ("http-listen", Needs::Acme, "127.0.0.1:1", "127.0.0.1:2", ":80"),
     ("cert-cache", Needs::Acme, "FOLDER/a", "FOLDER/b", "FOLDER/c"),
     ("tls-cert", Needs::Files, "FOLDER/a.pem", "FOLDER/b.pem", "FOLDER/c.pem"),
     ("tls-key", Needs::Files, "FOLDER/a.key", "FOLDER/b.key", "FOLDER/c.key"),
@@ -130,6 +130,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("max-connections", Needs::Nothing, "11", "22", "worked out"),
     ("max-connections-per-address", Needs::Nothing, "11", "off", "worked out"),
     ("workers", Needs::Nothing, "3", "5", "worked out"),
+    ("io-uring-without", Needs::Nothing, "quick-sends", "no-iowait", ""),
     ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "worked out"),
     ("max-phones", Needs::Nothing, "3", "5", "16"),
     ("grace", Needs::Nothing, "1s", "2h", "30s"),
@@ -189,7 +190,13 @@ fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
             bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
         };
         let is_port = name.ends_with("-listen");
-        let is_taken = is_port && is_taken(&default);
+        let all_of_them = |port: &str| format!("[::]{port}");
+        let is_taken = is_port
+            && is_taken(&if default.starts_with(':') {
+                all_of_them(&default)
+            } else {
+                default.clone()
+            });
         let check = |args: &[&str], variables: &[(&str, String)]| {
             let variables: Vec<_> =
                 variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -428,6 +435,8 @@ fn check_works_out_what_is_left_open() {
         assert!(rows[name].1.starts_with(&format!("worked out: {how}")), "{:?}", rows[name]);
     };
     says("workers", "the CPUs that this process may use");
+    assert_eq!(rows["https-listen"].0, ":443", "where it would be");
+    assert!(rows["https-listen"].1.contains("served with --domain"), "{:?}", rows["https-listen"]);
     says("memory-budget", "a quarter of ");
     says("max-connections-per-address", "a quarter of max-connections");
     assert_eq!(rows["max-connections-per-address"].0, "25");
@@ -447,6 +456,71 @@ fn to_answer_challenges_nowhere_goes_with_everything() {
         let refused = output(command(&[&["check"], args, &["--http-listen", ":1"]].concat()));
         assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
     }
+}
+
+// ---- the commit
+
+/// What the build script tells cargo for a checkout at `folder`.
+fn built(script: &Path, folder: &Path, told: Option<&str>) -> String {
+    let mut command = Command::new(script);
+    command.env("CARGO_MANIFEST_DIR", folder).env_remove("PYRYCODE_RELAY_COMMIT");
+    command.envs(told.map(|commit| ("PYRYCODE_RELAY_COMMIT", commit)));
+    let output = output(command);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout).to_owned()
+}
+
+#[test]
+fn the_commit_is_what_a_packager_says_or_what_is_checked_out() {
+    let folder = Folder::new();
+    let script = folder.path("build-script");
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", concat!(env!("CARGO_MANIFEST_DIR"), "/src/build.rs"), "-o"]);
+    match rustc.arg(&script).status() {
+        Ok(status) => assert!(status.success()),
+        Err(_) => return eprintln!("SKIPPED: rustc is not on the PATH"),
+    }
+    let (one, other) = ("0123456789abcdef".repeat(3), "fedcba9876543210".repeat(3));
+    let says = |at: &str, told, commit: &str| {
+        let said = built(&script, &folder.path(at), told);
+        let is = format!("cargo::rustc-env=PYRYCODE_RELAY_COMMIT={commit}\n");
+        assert!(said.ends_with(&is), "{at}: {said}");
+        said
+    };
+    for path in ["none", "loose/.git/refs/heads", "packed/.git", "tree", "detached/.git"] {
+        std::fs::create_dir_all(folder.path(path)).unwrap();
+    }
+    says("none", None, "unknown");
+    says("none", Some(""), "unknown");
+    says("none", Some("v1.2-3"), "v1.2-3");
+
+    folder.write("loose/.git/HEAD", "ref: refs/heads/a/b\n");
+    says("loose", None, "unknown");
+    std::fs::create_dir(folder.path("loose/.git/refs/heads/a")).unwrap();
+    folder.write("loose/.git/refs/heads/a/b", format!("{one}\n"));
+    let said = says("loose", None, "0123456789ab");
+    says("loose", Some("mine"), "mine");
+    // Cargo builds anew for nothing else that git writes.
+    let watched: Vec<&str> =
+        said.lines().filter_map(|line| line.strip_prefix("cargo::rerun-if-changed=")).collect();
+    let git = folder.path("loose/.git").to_str().unwrap().to_owned();
+    assert_eq!(watched, ["src/build.rs", &format!("{git}/HEAD"), &format!("{git}/refs/heads/a/b")]);
+
+    folder.write("packed/.git/HEAD", "ref: refs/heads/main");
+    let refs = format!(
+        "# pack-refs with: peeled\n{one} refs/heads/maintenance\n{other} refs/heads/main\n"
+    );
+    folder.write("packed/.git/packed-refs", refs);
+    says("packed", None, "fedcba987654");
+    folder.write("detached/.git/HEAD", &other);
+    says("detached", None, "fedcba987654");
+
+    // A worktree, whose `.git` is a file.
+    std::fs::create_dir_all(folder.path("loose/.git/worktrees/tree")).unwrap();
+    folder.write("tree/.git", "gitdir: ../loose/.git/worktrees/tree\n");
+    folder.write("loose/.git/worktrees/tree/HEAD", "ref: refs/heads/a/b\n");
+    folder.write("loose/.git/worktrees/tree/commondir", "../..\n");
+    says("tree", None, "0123456789ab");
 }
 
 // ---- production

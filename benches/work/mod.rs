@@ -151,7 +151,9 @@ impl Shard {
     pub fn register_and_leave(&mut self) {
         let phone = Key(88_888);
         match self.registry.register(&self.taken, phone) {
-            Registration::Registered(entry) => self.registry.unregister(entry, phone),
+            Registration::Registered(entry, seat) => {
+                assert_eq!(self.registry.unregister(entry, phone, seat), None);
+            }
             _ => panic!("not registered"),
         }
     }
@@ -256,7 +258,7 @@ impl Crowd {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         scratch.extend_from_slice(bytes);
-        self.relay.on_bytes(1, key, &mut scratch);
+        self.relay.on_bytes(1, key, &mut scratch, &mut { u32::MAX });
         self.scratch = scratch;
         let mut written = Vec::new();
         self.relay.take_actions(&mut self.actions);
@@ -285,7 +287,7 @@ impl Crowd {
     fn relay_one(&mut self, from: Key, asked: bool) {
         self.scratch.clear();
         self.scratch.extend_from_slice(if asked { &self.asked } else { &self.answered });
-        self.relay.on_bytes(1, from, &mut self.scratch);
+        self.relay.on_bytes(1, from, &mut self.scratch, &mut { u32::MAX });
         self.relay.take_actions(&mut self.actions);
         for action in self.actions.drain(..) {
             if let Action::Write(key) = action

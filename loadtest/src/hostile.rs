@@ -15,7 +15,7 @@ use crate::subject::{Running, Subject};
 use crate::tables::Tables;
 use attacks::{ATTACKS, Attack};
 use bystanders::Felt;
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 use serde::Serialize;
 use std::fmt;
 use std::path::Path;
@@ -24,8 +24,8 @@ use std::time::Duration;
 
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Attackers give way to bystanders where both want a CPU of the load's.
-const NICE: i32 = 15;
+/// By how much attackers give way to bystanders where both want a CPU of the load's.
+const NICE: i32 = 5;
 
 /// What is to be attacked, and how.
 #[derive(Debug)]
@@ -108,8 +108,10 @@ pub(crate) fn run(siege: &Siege, log: Option<&Path>) -> Outcome<Vec<Outcry>> {
                     false => subject.clone(),
                 };
                 progress.stage(format!("{subject}: {}", attack.name));
-                let running = subject.start(*workers, 0, None, log)?;
+                let mut running = subject.start(*workers, 0, None, log)?;
                 let one = endure(attack, &running, *workers, siege.time, &progress);
+                // That the relay died explains everything else.
+                let one = running.check().and(one);
                 let one = one.map_err(|error| format!("{subject}, {}: {error}", attack.name))?;
                 told.push(Outcry { subject: subject.to_string(), ..one });
                 progress.at(siege.time * told.len() as u32, 0.0, "");
@@ -187,9 +189,9 @@ fn endure(
 
 /// This thread, and those that it starts, run when others do not want to.
 fn give_way() {
-    let own = rustix::thread::gettid();
+    let own = Pid::from_raw(rustix::thread::gettid().as_raw_nonzero().get());
     // Where it fails, bystanders wait for their own kind.
-    let _ = setpriority_process(Pid::from_raw(own.as_raw_nonzero().get()), NICE);
+    let _ = getpriority_process(own).and_then(|nice| setpriority_process(own, nice + NICE));
 }
 
 /// The table.

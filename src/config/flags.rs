@@ -13,7 +13,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use super::command::COMMANDS;
 use super::{
     DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
-    RateLimit, listen, networks, trial_commands, units,
+    RateLimit, RingFeatures, TRIAL, VERSION, listen, networks, ring_features, trial_commands,
+    units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.
@@ -35,7 +36,7 @@ Without any flag it serves plain WebSocket on 127.0.0.1:8080, for trying it out.
 #[derive(Debug, Parser)]
 #[command(
     name = PROGRAM,
-    version,
+    version = VERSION,
     about = ABOUT,
     long_about = None,
     override_usage = "pyrycode-relay [COMMAND] [FLAGS]",
@@ -149,6 +150,14 @@ pub(super) struct Flags {
         value_parser = units::count(MAX_WORKERS)
     )]
     pub(super) workers: Option<usize>,
+
+    /// What newer kernels offer that the workers' io_uring is to do without, for a kernel in which
+    /// it is at fault: registered-ring, no-iowait, quick-sends
+    #[arg(
+        help_heading = "Resources", long, value_name = "FEATURE,…", default_value = "",
+        hide_default_value = true, value_parser = ring_features::without
+    )]
+    pub(super) io_uring_without: RingFeatures,
 
     /// Memory for all messages that wait to be sent or are half read, in the whole process; past
     /// it the largest backlog is cut. At least 1MiB for each worker [default: a quarter
@@ -325,8 +334,8 @@ pub(super) fn command() -> clap::Command {
              path to it.\n\n\
              A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
              64KiB, 256MiB, 1GiB (or kB, MB, GB, or plain bytes).\n\n\
-             Try it out: start the relay, then in two other terminals play a binary and a phone. \
-             Type {{\"hello\":1}} at the phone, and the binary sees it.\n\n  {binary}\n\n  {phone}"
+             Try it out: start the relay, then in two other terminals play a binary and a \
+             phone.\n\n  {binary}\n\n  {phone}\n\n{TRIAL}"
         ))
 }
 

@@ -9,6 +9,7 @@ mod flags;
 mod listen;
 mod machine;
 mod networks;
+mod ring_features;
 mod show;
 mod sources;
 mod units;
@@ -23,6 +24,7 @@ use std::time::Duration;
 pub use capacity::Capacity;
 pub use command::Command;
 pub use ipnet::IpNet;
+pub use ring_features::RingFeatures;
 pub use show::Setting;
 pub use sources::Origin;
 pub use tracing::Level;
@@ -35,8 +37,9 @@ use units::OrOff;
 
 /// The program's name, as `--version` and every refusal begin with it.
 pub const PROGRAM: &str = "pyrycode-relay";
-/// The program's version, as `--version` and `/healthz` tell it.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The program's version and, behind a plus sign, the commit that it was built from, as `--version`
+/// and `/healthz` tell it.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("PYRYCODE_RELAY_COMMIT"));
 
 /// Where a bare run listens: the embedded default for trying the relay out.
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -76,6 +79,8 @@ pub struct Config {
     pub metrics_listen: Option<MetricsListen>,
     /// Worker threads: at least 1, at most 1024.
     pub workers: usize,
+    /// What the workers' rings may ask of the kernel.
+    pub ring_features: RingFeatures,
     /// The CPU numbers that this process may run on, ascending and never empty; there may be
     /// fewer or more of them than workers.
     pub cpus: Vec<usize>,
@@ -349,6 +354,7 @@ impl Config {
                 Some(Place::Nowhere) => None,
             },
             workers,
+            ring_features: flags.io_uring_without,
             cpus: machine.cpus,
             memory_budget_bytes,
             memory_limit_bytes: memory_limit,
@@ -538,6 +544,11 @@ fn memory_budget(asked: Option<u64>, workers: usize, limit: u64) -> Result<u64, 
     }
     Ok(budget)
 }
+
+/// What to do with them.
+pub const TRIAL: &str = "Frames are JSON: type {\"hello\":1} at the phone, and the binary sees \
+     {\"conn_id\":\"…\",\"frame\":{\"hello\":1}}. To answer, paste that line at the binary, with \
+     another frame if you like: the phone sees the frame. (wscat runs on Node, and npx fetches it.)";
 
 /// Two shell commands that try out a relay at `addr`: the first plays a binary, the second a
 /// phone; what is typed in one arrives at the other.

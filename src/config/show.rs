@@ -2,8 +2,9 @@
 
 use super::sources::Origin;
 use super::units::{show_bytes, show_duration, show_exact_bytes, show_rate};
-use super::{CertificateSource, Config, IpNet, LogFormat, one_line};
+use super::{CertificateSource, Config, DEFAULT_HTTPS_LISTEN, IpNet, LogFormat, one_line};
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 
 /// One flag: its name, its effective value, and where that comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,14 @@ fn networks(networks: &[IpNet]) -> String {
     networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// An address as the flag would say it: all interfaces have no host.
+fn place(address: SocketAddr) -> String {
+    match address.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() => format!(":{}", address.port()),
+        _ => address.to_string(),
+    }
+}
+
 impl Config {
     /// Every flag with its value, in the order of `--help`.
     #[must_use]
@@ -34,6 +43,9 @@ impl Config {
                     "memory-budget" => &budget,
                     "max-connections" => &connections,
                     "max-connections-per-address" => self.explain_share(),
+                    "https-listen" if self.https.is_none() => {
+                        "default; served with --domain, or --tls-cert and --tls-key"
+                    }
                     _ => "default",
                 };
                 let origin = self.origins.get(name).map(Origin::to_string);
@@ -72,7 +84,7 @@ impl Config {
             Some(CertificateSource::Files { cert: c, key: k }) => (cert, key) = (Some(c), Some(k)),
             Some(CertificateSource::Acme { cache: c, http_listen, directory: d, ca: a }) => {
                 (cache, ca) = (Some(c), a.as_ref());
-                http = http_listen.map_or(String::new(), |addr| addr.to_string());
+                http = http_listen.map_or(String::new(), place);
                 directory = d.clone();
             }
             None => {}
@@ -80,9 +92,9 @@ impl Config {
         let limits = &self.limits;
         let rate = |limit: Option<_>| limit.map_or("off".to_owned(), show_rate);
         vec![
-            ("insecure-listen", self.insecure.map_or(String::new(), |l| l.addr.to_string())),
+            ("insecure-listen", self.insecure.map_or(String::new(), |l| place(l.addr))),
             ("domain", https.and_then(|https| https.domain.clone()).unwrap_or_default()),
-            ("https-listen", https.map_or(String::new(), |https| https.listen.to_string())),
+            ("https-listen", place(https.map_or(DEFAULT_HTTPS_LISTEN, |https| https.listen))),
             ("http-listen", http),
             ("cert-cache", path(cache)),
             ("tls-cert", path(cert)),
@@ -92,12 +104,13 @@ impl Config {
             ("https-proxy-protocol", https.is_some_and(|https| https.proxy_protocol).to_string()),
             ("proxy-protocol-from", networks(&self.proxy_protocol_from)),
             ("trust-x-forwarded-for", networks(&self.trust_x_forwarded_for)),
-            ("metrics-listen", self.metrics_listen.map_or(String::new(), |l| l.addr.to_string())),
+            ("metrics-listen", self.metrics_listen.map_or(String::new(), |l| place(l.addr))),
             ("rate-limit", rate(self.rate_limit)),
             ("handshake-rate", rate(self.handshake_rate)),
             ("max-connections", self.max_connections.to_string()),
             ("max-connections-per-address", limit(self.max_connections_per_address)),
             ("workers", self.workers.to_string()),
+            ("io-uring-without", self.ring_features.unwanted()),
             ("memory-budget", show_exact_bytes(self.memory_budget_bytes)),
             ("max-phones", limits.max_phones.to_string()),
             ("grace", show_duration(limits.grace_ms)),

@@ -69,6 +69,7 @@ fn bare_run_takes_the_documented_defaults() {
         fcm_credentials: None,
         fcm_endpoints: FcmEndpoints::default(),
         workers: 3,
+        ring_features: RingFeatures::ALL,
         cpus: vec![0, 2, 3],
         memory_budget_bytes: GIB / 4,
         memory_limit_bytes: GIB,
@@ -159,6 +160,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
             c.max_connections = 19_432;
             c.max_connections_per_address = Some(4858);
         }),
+        ("io-uring-without", "no-iowait", |c| c.ring_features.no_iowait = false),
         ("memory-budget", "64MiB", |c| {
             c.memory_budget_bytes = 64 << 20;
             c.capacity.by_memory = 407_826;
@@ -218,7 +220,7 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
         (&["--memory-budget=2GiB"], "--memory-budget: 2048MiB is more than the 1024MiB"),
         (
             &["--memory-budget=1MiB", "--workers=4"],
-            "--memory-budget: 1MiB is too little for 4 workers; give it at least 2MiB, or lower \
+            "--memory-budget: 1MiB is too little for 4 workers; give it at least 4MiB, or lower \
              --workers",
         ),
         (&["--insecure-listen=8080"], "--insecure-listen: \"8080\" is not host:port; write"),
@@ -269,7 +271,7 @@ fn budget_follows_the_memory_limit_and_the_workers() {
     assert_eq!(budget(None, "1"), Ok(64 << 20));
     assert_eq!(budget(Some(2 << 20), "1"), Ok(1 << 20));
     assert_eq!(budget(Some(1 << 19), "1"), Ok(1 << 20));
-    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB / 2));
+    assert_eq!(budget(Some(GIB), "1024"), Ok(GIB));
     let message = budget(Some(16 << 20), "64").unwrap_err().message;
     assert!(message.contains("16MiB is too little for 64 workers"), "{message}");
 }

@@ -6,7 +6,6 @@ use super::explain::explain_no_ring;
 use super::failure;
 use super::locked_memory::{self, Plan, is_short};
 use crate::config::{Config, Exit};
-use crate::worker::features::Features;
 use crate::worker::{self, Rings, Start, ring};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -86,9 +85,9 @@ fn station(
     let (start, starts) = channel();
     let (made, makes) = channel();
     let (budget_bytes, workers) = (config.memory_budget_bytes, config.workers);
-    let ended = ended.clone();
+    let (ended, features) = (ended.clone(), config.ring_features);
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        let rings = match Rings::make(entries, Features::ALL, budget_bytes, workers) {
+        let rings = match Rings::make(entries, features, budget_bytes, workers) {
             Ok(rings) => rings,
             Err(error) => return drop(made.send(Err(error))),
         };

@@ -35,7 +35,7 @@ pub mod process;
 pub mod push;
 pub mod status;
 
-use crate::config::{Config, Exit, MetricsListen};
+use crate::config::{Config, Exit, MetricsListen, TRIAL};
 use crate::telemetry::{self, Log};
 use crate::worker::ring;
 use crew::Crew;
@@ -239,8 +239,8 @@ fn print_trial(address: std::net::SocketAddr) {
     // Nobody may be there to read it, and that is no reason not to run.
     let _ = writeln!(
         io::stdout(),
-        "pyrycode-relay: no listening flag, so plain WebSocket on {address} for trying it out:\n  \
-         {binary}\n  {phone}"
+        "pyrycode-relay: no listening flag, so plain WebSocket on {address} for trying it out. In \
+         two other terminals, play a binary and a phone:\n\n  {binary}\n\n  {phone}\n\n{TRIAL}"
     );
 }
 

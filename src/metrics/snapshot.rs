@@ -11,7 +11,7 @@ use std::fmt::{Display, Write as _};
 /// What the process says of itself, beside what its workers count.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Process {
-    /// The relay's version.
+    /// The relay's version and, behind a plus sign, its commit.
     pub version: &'static str,
     /// When it started, in seconds since 1970.
     pub started_at: u64,
@@ -227,8 +227,9 @@ impl Exposition {
             self.sample(name, &format!("core=\"{core}\""), seconds);
         }
         let build = "pyrycode_relay_build_info";
-        self.family(build, Gauge, "Always 1; the version stands in the label.");
-        self.sample(build, &format!("version=\"{}\"", process.version), 1);
+        self.family(build, Gauge, "Always 1; version and commit stand in the labels.");
+        let (version, commit) = process.version.split_once('+').unwrap_or((process.version, ""));
+        self.sample(build, &format!("version=\"{version}\",commit=\"{commit}\""), 1);
         for (name, kind, help, value) in [
             ("uptime_seconds", Gauge, "How long the process has run.", process.uptime_seconds),
             (

@@ -8,8 +8,8 @@
 
 use super::Key;
 
-/// Charges below this are not tracked: they cannot matter before thousands of larger ones do.
-const MIN_BYTES: u32 = 1024;
+/// Charges below this are not tracked: a short message comes and goes without a change of lists.
+const MIN_BYTES: u32 = 2048;
 /// Classes of each power of two, as bits below the leading one.
 const STEP_BITS: u32 = 2;
 /// Up to 2^32 bytes: 22 powers of two beyond the least, in four steps, each unread or not; and 0.

@@ -143,8 +143,12 @@ impl Budget {
 
     /// Whether `bytes` more may be charged, if need be into the headroom.
     #[must_use]
+    #[inline]
     pub fn has_room(&mut self, bytes: usize) -> bool {
         let wanted = self.charged_bytes + bytes as u64;
+        if wanted <= self.leased_bytes {
+            return true;
+        }
         self.lease_for(wanted);
         wanted <= self.leased_bytes + self.shared.headroom_bytes
     }

@@ -88,6 +88,7 @@ fn series_of(close: Close) -> Series {
     match close {
         Close::NORMAL => Series::CloseNormal,
         Close::SHUTTING_DOWN => Series::CloseShuttingDown,
+        Close::KEYS_USED_UP => Series::CloseKeysUsedUp,
         Close::PROTOCOL_ERROR => Series::CloseProtocolError,
         Close::INVALID_UTF8 => Series::CloseInvalidUtf8,
         Close::TOO_BIG => Series::CloseTooBig,
@@ -138,8 +139,8 @@ impl Relay {
     /// Closes a phone right behind its 101, before it was registered.
     pub(super) fn turn_away(&mut self, now: Millis, key: Key, close: Close) {
         let due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
-        connection.stage = Stage::Closing(Closing::default());
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        connection.enter(Stage::Closing(Closing::default()), &mut self.population);
         connection.due.stage = due;
         self.counters.count(series_of(close));
         self.arm(key);
@@ -226,7 +227,7 @@ impl Relay {
     /// Forgets all about a connection but its key; returns the stage that it leaves.
     fn die(&mut self, key: Key, last: Action) -> Stage {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };
-        let stage = std::mem::replace(&mut connection.stage, Stage::Cut);
+        let stage = connection.enter(Stage::Cut, &mut self.population);
         if matches!(stage, Stage::Cut) {
             return stage;
         }
@@ -251,7 +252,7 @@ impl Relay {
         if !connection.is_open() {
             return None;
         }
-        let stage = std::mem::replace(&mut connection.stage, Stage::Closing(closing));
+        let stage = connection.enter(Stage::Closing(closing), &mut self.population);
         connection.due.stage = due;
         connection.due.ping = NEVER;
         connection.due.pong = NEVER;
@@ -375,6 +376,12 @@ impl Relay {
         self.settle(now);
     }
 
+    /// The layer below can carry little more, though it could tell the peer nothing but good so far
+    /// (PROTOCOL.md, chapter 7: TLS). Who is not upgraded will be gone before that.
+    pub fn on_transport_used_up(&mut self, now: Millis, key: Key) {
+        self.close_now(now, key, Close::KEYS_USED_UP, Some(Close::KEYS_USED_UP.code));
+    }
+
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.
     pub fn shut_down(&mut self, now: Millis) {
         self.shutting_down = true;
@@ -385,6 +392,7 @@ impl Relay {
         self.binaries = 0;
         self.phones = 0;
         self.publish_counts();
+        // Once in a process's life, and linear in the connections: everybody is told at once.
         let keys: Vec<Key> = self.connections.iter().map(|(key, _)| Key(key as u32)).collect();
         for key in keys {
             let Some(connection) = self.connection_mut(key) else { continue };

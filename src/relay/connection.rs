@@ -3,9 +3,10 @@
 use super::admission::Pass;
 use super::ahead::Ahead;
 use super::outbox::Outbox;
-use super::registry::EntryKey;
+use super::registry::{EntryKey, Seat, Ticket};
 use super::timers::{Millis, NEVER, TimerId};
 use super::visitors::VisitId;
+use crate::metrics::Series;
 use crate::protocol::close::Close;
 use crate::protocol::frames::Decoder;
 use crate::protocol::ids::ConnId;
@@ -66,11 +67,54 @@ pub enum Stage {
         conn_id: ConnId,
         /// Bytes it sent since the binary's outbox was full.
         congested_bytes: u32,
+        /// Its place among the phones of the id.
+        seat: Seat,
     },
     /// Our last bytes are queued or sent; `due.stage` is when TCP is cut, once it is set.
     Closing(Closing),
     /// Dead; waits for its release.
     Cut,
+}
+
+/// How many connections of a worker there are at each stage, so that nobody has to count them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Population([u64; 6]);
+
+impl Population {
+    /// The gauges, and what each shows now.
+    pub fn gauges(&self) -> impl Iterator<Item = (Series, u64)> {
+        let series = [
+            Series::ConnectionsHead,
+            Series::ConnectionsMoving,
+            Series::ConnectionsNewcomer,
+            Series::ConnectionsBinary,
+            Series::ConnectionsPhone,
+            Series::ConnectionsClosing,
+        ];
+        series.into_iter().zip(self.0)
+    }
+
+    /// A connection has come to this stage.
+    pub fn enter(&mut self, stage: &Stage) {
+        *self.count_mut(stage) += 1;
+    }
+
+    /// A connection has left this stage.
+    pub fn leave(&mut self, stage: &Stage) {
+        *self.count_mut(stage) -= 1;
+    }
+
+    fn count_mut(&mut self, stage: &Stage) -> &mut u64 {
+        let [head, moving, newcomer, binary, phone, closing] = &mut self.0;
+        match stage {
+            Stage::Head(_) => head,
+            Stage::Moving(_) => moving,
+            Stage::Newcomer(_) => newcomer,
+            Stage::Binary { .. } => binary,
+            Stage::Phone { .. } => phone,
+            Stage::Closing(_) | Stage::Cut => closing,
+        }
+    }
 }
 
 impl Stage {
@@ -109,6 +153,8 @@ pub struct Newcomer {
     pub entry: EntryKey,
     /// Its name in logs.
     pub conn_id: ConnId,
+    /// Its place among the newcomers of the id.
+    pub ticket: Ticket,
     /// Messages that it sent meanwhile, to be handled if it wins.
     pub ahead: Ahead,
 }
@@ -193,6 +239,22 @@ impl Connection {
             write_queued: false,
             ended: false,
             paused: false,
+        }
+    }
+
+    /// Comes to this stage, and returns the one that it leaves: the only way from one to another.
+    pub fn enter(&mut self, stage: Stage, population: &mut Population) -> Stage {
+        population.enter(&stage);
+        let left = std::mem::replace(&mut self.stage, stage);
+        population.leave(&left);
+        left
+    }
+
+    /// The kernel takes bytes: if it is closing, its peer reads, and has its time anew until `due`.
+    #[inline]
+    pub fn note_progress(&mut self, due: Millis) {
+        if let Stage::Closing(_) = self.stage {
+            self.due.stage = self.due.stage.max(due);
         }
     }
 

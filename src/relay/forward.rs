@@ -57,21 +57,26 @@ impl Relay {
     fn slow_down(&mut self, phone: Key, entry: EntryKey, sent_bytes: usize) {
         let Some(connection) = self.connection_mut(phone) else { return };
         let Stage::Phone { congested_bytes, .. } = &mut connection.stage else { return };
+        let is_first = *congested_bytes == 0;
         *congested_bytes = congested_bytes.saturating_add(sent_bytes as u32);
         connection.paused = *congested_bytes >= CONGESTED_PHONE_BYTES;
-        if let Some(entry) = self.registry.entry_mut(entry) {
-            entry.phones_paused = true;
+        if is_first && let Some(entry) = self.registry.entry_mut(entry) {
+            entry.congested.push(phone);
         }
     }
 
     /// The binary's outbox has drained, or there is no binary any more: its phones are read again.
+    /// O(1) for each that has sent something meanwhile.
     pub(super) fn resume_phones(&mut self, now: Millis, entry: EntryKey) {
         let Some(held) = self.registry.entry_mut(entry) else { return };
-        held.phones_paused = false;
-        for phone in held.phones.clone() {
+        for phone in std::mem::take(&mut held.congested) {
             let Some(connection) = self.connection_mut(phone) else { continue };
-            if let Stage::Phone { congested_bytes, .. } = &mut connection.stage {
-                *congested_bytes = 0;
+            // One that has left may have been followed by anybody.
+            match &mut connection.stage {
+                Stage::Phone { congested_bytes, entry: of, .. } if *of == entry => {
+                    *congested_bytes = 0;
+                }
+                _ => continue,
             }
             if std::mem::take(&mut connection.paused) {
                 self.resume_deadlines(now, phone);

@@ -1,6 +1,6 @@
 //! A relay seen from outside: read-only, for simulations that check it step by step.
 
-use super::connection::Stage;
+use super::connection::{Population, Stage};
 use super::{Key, Relay};
 
 /// How far a connection has come.
@@ -69,18 +69,20 @@ impl Relay {
         if !self.work.is_empty() {
             return Err(format!("left undone: {:?}", self.work));
         }
-        if self.ledger.is_over()
-            && !self.ledger.budget().may_wait()
-            && self.ledger.largest().is_some()
-        {
+        if self.ledger.is_over() && !self.ledger.budget().may_wait() {
             return Err(format!("{} bytes over", self.ledger.budget().over_bytes()));
         }
+        let mut population = Population::default();
         for (slot, connection) in &self.connections {
+            population.enter(&connection.stage);
             let charged = self.ledger.charges(Key(slot as u32)).outbox as usize;
             let held = connection.outbox.held_bytes();
             if charged != held {
                 return Err(format!("{slot}: {charged} bytes are charged for {held} queued"));
             }
+        }
+        if population != self.population {
+            return Err(format!("{:?} are counted, {population:?} are there", self.population));
         }
         Ok(())
     }

@@ -262,7 +262,7 @@ impl Relay {
     /// Answers `/healthz`; false if the connection ends with that.
     fn answer_health(&mut self, now: Millis, key: Key, head_only: bool, keep_alive: bool) -> bool {
         let health = Health {
-            version: env!("CARGO_PKG_VERSION"),
+            version: crate::config::VERSION,
             connected_binaries: self.metrics.connected_binaries(),
             connected_phones: self.metrics.connected_phones(),
             uptime_seconds: now / 1000,
@@ -342,9 +342,9 @@ impl Relay {
     /// thrown away, not left unread: that would reset the connection under the answer.
     pub(super) fn hang_up(&mut self, now: Millis, key: Key) {
         let due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
-        connection.stage =
-            Stage::Closing(Closing { answered: true, discard: true, ..Closing::default() });
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        connection.enter(Stage::Closing(closing), &mut self.population);
         connection.due.stage = due;
         if std::mem::take(&mut connection.paused) {
             self.actions.push(Action::Read(key));
@@ -369,9 +369,9 @@ impl Relay {
             return;
         }
         let due = now + self.limits.header_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
-        connection.stage =
-            Stage::Moving(Box::new(Moving { worker, upgrade, unread: unread.to_vec() }));
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let moving = Box::new(Moving { worker, upgrade, unread: unread.to_vec() });
+        connection.enter(Stage::Moving(moving), &mut self.population);
         // Its request is whole, and still it may hold its place before the 101 no longer than this.
         connection.due.stage = due;
         self.arm(key);
@@ -387,8 +387,8 @@ impl Relay {
         // Before it is dead: the backlogs must not remember a key that is about to be reused.
         self.charge_input(now, key, 0);
         self.ledger.set(key, Part::Transport, 0);
-        let Some(connection) = self.connection_mut(key) else { return };
-        match std::mem::replace(&mut connection.stage, Stage::Cut) {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        match connection.enter(Stage::Cut, &mut self.population) {
             Stage::Moving(moving) => {
                 let Moving { worker, upgrade, unread } = *moving;
                 let (remote, pass) = (connection.remote, connection.pass.take());
@@ -397,7 +397,9 @@ impl Relay {
                 self.wheel.arm_at(timer, NEVER);
                 self.actions.push(Action::HandOver { key, worker, ticket });
             }
-            other => connection.stage = other,
+            other => {
+                connection.enter(other, &mut self.population);
+            }
         }
     }
 }

@@ -10,8 +10,19 @@ use crate::protocol::json;
 
 impl Relay {
     /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
-    pub fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        let Some(connection) = self.connection(key) else { return };
+    ///
+    /// No more than `messages` of them are dealt with, which is counted down; how many bytes that
+    /// took. What is left must come again, before anything else of this connection: a peer may put
+    /// ten thousand messages into what one receive brings, and others wait for their turn.
+    pub fn on_bytes(
+        &mut self,
+        now: Millis,
+        key: Key,
+        input: &mut [u8],
+        messages: &mut u32,
+    ) -> usize {
+        let Some(connection) = self.connection(key) else { return input.len() };
+        let mut taken = input.len();
         match &connection.stage {
             Stage::Head(_) => self.on_head_bytes(now, key, input),
             Stage::Closing(Closing { discard: true, answered, .. }) => {
@@ -21,9 +32,10 @@ impl Relay {
             }
             Stage::Cut => {}
             Stage::Moving(_) => debug_assert!(false, "read while moving"),
-            _ => self.on_frame_bytes(now, key, input),
+            _ => taken -= self.on_frame_bytes(now, key, input, messages),
         }
         self.settle(now);
+        taken
     }
 
     /// Whether frames of this connection still have a meaning.
@@ -34,20 +46,29 @@ impl Relay {
         })
     }
 
-    fn on_frame_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        let Some(connection) = self.connection_mut(key) else { return };
+    /// How many bytes are left, because there are no more `messages` to spend on them.
+    fn on_frame_bytes(
+        &mut self,
+        now: Millis,
+        key: Key,
+        input: &mut [u8],
+        messages: &mut u32,
+    ) -> usize {
+        let Some(connection) = self.connection_mut(key) else { return 0 };
         // Apart from its connection while a message may change that.
         let mut decoder = std::mem::take(&mut connection.decoder);
         let mut rest = input;
-        loop {
+        // One more call where nothing is left lets go of a message that was in several pieces.
+        while *messages > 0 || rest.is_empty() {
             match decoder.next(&mut rest) {
                 Ok(Some(message)) => {
+                    *messages = messages.saturating_sub(1);
                     self.on_message(now, key, message);
                     self.settle(now);
                     if !self.reads_frames(key) {
                         // What was half read goes with the decoder.
                         self.charge_input(now, key, 0);
-                        return;
+                        return 0;
                     }
                     // A ping amid fragments buys the message that they belong to no time.
                     if !decoder.is_mid_message() {
@@ -55,18 +76,22 @@ impl Relay {
                     }
                 }
                 Ok(None) => break,
-                Err(error) => return self.on_frame_error(now, key, error),
+                Err(error) => {
+                    self.on_frame_error(now, key, error);
+                    return 0;
+                }
             }
         }
+        let left = rest.len();
         let message_due = now + self.limits.message_timeout_ms;
         let (half_read, buffered) = (decoder.is_mid_message(), decoder.buffered_bytes());
         let fragment_completed = decoder.take_fragment_completed();
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connection_mut(key) else { return 0 };
         connection.decoder = decoder;
         if fragment_completed && let Stage::Binary { entry, .. } = connection.stage {
             self.holder_lives(now, entry);
         }
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connection_mut(key) else { return 0 };
         if !half_read {
             connection.due.message = NEVER;
         } else if connection.due.message == NEVER && connection.is_open() {
@@ -74,6 +99,7 @@ impl Relay {
             self.arm(key);
         }
         self.charge_half_read(now, key, buffered);
+        left
     }
 
     /// The next half-read message has its full time.
@@ -129,9 +155,11 @@ impl Relay {
             Incoming::Text(text) => self.on_data(now, key, text.as_bytes(), Some(text)),
             Incoming::Binary(bytes) => self.on_data(now, key, bytes, None),
             Incoming::Ping(payload) => {
-                let mut pong = Vec::with_capacity(frames::MAX_HEADER_BYTES + payload.len());
+                let mut pong = std::mem::take(&mut self.pong);
+                pong.clear();
                 frames::push_pong(&mut pong, payload);
                 self.push_control(key, &pong);
+                self.pong = pong;
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),

@@ -75,13 +75,15 @@ pub struct Ledger {
     backlogs: Backlogs,
     /// By the connection's key.
     accounts: Vec<Account>,
+    /// Where the search for a small charge goes on.
+    cursor: usize,
 }
 
 impl Ledger {
     /// Nothing is charged.
     #[must_use]
     pub fn new(budget: Budget) -> Self {
-        Self { budget, backlogs: Backlogs::default(), accounts: Vec::new() }
+        Self { budget, backlogs: Backlogs::default(), accounts: Vec::new(), cursor: 0 }
     }
 
     /// Charges `key` for `bytes` of `part`, in place of what it was charged before. O(1).
@@ -151,6 +153,17 @@ impl Ledger {
     #[must_use]
     pub fn largest(&self) -> Option<Key> {
         self.backlogs.largest()
+    }
+
+    /// Any connection that is charged for something, where no backlog is large enough to stand in a
+    /// list: one after the other, so that each is looked at once before any is again. Memory is
+    /// short, so a good part of them is charged.
+    pub fn any_small(&mut self) -> Option<Key> {
+        let (before, after) = self.accounts.split_at_checked(self.cursor)?;
+        let found = after.iter().chain(before).position(|account| account.charges.total() > 0)?;
+        let index = (self.cursor + found) % self.accounts.len();
+        self.cursor = index;
+        Some(Key(index as u32))
     }
 
     /// Another worker that is to pay, because it holds a larger backlog than this one.

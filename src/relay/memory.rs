@@ -96,7 +96,9 @@ impl Relay {
     /// Ends the connection with the largest backlog; false if there is none worth it. A phone is
     /// closed, and cut if it is in the way again; whoever else hoards memory is cut at once.
     fn shed_largest(&mut self, now: Millis) -> bool {
-        let Some(key) = self.ledger.largest() else { return false };
+        let Some(key) = self.ledger.largest().or_else(|| self.ledger.any_small()) else {
+            return false;
+        };
         let Some(connection) = self.connection(key) else {
             debug_assert!(false, "a backlog of nobody");
             self.ledger.clear(key);

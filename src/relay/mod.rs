@@ -67,7 +67,7 @@ use crate::telemetry::Remote;
 use admission::{Admission, Pass};
 use ahash::RandomState;
 use budget::{Budget, SharedBudget};
-use connection::{Connection, Stage};
+use connection::{Connection, Population, Stage};
 pub use describe::Described;
 use ledger::Ledger;
 use memory::Work;
@@ -187,6 +187,7 @@ pub struct Relay {
     metrics: Arc<Metrics>,
     counters: Arc<WorkerMetrics>,
     connections: Slab<Connection>,
+    population: Population,
     registry: Registry,
     wheel: Wheel<TimerOwner>,
     ledger: Ledger,
@@ -194,6 +195,8 @@ pub struct Relay {
     visitors: Visitors,
     rng: StdRng,
     spare: SpareBuffers,
+    /// Kept for its capacity.
+    pong: Vec<u8>,
     actions: Vec<Action>,
     shutting_down: bool,
     push: bool,
@@ -221,9 +224,11 @@ impl Relay {
             work: VecDeque::new(),
             rng: StdRng::from_seed(seed),
             connections: Slab::new(),
+            population: Population::default(),
             wheel: Wheel::default(),
             visitors: Visitors::new(owners.hasher.clone()),
             spare: SpareBuffers::default(),
+            pong: Vec::new(),
             actions: Vec::new(),
             shutting_down: false,
             push,
@@ -289,6 +294,7 @@ impl Relay {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
         debug_assert!(matches!(connection.stage, Stage::Cut), "released while alive");
         let timer = connection.timer;
+        self.population.leave(&connection.stage);
         self.wheel.remove(timer);
         self.connections.remove(key.0 as usize);
     }
@@ -329,6 +335,7 @@ impl Relay {
     }
 
     fn insert(&mut self, connection: Connection) -> Key {
+        self.population.enter(&connection.stage);
         let key = Key(self.connections.insert(connection) as u32);
         let timer = self.wheel.add(TimerOwner::Connection(key));
         if let Some(connection) = self.connection_mut(key) {
@@ -358,30 +365,10 @@ impl Relay {
         self.registry.set_max_phones(limits.max_phones);
     }
 
-    /// Counts connections by how far they have come, for whoever reads the counters next.
+    /// Publishes how many connections there are at each stage, and the other gauges.
     pub fn take_census(&self) {
-        let states = [
-            Series::ConnectionsHead,
-            Series::ConnectionsMoving,
-            Series::ConnectionsNewcomer,
-            Series::ConnectionsBinary,
-            Series::ConnectionsPhone,
-            Series::ConnectionsClosing,
-        ];
-        let mut counts = [0; 6];
-        for (_, connection) in &self.connections {
-            let [head, moving, newcomer, binary, phone, closing] = &mut counts;
-            *match connection.stage {
-                Stage::Head(_) => head,
-                Stage::Moving(_) => moving,
-                Stage::Newcomer(_) => newcomer,
-                Stage::Binary { .. } => binary,
-                Stage::Phone { .. } => phone,
-                Stage::Closing(_) | Stage::Cut => closing,
-            } += 1;
-        }
-        for (state, count) in states.into_iter().zip(counts) {
-            self.counters.set(state, count);
+        for (gauge, count) in self.population.gauges() {
+            self.counters.set(gauge, count);
         }
         self.counters.set(Series::ServerIds, self.registry.len() as u64);
         self.counters.set(Series::Timers, self.wheel.len() as u64);

@@ -42,12 +42,13 @@ impl Relay {
             return self.settle(now);
         };
         connection.outbox.on_written(&mut self.spare, buffer, taken);
-        self.charge_outbox(key);
+        let (held, is_empty) = (connection.outbox.held_bytes(), connection.outbox.is_empty());
+        self.ledger.set(key, Part::Outbox, held);
         if taken > 0 {
-            self.note_progress(now, key);
+            connection.note_progress(now + self.limits.close_timeout_ms);
         }
         self.resume_phones_if_drained(now, key);
-        if self.connection(key).is_some_and(|connection| connection.outbox.is_empty()) {
+        if is_empty {
             self.after_flush(now, key);
         } else {
             self.queue_write(key);
@@ -58,22 +59,12 @@ impl Relay {
     /// The write that [`Relay::begin_write`] gave has made progress and goes on.
     pub fn on_write_progress(&mut self, now: Millis, key: Key) {
         let due = now + self.limits.write_timeout_ms;
-        if let Some(connection) = self.connection_mut(key)
-            && connection.due.write != NEVER
-        {
+        let close_due = now + self.limits.close_timeout_ms;
+        let Some(connection) = self.connection_mut(key) else { return };
+        if connection.due.write != NEVER {
             connection.due.write = due;
         }
-        self.note_progress(now, key);
-    }
-
-    /// The kernel takes bytes of a closing connection: its peer reads, and has its time anew.
-    fn note_progress(&mut self, now: Millis, key: Key) {
-        let due = now + self.limits.close_timeout_ms;
-        if let Some(connection) = self.connection_mut(key)
-            && matches!(connection.stage, Stage::Closing(_))
-        {
-            connection.due.stage = connection.due.stage.max(due);
-        }
+        connection.note_progress(close_due);
     }
 
     /// Whether a binary's outbox is full: phones that go on sending must stop.
@@ -87,7 +78,7 @@ impl Relay {
             && outbox.charged() < BINARY_FULL_BYTES / 2
         {
             let entry = *entry;
-            if self.registry.entry(entry).is_some_and(|entry| entry.phones_paused) {
+            if self.registry.entry(entry).is_some_and(|entry| !entry.congested.is_empty()) {
                 self.resume_phones(now, entry);
             }
         }

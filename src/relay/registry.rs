@@ -10,12 +10,20 @@ use super::wakes::WakeAllowance;
 use crate::protocol::ids::ServerId;
 use ahash::RandomState;
 use slab::Slab;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Names an entry of the shard while the id is held or in grace. Connections keep it, so that a
 /// frame finds its way without hashing the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryKey(pub u32);
+
+/// A phone's place among the phones of its id. Another may move there when it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat(u32);
+
+/// A newcomer's place in the order of claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
 
 /// Who holds an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +38,7 @@ pub enum Tenure {
         /// The incumbent that is being pinged.
         holder: Key,
         /// Connections that claim the id.
-        newcomers: Vec<Key>,
+        newcomers: BTreeMap<Ticket, Key>,
     },
 }
 
@@ -44,8 +52,9 @@ pub struct Entry {
     pub phones: Vec<Key>,
     /// Ends grace, or the probe. Not armed while the id is simply held.
     pub timer: TimerId,
-    /// The reading of some phones has stopped because the holder's outbox is full.
-    pub phones_paused: bool,
+    /// Phones that have sent something while the holder's outbox was full, and may not be read on.
+    /// Some may have left since.
+    pub congested: Vec<Key>,
     /// What its binary may still ask for.
     pub wakes: WakeAllowance,
     /// What its binary's messages did wrong.
@@ -77,6 +86,8 @@ pub enum Claim {
         holder: Key,
         /// No probe was under way: ping the holder and arm the timer.
         first: bool,
+        /// Names the claim until it is decided or withdrawn.
+        ticket: Ticket,
     },
 }
 
@@ -84,24 +95,20 @@ pub enum Claim {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Registration {
     /// The phone is registered.
-    Registered(EntryKey),
+    Registered(EntryKey, Seat),
     /// Nobody holds the id, and it is not in grace.
     NoServer,
     /// The id has as many phones as it may have.
     AtCap,
 }
 
-/// What the departure of a binary's connection came to.
+/// What the departure of a holder came to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Departure {
     /// It held the id, which is now in grace: arm the timer.
     Grace,
     /// It held the id while others claimed it: the first of them has it now.
     Takeover(Takeover),
-    /// It was one of several claimants; the probe goes on for the others.
-    ProbeGoesOn,
-    /// It was the only claimant; the probe is over: disarm the timer.
-    ProbeEnds,
     /// It had no part in the id any more.
     Nothing,
 }
@@ -122,13 +129,15 @@ pub struct Registry {
     by_id: HashMap<ServerId, EntryKey, RandomState>,
     entries: Slab<Entry>,
     max_phones: usize,
+    /// Claims that had to wait so far.
+    tickets: u64,
 }
 
 impl Registry {
     /// An empty shard. `hasher` is seeded at random per process: ids are chosen by peers.
     #[must_use]
     pub fn new(hasher: RandomState, max_phones: usize) -> Self {
-        Self { by_id: HashMap::with_hasher(hasher), entries: Slab::new(), max_phones }
+        Self { by_id: HashMap::with_hasher(hasher), entries: Slab::new(), max_phones, tickets: 0 }
     }
 
     /// Lets this many phones in for each id from now on; those that are there stay.
@@ -169,20 +178,23 @@ impl Registry {
         if let Some(key) = self.by_id.get(id).copied()
             && let Some(entry) = self.entries.get_mut(key.0 as usize)
         {
+            self.tickets += 1;
+            let ticket = Ticket(self.tickets);
             let claim = match &mut entry.tenure {
                 Tenure::Grace => {
                     entry.tenure = Tenure::Held(claimant);
-                    entry.phones_paused = false;
+                    entry.congested = Vec::new();
                     Claim::Reclaimed(std::mem::take(&mut entry.phones))
                 }
                 Tenure::Held(holder) => {
                     let holder = *holder;
-                    entry.tenure = Tenure::Probed { holder, newcomers: vec![claimant] };
-                    Claim::Waiting { holder, first: true }
+                    let newcomers = BTreeMap::from([(ticket, claimant)]);
+                    entry.tenure = Tenure::Probed { holder, newcomers };
+                    Claim::Waiting { holder, first: true, ticket }
                 }
                 Tenure::Probed { holder, newcomers } => {
-                    newcomers.push(claimant);
-                    Claim::Waiting { holder: *holder, first: false }
+                    newcomers.insert(ticket, claimant);
+                    Claim::Waiting { holder: *holder, first: false, ticket }
                 }
             };
             return (key, claim);
@@ -194,7 +206,7 @@ impl Registry {
             tenure: Tenure::Held(claimant),
             phones: Vec::new(),
             timer: add_timer(key),
-            phones_paused: false,
+            congested: Vec::new(),
             wakes: WakeAllowance::default(),
             faults: Faults::default(),
         });
@@ -211,22 +223,28 @@ impl Registry {
         if entry.phones.len() >= self.max_phones {
             return Registration::AtCap;
         }
+        let seat = Seat(entry.phones.len() as u32);
         entry.phones.push(phone);
-        Registration::Registered(key)
+        Registration::Registered(key, seat)
     }
 
-    /// Forgets a phone; its slot is free at once.
-    pub fn unregister(&mut self, key: EntryKey, phone: Key) {
-        let Some(entry) = self.entry_mut(key) else { return };
-        if let Some(position) = entry.phones.iter().position(|other| *other == phone) {
-            entry.phones.swap_remove(position);
+    /// Forgets a phone; its slot is free at once. Another one may move to its seat: then that is
+    /// returned, and must be told. O(1).
+    pub fn unregister(&mut self, key: EntryKey, phone: Key, seat: Seat) -> Option<Key> {
+        let entry = self.entry_mut(key)?;
+        let index = seat.0 as usize;
+        // Nobody sits there, or someone else, if all phones were forgotten at once.
+        if entry.phones.get(index) != Some(&phone) {
+            return None;
         }
+        entry.phones.swap_remove(index);
         if entry.phones.is_empty() {
             entry.phones = Vec::new();
         }
+        entry.phones.get(index).copied()
     }
 
-    /// A connection of a binary is gone, holder or newcomer.
+    /// The connection of a binary that held the id is gone.
     pub fn depart(&mut self, key: EntryKey, binary: Key) -> Departure {
         let Some(entry) = self.entry_mut(key) else { return Departure::Nothing };
         match &mut entry.tenure {
@@ -237,21 +255,20 @@ impl Registry {
             Tenure::Probed { holder, .. } if *holder == binary => {
                 self.take_over(key).map_or(Departure::Nothing, Departure::Takeover)
             }
-            Tenure::Probed { holder, newcomers } => {
-                let holder = *holder;
-                let before = newcomers.len();
-                newcomers.retain(|other| *other != binary);
-                if newcomers.is_empty() {
-                    entry.tenure = Tenure::Held(holder);
-                    Departure::ProbeEnds
-                } else if newcomers.len() < before {
-                    Departure::ProbeGoesOn
-                } else {
-                    Departure::Nothing
-                }
-            }
-            Tenure::Held(_) | Tenure::Grace => Departure::Nothing,
+            Tenure::Held(_) | Tenure::Probed { .. } | Tenure::Grace => Departure::Nothing,
         }
+    }
+
+    /// A newcomer is gone before its claim was decided. True if it was the only one: the probe is
+    /// over, disarm the timer. O(log newcomers).
+    pub fn withdraw(&mut self, key: EntryKey, ticket: Ticket) -> bool {
+        let Some(entry) = self.entry_mut(key) else { return false };
+        let Tenure::Probed { holder, newcomers } = &mut entry.tenure else { return false };
+        let is_over = newcomers.remove(&ticket).is_some() && newcomers.is_empty();
+        if is_over {
+            entry.tenure = Tenure::Held(*holder);
+        }
+        is_over
     }
 
     /// The holder has proved that it lives: ends the probe and returns the newcomers, who lose.
@@ -261,7 +278,7 @@ impl Registry {
             Tenure::Probed { holder, newcomers } => {
                 let (holder, newcomers) = (*holder, std::mem::take(newcomers));
                 entry.tenure = Tenure::Held(holder);
-                newcomers
+                newcomers.into_values().collect()
             }
             _ => Vec::new(),
         }
@@ -271,10 +288,10 @@ impl Registry {
     pub fn take_over(&mut self, key: EntryKey) -> Option<Takeover> {
         let entry = self.entry_mut(key)?;
         let Tenure::Probed { newcomers, .. } = &mut entry.tenure else { return None };
-        let mut waiting = std::mem::take(newcomers).into_iter();
+        let mut waiting = std::mem::take(newcomers).into_values();
         let winner = waiting.next()?;
         entry.tenure = Tenure::Held(winner);
-        entry.phones_paused = false;
+        entry.congested = Vec::new();
         let phones = std::mem::take(&mut entry.phones);
         Some(Takeover { winner, losers: waiting.collect(), phones })
     }
@@ -328,10 +345,12 @@ mod tests {
         let (entry, claim) = shard.claim("a", 1);
         assert_eq!(claim, Claim::Granted);
         assert_eq!(shard.claim("b", 2).1, Claim::Granted);
-        assert_eq!(shard.claim("a", 3).1, Claim::Waiting { holder: Key(1), first: true });
-        assert_eq!(shard.claim("a", 4).1, Claim::Waiting { holder: Key(1), first: false });
+        let (holder, ticket) = (Key(1), Ticket(1));
+        assert_eq!(shard.claim("a", 3).1, Claim::Waiting { holder, first: true, ticket });
+        let ticket = Ticket(2);
+        assert_eq!(shard.claim("a", 4).1, Claim::Waiting { holder, first: false, ticket });
         assert_eq!(shard.0.holder_lives(entry), [Key(3), Key(4)]);
-        assert_eq!(shard.register("a", 5), Registration::Registered(entry));
+        assert_eq!(shard.register("a", 5), Registration::Registered(entry, Seat(0)));
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Grace);
         assert_eq!(shard.claim("a", 6).1, Claim::Reclaimed(vec![Key(5)]));
         assert_eq!(shard.0.entry(entry).unwrap().holder(), Some(Key(6)));
@@ -341,11 +360,11 @@ mod tests {
     fn the_longest_waiting_newcomer_takes_over() {
         let mut shard = Shard::new();
         let (entry, _) = shard.claim("a", 1);
-        assert_eq!(shard.register("a", 9), Registration::Registered(entry));
+        assert_eq!(shard.register("a", 9), Registration::Registered(entry, Seat(0)));
         for newcomer in 2..=4 {
             shard.claim("a", newcomer);
         }
-        assert_eq!(shard.0.depart(entry, Key(2)), Departure::ProbeGoesOn);
+        assert!(!shard.0.withdraw(entry, Ticket(1)), "the probe goes on");
         let takeover = Takeover { winner: Key(3), losers: vec![Key(4)], phones: vec![Key(9)] };
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Takeover(takeover));
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Nothing);
@@ -357,7 +376,7 @@ mod tests {
         let mut shard = Shard::new();
         let (entry, _) = shard.claim("a", 1);
         shard.claim("a", 2);
-        assert_eq!(shard.0.depart(entry, Key(2)), Departure::ProbeEnds);
+        assert!(shard.0.withdraw(entry, Ticket(1)) && !shard.0.withdraw(entry, Ticket(1)));
         assert_eq!(shard.0.take_over(entry), None);
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Grace);
     }
@@ -367,12 +386,13 @@ mod tests {
         let mut shard = Shard::new();
         assert_eq!(shard.register("a", 1), Registration::NoServer);
         let (entry, _) = shard.claim("a", 2);
-        assert_eq!(shard.register("a", 3), Registration::Registered(entry));
+        assert_eq!(shard.register("a", 3), Registration::Registered(entry, Seat(0)));
         shard.0.depart(entry, Key(2));
-        assert_eq!(shard.register("a", 4), Registration::Registered(entry));
+        assert_eq!(shard.register("a", 4), Registration::Registered(entry, Seat(1)));
         assert_eq!(shard.register("a", 5), Registration::AtCap);
-        shard.0.unregister(entry, Key(3));
-        assert_eq!(shard.register("a", 5), Registration::Registered(entry));
+        assert_eq!(shard.0.unregister(entry, Key(3), Seat(0)), Some(Key(4)), "it moves up");
+        assert_eq!(shard.0.unregister(entry, Key(3), Seat(0)), None, "it is gone already");
+        assert_eq!(shard.register("a", 5), Registration::Registered(entry, Seat(1)));
         assert_eq!(shard.0.expire(entry).unwrap().phones.len(), 2);
         assert_eq!(shard.register("a", 6), Registration::NoServer);
         assert!(shard.0.is_empty());

@@ -4,7 +4,7 @@
 use super::ahead::Ahead;
 use super::connection::{Connection, Newcomer, Stage};
 use super::memory::Work;
-use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure};
+use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure, Ticket};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay, TimerOwner};
 use crate::metrics::Series;
@@ -37,7 +37,8 @@ impl Relay {
         }
         self.start_heartbeat(now, key);
         if !unread.is_empty() {
-            self.on_bytes(now, key, unread);
+            // No more than one receive has brought.
+            self.on_bytes(now, key, unread, &mut { u32::MAX });
         }
     }
 
@@ -48,8 +49,8 @@ impl Relay {
     }
 
     fn set_stage(&mut self, key: Key, stage: Stage) {
-        if let Some(connection) = self.connection_mut(key) {
-            connection.stage = stage;
+        if let Some(connection) = self.connections.get_mut(key.0 as usize) {
+            connection.enter(stage, &mut self.population);
             connection.due.stage = NEVER;
         }
     }
@@ -61,8 +62,8 @@ impl Relay {
         let Some(timer) = self.registry.entry(entry).map(|entry| entry.timer) else { return };
         let remote = self.connection(key).map(|connection| connection.remote);
         match claim {
-            Claim::Waiting { holder, first } => {
-                let newcomer = Newcomer { entry, conn_id, ahead: Ahead::default() };
+            Claim::Waiting { holder, first, ticket } => {
+                let newcomer = Newcomer { entry, conn_id, ticket, ahead: Ahead::default() };
                 self.set_stage(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
                     self.wheel.arm_at(timer, now + self.limits.probe_timeout_ms);
@@ -101,8 +102,8 @@ impl Relay {
         let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
         let server_id = id.as_str();
         match self.registry.register(id, key) {
-            Registration::Registered(entry) => {
-                self.set_stage(key, Stage::Phone { entry, conn_id, congested_bytes: 0 });
+            Registration::Registered(entry, seat) => {
+                self.set_stage(key, Stage::Phone { entry, conn_id, congested_bytes: 0, seat });
                 self.phones += 1;
                 self.counters.count(Series::UpgradeClientAccept);
                 self.publish_counts();
@@ -128,8 +129,13 @@ impl Relay {
     /// is told `notice` of a phone.
     pub(super) fn leave(&mut self, now: Millis, key: Key, stage: Stage, notice: Option<u16>) {
         match stage {
-            Stage::Phone { entry, conn_id, .. } => {
-                self.registry.unregister(entry, key);
+            Stage::Phone { entry, conn_id, seat, .. } => {
+                if let Some(moved) = self.registry.unregister(entry, key, seat)
+                    && let Some(Connection { stage: Stage::Phone { seat: its, .. }, .. }) =
+                        self.connection_mut(moved)
+                {
+                    *its = seat;
+                }
                 self.phones -= 1;
                 self.publish_counts();
                 self.log_phone_gone(key, entry, conn_id, notice);
@@ -140,7 +146,7 @@ impl Relay {
             Stage::Binary { entry, conn_id } => self.binary_left(now, key, entry, conn_id),
             Stage::Newcomer(newcomer) => {
                 self.charge_input(now, key, 0);
-                self.binary_left(now, key, newcomer.entry, newcomer.conn_id);
+                self.newcomer_left(newcomer.entry, newcomer.ticket);
             }
             Stage::Head(_) | Stage::Moving(_) | Stage::Closing(_) | Stage::Cut => {}
         }
@@ -169,8 +175,15 @@ impl Relay {
                 self.resume_phones(now, entry);
             }
             Departure::Takeover(takeover) => self.finish_takeover(now, entry, takeover),
-            Departure::ProbeEnds => self.wheel.arm_at(timer, NEVER),
-            Departure::ProbeGoesOn | Departure::Nothing => {}
+            Departure::Nothing => {}
+        }
+    }
+
+    fn newcomer_left(&mut self, entry: EntryKey, ticket: Ticket) {
+        if self.registry.withdraw(entry, ticket)
+            && let Some(entry) = self.registry.entry(entry)
+        {
+            self.wheel.arm_at(entry.timer, NEVER);
         }
     }
 
@@ -183,6 +196,7 @@ impl Relay {
         let timer = held.timer;
         warn!(server_id = held.id.as_str(), "server_id_conflict");
         self.wheel.arm_at(timer, NEVER);
+        // Each has paid for it with its claim.
         for newcomer in self.registry.holder_lives(entry) {
             self.turn_away_newcomer(now, newcomer);
         }
@@ -246,15 +260,13 @@ impl Relay {
 
     /// A newcomer has won: it is the holder, and what it has sent meanwhile counts.
     fn promote(&mut self, now: Millis, winner: Key) {
-        let Some(connection) = self.connection_mut(winner) else { return };
-        let stage = std::mem::replace(&mut connection.stage, Stage::Cut);
-        let Stage::Newcomer(newcomer) = stage else {
-            debug_assert!(false, "only a newcomer can win");
-            connection.stage = stage;
-            return;
+        let Some(connection) = self.connections.get_mut(winner.0 as usize) else { return };
+        let Stage::Newcomer(newcomer) = &mut connection.stage else {
+            return debug_assert!(false, "only a newcomer can win");
         };
-        let Newcomer { entry, conn_id, ahead } = *newcomer;
-        connection.stage = Stage::Binary { entry, conn_id };
+        let Newcomer { entry, conn_id, .. } = **newcomer;
+        let ahead = std::mem::take(&mut newcomer.ahead);
+        connection.enter(Stage::Binary { entry, conn_id }, &mut self.population);
         if std::mem::take(&mut connection.paused) {
             self.actions.push(Action::Read(winner));
         }
@@ -266,7 +278,7 @@ impl Relay {
         self.work.push_back(Work::Replay { winner, ahead, position: 0 });
     }
 
-    /// Closes phones that the registry has already forgotten, all at once.
+    /// Closes phones that the registry has already forgotten, all at once: as many as an id may have.
     fn evict(&mut self, now: Millis, phones: Vec<Key>, close: Close) {
         self.phones -= phones.len() as u64;
         self.publish_counts();

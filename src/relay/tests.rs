@@ -33,6 +33,8 @@ struct World {
     cut: Vec<Key>,
     finished: Vec<Key>,
     moved: Vec<(Key, usize, Vec<u8>)>,
+    /// Workers that were asked to shed.
+    asked: Vec<usize>,
 }
 
 impl World {
@@ -46,9 +48,13 @@ impl World {
         let headrooms = 2 * event_bytes * workers as u64;
         let limit_bytes = budget_bytes + if workers > 1 { headrooms } else { event_bytes };
         let budget = SharedBudget::for_events_of(event_bytes, limit_bytes, workers);
+        Self::of_worker(0, limits, budget, workers)
+    }
+
+    fn of_worker(worker: usize, limits: Limits, budget: Arc<SharedBudget>, workers: usize) -> Self {
         let metrics = Metrics::new(workers);
         let relay = Relay::new(Settings {
-            worker: 0,
+            worker,
             owners: Owners::new([1, 2, 3, 4], workers),
             domain: None,
             limits,
@@ -60,8 +66,20 @@ impl World {
         });
         let nothing = (HashMap::new(), HashMap::new(), HashMap::new());
         let (received, appetite, unsent) = nothing;
-        let (cut, finished, moved) = (Vec::new(), Vec::new(), Vec::new());
-        Self { relay, budget, metrics, now: 0, received, appetite, unsent, cut, finished, moved }
+        let (cut, finished, moved, asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            relay,
+            budget,
+            metrics,
+            now: 0,
+            received,
+            appetite,
+            unsent,
+            cut,
+            finished,
+            moved,
+            asked,
+        }
     }
 
     fn connect(&mut self) -> Key {
@@ -89,7 +107,7 @@ impl World {
     }
 
     fn bytes(&mut self, key: Key, bytes: &[u8]) {
-        self.relay.on_bytes(self.now, key, &mut bytes.to_vec());
+        self.relay.on_bytes(self.now, key, &mut bytes.to_vec(), &mut { u32::MAX });
         self.settle();
     }
 
@@ -143,7 +161,8 @@ impl World {
                         self.relay.release(key);
                         self.moved.push((key, worker, ticket.unread));
                     }
-                    Action::Read(_) | Action::AskToShed(_) | Action::Wake(_) => {}
+                    Action::AskToShed(worker) => self.asked.push(worker),
+                    Action::Read(_) | Action::Wake(_) => {}
                 }
             }
         }
@@ -347,6 +366,27 @@ fn a_silent_holder_is_taken_over_when_the_probe_is_over() {
 }
 
 #[test]
+fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let sent: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+    let frames: Vec<Vec<u8>> = sent.iter().map(|text| masked(1, text.as_bytes())).collect();
+    let half = frames[0].len() / 2;
+    let bytes = frames.concat();
+    let mut left = bytes[..bytes.len() - half].to_vec();
+    let mut shares = Vec::new();
+    while !left.is_empty() {
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut { 4 });
+        left.drain(..taken);
+        world.settle();
+        shares.push(world.texts(binary).len());
+    }
+    assert_eq!(shares, [4, 4, 1], "and half of the last");
+    world.bytes(phone, &bytes[bytes.len() - half..]);
+    assert!(world.texts(binary)[0].ends_with(r#""frame":9}"#));
+}
+
+#[test]
 fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
     let mut world = World::new();
     let holder = world.binary("a");
@@ -520,6 +560,48 @@ fn nobody_pays_for_a_connection_that_has_paid_itself() {
     assert!(world.relay.connection(slow).is_some_and(|c| c.is_open()));
 }
 
+/// An id that this one of two workers owns.
+fn id_of(worker: usize) -> String {
+    let owners = Owners::new([1, 2, 3, 4], 2);
+    let ids = (0..).map(|number| format!("id-{number}"));
+    let owner = |id: &str| owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap());
+    ids.into_iter().find(|id| owner(id) == worker).unwrap()
+}
+
+#[test]
+fn the_largest_backlog_of_the_process_goes_first_whoever_holds_it() {
+    let limits = Limits { max_phones: 1000, ..Limits::default() };
+    let mut hoarders = World::with(limits, 4 << 20, 2);
+    let mut small = World::of_worker(1, limits, hoarders.budget.clone(), 2);
+    let (there, here) = (id_of(0), id_of(1));
+    hoarders.binary(&there);
+    small.binary(&here);
+    let half = masked(1, &vec![b' '; 250_000]);
+    while hoarders.budget.leased_bytes() + 300_000 < hoarders.budget.pool_bytes() {
+        let phone = hoarders.phone(&there);
+        hoarders.bytes(phone, &half[..80_000]);
+    }
+    let there_before = hoarders.counts().1;
+    assert!(hoarders.cut.is_empty() && there_before >= 10);
+    for number in 1..=60 {
+        let phone = small.phone(&here);
+        small.bytes(phone, &half[..20_000]);
+        assert!(small.cut.is_empty(), "{number}: eight times as much lives elsewhere");
+        // The mail takes its time: one request is under way, however many messages come.
+        if number % 3 == 0
+            && let Some(worker) = small.asked.pop()
+        {
+            assert_eq!((worker, small.asked.len()), (0, 0));
+            hoarders.relay.shed_under_pressure(hoarders.now);
+            hoarders.settle();
+        }
+    }
+    assert_eq!(small.counts(), (1, 60));
+    assert!(hoarders.counts().1 < there_before, "somebody has paid");
+    // All of them larger than any here, but in the reserve.
+    assert!(hoarders.counts().1 >= 5, "{:?}", hoarders.counts());
+}
+
 #[test]
 fn half_read_messages_are_charged_and_have_a_deadline() {
     let mut world = World::new();
@@ -536,6 +618,32 @@ fn half_read_messages_are_charged_and_have_a_deadline() {
     assert_eq!(world.counts(), (1, 0), "30 s after its first byte, however it dribbles");
     assert!(world.cut.contains(&phone));
     assert_eq!(world.relay.charged_bytes(), 0);
+}
+
+#[test]
+fn whose_keys_are_used_up_is_told_once_and_may_come_again() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    for _ in 0..2 {
+        world.relay.on_transport_used_up(world.now, phone);
+        world.settle();
+    }
+    let told = (1001, "TLS keys used up".to_owned());
+    assert_eq!(world.closed(phone), told);
+    assert!(world.texts(binary)[0].ends_with(r#","close_code":1001}"#));
+    let other = world.phone("a");
+    world.relay.on_transport_used_up(world.now, binary);
+    world.settle();
+    assert_eq!(world.closed(binary), told);
+    // Its phones wait for it, and its id is its own.
+    assert_eq!(world.counts(), (0, 1));
+    world.binary("a");
+    assert_eq!(world.closed(other).0, 4404);
+    // Who has not asked for anything is not concerned.
+    let visitor = world.connect();
+    world.relay.on_transport_used_up(world.now, visitor);
+    world.settle();
+    assert!(!world.cut.contains(&visitor));
 }
 
 #[test]

@@ -14,6 +14,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use tracing::error;
 
+/// Connections that may be accepted in one turn: a storm starves nobody, and of those that came
+/// with it, the first have their requests read before the last are counted.
+pub(super) const AT_ONCE: usize = 16;
 /// How long accepting rests when descriptors or memory have run out.
 const REST_MS: Millis = 100;
 /// How long it is not said again that it does.
@@ -24,6 +27,8 @@ const SILENCE_MS: Millis = 60_000;
 pub(super) struct Accepting {
     /// It rests until then.
     rests_until: Option<Millis>,
+    /// How many accepts have failed since, and are to be started again.
+    resting: usize,
     /// When it was last said that it rests.
     rest_said: Option<Millis>,
 }
@@ -36,8 +41,8 @@ impl Accepting {
 }
 
 impl<C: Core> Worker<C> {
-    /// A connection has come, or accepting has failed; it may have ended with that.
-    pub(super) fn on_accepted(&mut self, now: Millis, socket: io::Result<OwnedFd>, goes_on: bool) {
+    /// A connection has come, or accepting has failed.
+    pub(super) fn on_accepted(&mut self, now: Millis, socket: io::Result<OwnedFd>) {
         match socket {
             // What came while accepting was being stopped is nobody's any more.
             Ok(_) if self.listener.is_none() => {}
@@ -46,9 +51,7 @@ impl<C: Core> Worker<C> {
             // That connection is gone already, or its network is; the next one may not be.
             Err(_) => {}
         }
-        if !goes_on {
-            self.accept();
-        }
+        self.accept();
     }
 
     fn take_in(&mut self, now: Millis, socket: Socket) {
@@ -68,6 +71,10 @@ impl<C: Core> Worker<C> {
     }
 
     fn rest_from_accepting(&mut self, now: Millis, error: &io::Error) {
+        self.accepting.resting += 1;
+        if self.accepting.rests_until.is_some() {
+            return;
+        }
         self.counters.count(Series::AcceptPauses);
         self.accepting.rests_until = Some(now + REST_MS);
         if self.accepting.rest_said.is_none_or(|said| now - said >= SILENCE_MS) {
@@ -79,11 +86,13 @@ impl<C: Core> Worker<C> {
     /// Accepts again where accepting has rested long enough.
     pub(super) fn accept_after_rest(&mut self, now: Millis) {
         if self.accepting.rests_until.take_if(|until| *until <= now).is_some() {
-            self.accept();
+            for _ in 0..std::mem::take(&mut self.accepting.resting) {
+                self.accept();
+            }
         }
     }
 
-    /// Accepts what comes, until it fails or is stopped.
+    /// Accepts one more of those that come.
     pub(super) fn accept(&mut self) {
         if let Some(listener) = &self.listener {
             self.ring.accept(listener.as_raw_fd());

@@ -28,11 +28,13 @@ pub trait Core {
     /// See [`Relay::is_open`].
     fn is_open(&self, key: Key) -> bool;
     /// See [`Relay::on_bytes`].
-    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]);
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], messages: &mut u32) -> usize;
     /// See [`Relay::on_end`].
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::on_transport_used_up`].
+    fn on_transport_used_up(&mut self, now: Millis, key: Key);
     /// See [`Relay::admit_handshake`].
     fn admit_handshake(&mut self, now: Millis, key: Key) -> bool;
     /// See [`Relay::on_plain_http`].
@@ -102,8 +104,8 @@ impl Core for Relay {
     }
 
     #[inline]
-    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        self.on_bytes(now, key, input);
+    fn on_bytes(&mut self, now: Millis, key: Key, input: &mut [u8], messages: &mut u32) -> usize {
+        self.on_bytes(now, key, input, messages)
     }
 
     #[inline]
@@ -114,6 +116,11 @@ impl Core for Relay {
     #[inline]
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
         self.on_transport_failed(now, key, error);
+    }
+
+    #[inline]
+    fn on_transport_used_up(&mut self, now: Millis, key: Key) {
+        self.on_transport_used_up(now, key);
     }
 
     #[inline]

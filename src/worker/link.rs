@@ -2,6 +2,7 @@
 
 use super::receive::SMALL_BYTES;
 use super::ring::Reading;
+use super::share::Share;
 use super::tls_link::TlsLink;
 use super::unsent;
 use crate::protocol::opening::Opening;
@@ -29,6 +30,8 @@ pub(super) struct Link {
     pub(super) is_sending: bool,
     /// The kernel did not take the last send whole.
     pub(super) is_slow: bool,
+    /// What it may have of each turn.
+    pub(super) share: Share,
     /// Ended; waits for its operations.
     pub(super) cut: bool,
     /// Reads the PROXY header that must come first, until it has come.
@@ -50,6 +53,7 @@ impl Link {
             has_more: true,
             is_sending: false,
             is_slow: false,
+            share: Share::default(),
             cut: false,
             proxy_header: None,
             opening: None,
@@ -81,6 +85,11 @@ impl Link {
     pub(super) fn unsent_bytes(&self) -> usize {
         let encrypted = self.tls.as_ref().map_or(0, |tls| tls.unsent_bytes());
         encrypted + unsent::bytes(&self.socket)
+    }
+
+    /// Whether what arrives is for a TLS handshake.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
     /// Whether what arrives is for the core as it is.

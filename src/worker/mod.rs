@@ -8,12 +8,12 @@
 //!
 //! - [`core`]: what it asks of the core
 //! - [`ring`]: the one ring that the worker waits on
-//! - [`features`]: what that asks of newer kernels
 //! - [`buffers`]: receive buffers that the kernel chooses from
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
 //! - `runtime`: the thread's runtime, by which mail comes
 //! - `accept`, `receive`: taking connections in, and reading them
+//! - `share`: how much of a turn one connection may have
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
 //! - `proxy_header`, `tls_link`: what may lie between a socket and the core
@@ -23,12 +23,12 @@ mod link;
 mod proxy_header;
 mod receive;
 mod runtime;
+mod share;
 mod tls_link;
 mod unsent;
 
 pub mod buffers;
 pub mod core;
-pub mod features;
 pub mod listener;
 pub mod ring;
 pub mod tls;
@@ -39,7 +39,7 @@ use self::accept::Accepting;
 use self::core::Core;
 use self::link::Link;
 use self::tls_link::Warm;
-use crate::config::{IpNet, Limits};
+use crate::config::{IpNet, Limits, RingFeatures};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
@@ -47,7 +47,6 @@ use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry;
 use buffers::BufferGroup;
-use features::Features;
 use ring::{Counts, Done, Outgoing, Ring, Wait};
 use runtime::Inbox;
 use rustix::thread::CpuSet;
@@ -60,10 +59,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
-use tracing::warn;
-
-/// A send of more is not expected to be taken whole at once.
-const QUICK_SEND_BYTES: usize = 32 * 1024;
+use tracing::{info, warn};
 
 /// What workers and the control plane send to a worker. The queue needs no bound of its own: a
 /// hand-over holds a descriptor, and the others come once each or at the sender's own pace.
@@ -159,7 +155,7 @@ impl Rings {
     /// As [`ring::probe`], and where descriptors have run out.
     pub fn make(
         entries: u32,
-        features: Features,
+        features: RingFeatures,
         budget_bytes: u64,
         workers: usize,
     ) -> io::Result<Self> {
@@ -203,6 +199,7 @@ pub fn run_core<C: Core>(
         pin(cpu);
     }
     let Rings { runtime, ring, small, large } = rings;
+    info!(err = ring.features().to_string(), "io_uring_features");
     runtime.block_on(async {
         let mut worker = Worker::new(start, (ring, small, large), make)?;
         while worker.serve()? == Served::UntilRuntimeReady {
@@ -241,6 +238,15 @@ struct Worker<C> {
     large: BufferGroup,
     /// Connections whose receive found no free buffer, the longest waiting first.
     starved: VecDeque<Key>,
+    /// Connections that have used up their share of a turn, the longest waiting first.
+    waiting: VecDeque<Key>,
+    turn_number: u32,
+    /// The next turn waits for nothing.
+    hurry: bool,
+    /// Connections that wait to be handed over, and until when: the longest waiting first.
+    moving: VecDeque<(Millis, Key)>,
+    /// Steps of TLS handshakes that this turn may still take.
+    handshakes_left: u32,
     inbox: Inbox,
     /// What the thread's runtime waits on, and whether it has something to do.
     runtime: RawFd,
@@ -255,6 +261,8 @@ struct Worker<C> {
     done: Vec<Done>,
     actions: Vec<Action>,
     warm: Warm,
+    /// Connections whose TLS has something to say, with what the core writes in this turn.
+    unflushed: Vec<Key>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -274,7 +282,9 @@ impl<C: Core> Worker<C> {
         ring.watch_runtime(runtime);
         // Or accepting would fail where there is nothing to accept.
         listener.set_nonblocking(false)?;
-        ring.accept(listener.as_raw_fd());
+        for _ in 0..accept::AT_ONCE {
+            ring.accept(listener.as_raw_fd());
+        }
         Ok(Self {
             core: make(settings),
             links: Vec::new(),
@@ -286,6 +296,11 @@ impl<C: Core> Worker<C> {
             large,
             ring,
             starved: VecDeque::new(),
+            waiting: VecDeque::new(),
+            turn_number: 0,
+            hurry: false,
+            moving: VecDeque::new(),
+            handshakes_left: 0,
             inbox,
             runtime,
             runtime_ready: false,
@@ -298,6 +313,7 @@ impl<C: Core> Worker<C> {
             done: Vec::new(),
             actions: Vec::new(),
             warm: Warm::default(),
+            unflushed: Vec::new(),
             spare: Vec::new(),
         })
     }
@@ -318,13 +334,17 @@ impl<C: Core> Worker<C> {
     }
 
     /// How long the next turn waits where nothing has completed.
-    fn next_wait(&self) -> Wait {
-        if !self.starved.is_empty() || !self.inbox.borrow().is_empty() {
+    fn next_wait(&mut self) -> Wait {
+        let is_busy =
+            std::mem::take(&mut self.hurry) || !self.starved.is_empty() || !self.waiting.is_empty();
+        if is_busy || !self.inbox.borrow().is_empty() {
             return Wait::No;
         }
-        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until()];
+        let overdue = self.moving.front().map(|(due, _)| *due);
+        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until(), overdue];
         let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
-        Wait::AtMost(Duration::from_millis(at).saturating_sub(self.epoch.elapsed()))
+        let at = self.epoch + Duration::from_millis(at);
+        if at <= Instant::now() { Wait::No } else { Wait::Until(at) }
     }
 
     /// One turn of the loop. What it queues for the ring is submitted by the next one.
@@ -335,6 +355,9 @@ impl<C: Core> Worker<C> {
         let now = begun.duration_since(self.epoch).as_millis() as Millis;
         let forwarded = self.forwarded();
         let completions = all_done.len() as u64;
+        self.turn_number = self.turn_number.wrapping_add(1);
+        self.handshakes_left = receive::HANDSHAKES_PER_TURN;
+        self.read_waiting(now);
         for done in all_done.drain(..) {
             match done {
                 Done::Received { key, reading, result, buffer, goes_on, has_more } => {
@@ -348,7 +371,7 @@ impl<C: Core> Worker<C> {
                 Done::Sent { key, outgoing, result } => {
                     self.on_sent(now, Key(key), outgoing, result);
                 }
-                Done::Accepted { socket, goes_on } => self.on_accepted(now, socket, goes_on),
+                Done::Accepted { socket } => self.on_accepted(now, socket),
                 Done::RuntimeReady => self.runtime_ready = true,
             }
         }
@@ -356,7 +379,9 @@ impl<C: Core> Worker<C> {
         self.read_mail(now);
         self.core.on_timers(now);
         self.accept_after_rest(now);
+        self.end_overdue_moves(now);
         self.carry_out(now);
+        self.flush_the_rest();
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
                 self.receive(key);
@@ -404,8 +429,7 @@ impl<C: Core> Worker<C> {
     fn send(&mut self, key: Key, outgoing: Outgoing, all: bool) {
         let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        let is_short = outgoing.to - outgoing.from <= QUICK_SEND_BYTES;
-        let quick = all && is_open && is_short && !link.is_slow;
+        let quick = all && is_open && !link.is_slow;
         link.is_sending = true;
         self.ring.send(link.socket.as_raw_fd(), outgoing, key.0, quick);
     }
@@ -537,7 +561,7 @@ impl<C: Core> Worker<C> {
                 self.end(key);
             }
             Action::HandOver { key, worker, ticket } => {
-                self.hand_over_when_flushed(key, worker, ticket);
+                self.hand_over_when_flushed(now, key, worker, ticket);
             }
             Action::AskToShed(worker) => {
                 if let Some(mailbox) = self.mailboxes.get(worker) {
@@ -554,10 +578,13 @@ impl<C: Core> Worker<C> {
 
     /// Ends the socket of a connection that is dead to the core.
     fn end(&mut self, key: Key) {
+        self.forget_received(key);
         if let Some(link) = self.link(key) {
             link.cut = true;
             if link.is_busy() {
                 let _ = link.socket.shutdown(Shutdown::Both);
+                // A quick send may be all that it waits for.
+                self.hurry = true;
             }
         }
         self.bury(key);

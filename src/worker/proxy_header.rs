@@ -20,6 +20,7 @@ impl<C: Core> Worker<C> {
         key: Key,
         large: bool,
         at: (u16, usize),
+        messages: &mut u32,
     ) {
         let group = if large { &mut self.large } else { &mut self.small };
         let input = group.received(at.0, at.1);
@@ -49,7 +50,9 @@ impl<C: Core> Worker<C> {
             return;
         }
         if link.tls.is_none() {
-            return self.core.on_bytes(now, key, rest);
+            // No frames yet: they come behind a request.
+            self.core.on_bytes(now, key, rest, &mut { u32::MAX });
+            return;
         }
         let mut first = Vec::new();
         match link.opening.as_mut().map(|opening| opening.read(rest)) {
@@ -80,11 +83,14 @@ impl<C: Core> Worker<C> {
             // The core wants all at once: what is behind its request may be for another worker.
             data = plain.append(data);
         }
+        // All of it: a share ends between receives. What that exceeds it by is spent.
+        let mut all = u32::MAX;
         for data in [plain.kept(), data] {
             if !data.is_empty() {
-                self.core.on_bytes(now, key, data);
+                self.core.on_bytes(now, key, data, &mut all);
             }
         }
+        *messages = messages.saturating_sub(u32::MAX - all);
         self.on_decrypted(now, key, &plain.received);
     }
 }

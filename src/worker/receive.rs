@@ -5,6 +5,7 @@ use super::Worker;
 use super::buffers::BufferGroup;
 use super::core::Core;
 use super::ring::Reading;
+use super::share::Received;
 use crate::metrics::Series;
 use crate::relay::Key;
 use crate::relay::timers::Millis;
@@ -26,6 +27,10 @@ const MAX_LARGE_BUFFERS: u64 = 128;
 /// The memory that the kernel locks for both groups' entries, in bytes.
 pub(super) const LOCKED_BYTES: u64 = BufferGroup::entries_bytes(SMALL_BUFFERS)
     + BufferGroup::entries_bytes(MAX_LARGE_BUFFERS as u16);
+
+/// Steps of TLS handshakes in one turn, each of which may take a signature: a third of a
+/// millisecond at most. Others wait for the next turn.
+pub(super) const HANDSHAKES_PER_TURN: u32 = 8;
 
 /// Receives that found no buffer and are tried again in one turn: about as many as will find one.
 pub(super) const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
@@ -59,19 +64,100 @@ impl<C: Core> Worker<C> {
         buffer: u16,
         result: i32,
     ) {
+        let turn = self.turn_number;
         let is_large = reading == Reading::Large;
-        if let Ok(bytes @ 1..) = usize::try_from(result)
-            && let Some(link) = self.link(key)
-            && !link.cut
-        {
-            link.note_received(reading, bytes);
+        let received = match (usize::try_from(result), self.link(key)) {
+            (Ok(bytes @ 1..), Some(link)) if !link.cut => {
+                link.note_received(reading, bytes);
+                Received { is_large, buffer, from: 0, to: bytes }
+            }
+            _ => return self.give_back(is_large, buffer),
+        };
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        if link.share.waits() {
+            link.share.wait_behind(received);
+        } else if let Some(rest) = self.read(now, key, received, turn) {
+            self.await_turn(key, rest);
+        }
+    }
+
+    /// Has the core read what was received, as far as the connection's share of this turn goes;
+    /// what is left of it. What is not has been given back to the kernel.
+    fn read(&mut self, now: Millis, key: Key, received: Received, turn: u32) -> Option<Received> {
+        let Received { is_large, buffer, from, to } = received;
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else {
+            self.give_back(is_large, buffer);
+            return None;
+        };
+        if link.is_handshaking() {
+            let Some(left) = self.handshakes_left.checked_sub(1) else { return Some(received) };
+            self.handshakes_left = left;
+        }
+        let mut messages = link.share.of_turn(turn);
+        let mut at = from;
+        if messages > 0 {
             if link.is_plain() {
                 let group = if is_large { &mut self.large } else { &mut self.small };
-                self.core.on_bytes(now, key, group.received(buffer, bytes));
+                let input = group.received(buffer, to).get_mut(from..).unwrap_or_default();
+                at += self.core.on_bytes(now, key, input, &mut messages);
             } else {
-                self.on_layered_bytes(now, key, is_large, (buffer, bytes));
+                self.on_layered_bytes(now, key, is_large, (buffer, to), &mut messages);
+                at = to;
             }
         }
+        let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
+        if let Some(link) = link.filter(|link| !link.cut) {
+            link.share.spend(messages);
+            if at < to {
+                return Some(Received { is_large, buffer, from: at, to });
+            }
+        }
+        self.give_back(is_large, buffer);
+        None
+    }
+
+    /// The rest of what a connection has sent waits until it has a share of a turn again.
+    fn await_turn(&mut self, key: Key, rest: Received) {
+        if let Some(link) = self.link(key) {
+            link.share.wait(rest);
+            self.waiting.push_back(key);
+        }
+    }
+
+    /// Reads on for connections that had used up their share, each by its share of this turn.
+    pub(super) fn read_waiting(&mut self, now: Millis) {
+        let turn = self.turn_number;
+        for _ in 0..self.waiting.len() {
+            let Some(key) = self.waiting.pop_front() else { return };
+            self.read_on(now, key, turn);
+        }
+    }
+
+    fn read_on(&mut self, now: Millis, key: Key, turn: u32) {
+        while let Some(received) = self.link(key).and_then(|link| link.share.next()) {
+            if let Some(rest) = self.read(now, key, received, turn) {
+                if let Some(link) = self.link(key) {
+                    link.share.put_back(rest);
+                    self.waiting.push_back(key);
+                }
+                return;
+            }
+        }
+        let Some(link) = self.link(key) else { return };
+        match link.share.end_waiting() {
+            Some(end) if !link.cut => self.core.on_end(now, key, end.is_clean),
+            _ => self.receive(key),
+        }
+    }
+
+    /// Gives back the buffers of a connection that ends, whose bytes nobody reads any more.
+    pub(super) fn forget_received(&mut self, key: Key) {
+        while let Some(received) = self.link(key).and_then(|link| link.share.next()) {
+            self.give_back(received.is_large, received.buffer);
+        }
+    }
+
+    fn give_back(&mut self, is_large: bool, buffer: u16) {
         let group = if is_large { &mut self.large } else { &mut self.small };
         group.give_back(buffer);
     }
@@ -98,12 +184,21 @@ impl<C: Core> Worker<C> {
         }
         match result {
             1.. => self.receive(key),
-            0 => self.core.on_end(now, key, true),
+            0 => self.on_end(now, key, true),
             _ => match -result {
                 libc::ENOBUFS => self.on_starved(key, reading),
                 libc::EINTR | libc::EAGAIN | libc::ECANCELED => self.receive(key),
-                _ => self.core.on_end(now, key, false),
+                _ => self.on_end(now, key, false),
             },
+        }
+    }
+
+    /// The peer has ended its direction, or reading has failed. The core hears of it behind what
+    /// was received before.
+    fn on_end(&mut self, now: Millis, key: Key, is_clean: bool) {
+        match self.link(key) {
+            Some(link) if link.share.waits() => link.share.end_with(is_clean),
+            _ => self.core.on_end(now, key, is_clean),
         }
     }
 
@@ -113,7 +208,8 @@ impl<C: Core> Worker<C> {
     fn stop_if_unwanted(&mut self, key: Key) {
         let wants_read = self.core.wants_read(key);
         let Some(link) = self.link(key) else { return };
-        if (!wants_read || link.next != Reading::On) && !link.is_stopping {
+        let is_unwanted = !wants_read || link.next != Reading::On || link.share.is_short();
+        if is_unwanted && !link.is_stopping {
             link.is_stopping = true;
             self.ring.stop_receiving(key.0);
         }
@@ -146,10 +242,12 @@ impl<C: Core> Worker<C> {
         }
         let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        if link.receiving.is_some() || link.cut {
+        if link.receiving.is_some() || link.cut || link.share.waits() {
             return;
         }
         let reading = match link.next {
+            // The rest of a flood waits in the kernel.
+            _ if link.share.is_short() => Reading::Small,
             // It may go to another worker, which a receive that goes on would not follow.
             Reading::On if !is_open => Reading::Small,
             reading => reading,

@@ -11,18 +11,18 @@
 //!
 //! # Sends that need no wake of their own
 //!
-//! A send completes as it is submitted, as a rule, and would end the wait that follows it in the
-//! same system call at once. So the wait is for one completion more than such sends were
-//! submitted: see [`Ring::send`]. What they have to say is heard in the next turn.
+//! A send is done when it has been submitted, as a rule, and its completion would end the wait that
+//! follows in the same system call. So most sends post a completion only if they were not taken
+//! whole: when the call returns and none is there, they were ([`Ring::send`]).
 
-use super::features::Features;
+use crate::config::RingFeatures;
 use io_uring::{
     CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue, types,
 };
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Operations that are queued before the kernel must take them, where locked memory is no matter.
 pub const MAX_ENTRIES: u32 = 1024;
@@ -43,9 +43,9 @@ const TRIES: usize = 10_000;
 /// before it waits.
 const POLL_FIRST: u16 = 1;
 
-/// The longest that completions of quick sends wait to be heard, where nothing else happens: a
-/// peer that did not take all of its message is sent the rest no later than this.
-const QUICK_SENDS_WAIT: Duration = Duration::from_millis(10);
+/// Completions that the kernel posts at a time (from 6.13 on, 20): where so many have come, more are
+/// ready.
+const COMPLETIONS_AT_A_TIME: usize = 16;
 
 /// How a connection is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +95,6 @@ pub enum Done {
     Accepted {
         /// The connection.
         socket: io::Result<OwnedFd>,
-        /// Accepting goes on.
-        goes_on: bool,
     },
     /// The runtime of the worker's thread has something to do.
     RuntimeReady,
@@ -118,8 +116,8 @@ pub struct Outgoing {
 pub enum Wait {
     /// Not at all.
     No,
-    /// For as long as this.
-    AtMost(Duration),
+    /// Not beyond this.
+    Until(Instant),
     /// Until something completes.
     ForEver,
 }
@@ -132,6 +130,8 @@ const STOP: u64 = 4;
 const ACCEPT: u64 = 5;
 const STOP_ACCEPTING: u64 = 6;
 const RUNTIME: u64 = 7;
+const DEADLINE: u64 = 8;
+const MOVED: u64 = 9;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -143,10 +143,14 @@ pub struct Ring {
     submitter: Submitter<'static>,
     queue: SubmissionQueue<'static>,
     completions: CompletionQueue<'static>,
+    features: RingFeatures,
     /// How each system call waits.
     flags: EnterFlags,
-    /// Sends that were queued since the last wait and complete as they are submitted.
-    quick_sends: u32,
+    /// Connections whose quick sends were queued, and were taken whole unless a completion says
+    /// otherwise.
+    quick_sends: Vec<u32>,
+    /// When the kernel is to end a wait, if it has been told.
+    deadline: Option<Instant>,
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
@@ -167,22 +171,25 @@ pub struct Counts {
 impl Ring {
     /// A ring for the current thread, which no other may use, of what [`make`] has made. It exists
     /// as long as the process.
-    pub fn new(uring: IoUring, features: Features) -> Self {
+    pub fn new(uring: IoUring, features: RingFeatures) -> Self {
         let uring = Box::leak(Box::new(uring));
-        let no_iowait = features.no_iowait && uring.params().is_feature_no_iowait();
+        let kernel = uring.params();
+        let mut features = RingFeatures {
+            no_iowait: features.no_iowait && kernel.is_feature_no_iowait(),
+            ..features
+        };
         let (mut submitter, queue, completions) = uring.split();
-        if features.registered_ring {
-            // Without it, each call looks its descriptor up.
-            let _ = submitter.register_ring_fd();
-        }
-        let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
-        flags.set(EnterFlags::NO_IOWAIT, no_iowait);
+        features.registered_ring = features.registered_ring && submitter.register_ring_fd().is_ok();
+        let mut flags = EnterFlags::GETEVENTS;
+        flags.set(EnterFlags::NO_IOWAIT, features.no_iowait);
         Self {
             submitter,
             queue,
             completions,
+            features,
             flags,
-            quick_sends: 0,
+            quick_sends: Vec::new(),
+            deadline: None,
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
@@ -192,6 +199,12 @@ impl Ring {
     /// The memory that the kernel locks for one, in bytes.
     pub(super) fn locked_bytes(entries: u32) -> u64 {
         locked_bytes(entries, entries * COMPLETIONS_PER_ENTRY)
+    }
+
+    /// What it makes use of.
+    #[must_use]
+    pub fn features(&self) -> RingFeatures {
+        self.features
     }
 
     /// System calls so far.
@@ -215,9 +228,9 @@ impl Ring {
         loop {
             let before = into.len();
             self.take_completions(into);
-            // Kernels from 6.13 on post a few at a time.
-            let has_more = self.queue.taskrun() && into.len() > before;
+            let has_more = self.queue.taskrun() && into.len() - before >= COMPLETIONS_AT_A_TIME;
             if !has_more || into.len() >= COMPLETIONS_PER_TURN {
+                self.settle_quick_sends(into);
                 return Ok(());
             }
             self.enter(Wait::No)?;
@@ -226,47 +239,85 @@ impl Ring {
 
     fn take_completions(&mut self, into: &mut Vec<Done>) {
         self.completions.sync();
-        while into.len() < COMPLETIONS_PER_TURN
-            && let Some(entry) = self.completions.next()
-        {
-            into.extend(read(&entry, &mut self.sending));
+        for entry in self.completions.by_ref() {
+            match entry.user_data() >> 32 {
+                DEADLINE => self.deadline = None,
+                _ => into.extend(read(&entry, &mut self.sending)),
+            }
         }
         self.completions.sync();
     }
 
+    /// What was submitted and has not completed was taken whole.
+    fn settle_quick_sends(&mut self, into: &mut Vec<Done>) {
+        // Otherwise some may not have been submitted, or a completion be on its way.
+        if !self.queue.is_empty() || self.queue.cq_overflow() || !self.completions.is_empty() {
+            return;
+        }
+        for key in self.quick_sends.drain(..) {
+            // It is gone where a completion has told of it.
+            if let Some(outgoing) = self.sending.get_mut(key as usize).and_then(Option::take) {
+                let result = (outgoing.to - outgoing.from) as i32;
+                into.push(Done::Sent { key, outgoing, result });
+            }
+        }
+    }
+
     #[allow(unsafe_code)]
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        // Until it has been submitted.
+        let time = types::Timespec::from(self.time_to_tell(wait).unwrap_or_default());
+        self.queue_timer(wait, &time);
         self.queue.sync();
         let queued = self.queue.len() as u32;
-        let quick_sends = std::mem::take(&mut self.quick_sends);
-        let at_most = match wait {
-            Wait::AtMost(time) if quick_sends > 0 => Some(time.min(QUICK_SENDS_WAIT)),
-            Wait::AtMost(time) => Some(time),
-            Wait::ForEver if quick_sends > 0 => Some(QUICK_SENDS_WAIT),
-            Wait::No | Wait::ForEver => None,
-        };
-        let time = types::Timespec::from(at_most.unwrap_or_default());
-        let mut args = types::SubmitArgs::new();
-        if at_most.is_some() {
-            args = args.timespec(&time);
-        }
         self.counts.enters += 1;
         let wanted = match wait {
             Wait::No => 0,
             _ => {
                 self.counts.waits += 1;
-                1 + quick_sends
+                1
             }
         };
         // SAFETY: what was queued points to nothing but buffers that stay where they are until it
-        // has completed (see `send` and `BufferGroup`); the argument outlives the call.
+        // has completed (see `send` and `BufferGroup`), and to the time.
         let entered =
-            unsafe { self.submitter.enter(queued, wanted, self.flags.bits(), Some(&args)) };
+            unsafe { self.submitter.enter::<()>(queued, wanted, self.flags.bits(), None) };
+        // To see how much it has taken.
+        self.queue.sync();
         match entered {
             // Whatever it left queued is submitted in the next turn.
             Err(error) if !is_passing(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// How long the wait may last, if the kernel does not know yet.
+    fn time_to_tell(&self, wait: Wait) -> Option<Duration> {
+        match wait {
+            Wait::Until(at) if self.deadline.is_none_or(|told| at < told) => {
+                Some(at.saturating_duration_since(Instant::now()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Has the kernel end the wait in time. It is told only what is new to it: to set a timer for
+    /// each wait, and to take it back, would cost more than a message does.
+    fn queue_timer(&mut self, wait: Wait, time: &types::Timespec) {
+        let Wait::Until(at) = wait else { return };
+        match self.deadline {
+            Some(told) if told <= at => return,
+            // It may have passed meanwhile, and its completion be on the way.
+            Some(_) => {
+                let entry = opcode::TimeoutUpdate::new(user_data(DEADLINE, 0), time).build();
+                self.push(&entry.user_data(user_data(MOVED, 0)));
+            }
+            None => {
+                let entry = opcode::Timeout::new(time).build();
+                self.push(&entry.user_data(user_data(DEADLINE, 0)));
+            }
+        }
+        self.deadline = Some(at);
     }
 
     /// Queues an operation. Where the kernel takes none for good, the next turn says so.
@@ -329,18 +380,24 @@ impl Ring {
     }
 
     /// Sends `outgoing`, or a first part of it. A `quick` send is one that the kernel is expected
-    /// to take whole at once and of which nothing follows at once: its completion does not end the
-    /// wait that it is submitted with, and it fails with `EAGAIN` rather than wait itself.
+    /// to take whole at once, and that may be heard of in the next turn that something else brings
+    /// about. If the kernel does not take it whole, it ends at once with what was taken.
     ///
     /// # Panics
     ///
     /// If the connection is sending already.
     pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, quick: bool) {
+        let quick = quick && self.features.quick_sends;
         let bytes = outgoing.buffer.get(outgoing.from..outgoing.to).unwrap_or_default();
-        let dont_wait = if quick { libc::MSG_DONTWAIT } else { 0 };
+        let (flags, posts) = match quick {
+            // With MSG_WAITALL, less than all is a failure, which completes in any case.
+            true => (libc::MSG_DONTWAIT | libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS),
+            false => (0, squeue::Flags::empty()),
+        };
         let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | dont_wait)
+            .flags(libc::MSG_NOSIGNAL | flags)
             .build()
+            .flags(posts)
             .user_data(user_data(SEND, key));
         let index = key as usize;
         if self.sending.len() <= index {
@@ -352,18 +409,24 @@ impl Ring {
             *slot = Some(outgoing);
         }
         self.push(&entry);
-        self.quick_sends += u32::from(quick);
+        if quick {
+            self.quick_sends.push(key);
+        }
     }
 
-    /// Accepts connections of a listener, on and on, until it fails or is stopped.
+    /// Accepts one connection of a listener, unless it fails or is stopped. The kernel takes in no
+    /// more than it was asked for: what is not accepted yet waits where it costs no descriptor.
     pub fn accept(&mut self, listener: RawFd) {
-        let entry = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
+        let nobody = std::ptr::null_mut();
+        let entry = opcode::Accept::new(types::Fd(listener), nobody, std::ptr::null_mut());
+        let entry = entry.flags(libc::SOCK_CLOEXEC).build();
         self.push(&entry.user_data(user_data(ACCEPT, 0)));
     }
 
-    /// Ends accepting: its last completion will come soon, perhaps behind others.
+    /// Ends accepting: its last completions will come soon, perhaps behind others.
     pub fn stop_accepting(&mut self) {
-        let entry = opcode::AsyncCancel::new(user_data(ACCEPT, 0)).build();
+        let all = types::CancelBuilder::user_data(user_data(ACCEPT, 0)).all();
+        let entry = opcode::AsyncCancel2::new(all).build();
         self.push(&entry.user_data(user_data(STOP_ACCEPTING, 0)));
     }
 
@@ -405,8 +468,7 @@ fn read(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Done>
             return Some(Done::Sent { key, outgoing, result });
         }
         ACCEPT => {
-            let (socket, goes_on) = (accepted(result), cqueue::more(flags));
-            return Some(Done::Accepted { socket, goes_on });
+            return Some(Done::Accepted { socket: accepted(result) });
         }
         RUNTIME => return Some(Done::RuntimeReady),
         STOP => return Some(Done::NotStopped { key }),

@@ -290,6 +290,13 @@ impl Session {
         }
     }
 
+    /// Whether its keys, which cannot be changed, are good for few records more: it is time to take
+    /// leave.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        matches!(&self.stage, Stage::Open(traffic) if traffic.is_used_up())
+    }
+
     /// Appends `data`, encrypted, to `out`. False if the session cannot send.
     #[must_use]
     pub fn encrypt(&mut self, data: &[u8], out: &mut Vec<u8>) -> bool {

@@ -16,6 +16,8 @@ use std::net::Shutdown;
 const SEND_BYTES: usize = 4 * RECORD_BYTES;
 /// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
 const SPARE_BUFFERS: usize = 16;
+/// How long a peer has to take what must leave before its connection is handed over.
+const MOVE_TIMEOUT_MS: Millis = 5000;
 /// Sessions of a worker that keep the ciphers that they have made of their keys: about a KiB each,
 /// while to make them again takes a tenth of what a message costs.
 const MAX_WARM: usize = 1024;
@@ -62,7 +64,15 @@ pub struct TlsLink {
     /// Ends the sending direction when everything is with the kernel.
     finish: bool,
     /// Goes to that worker when everything is with the kernel.
-    moving: Option<(usize, Box<HandOver>)>,
+    moving: Option<Moving>,
+}
+
+/// Where a connection is to go.
+struct Moving {
+    worker: usize,
+    ticket: Box<HandOver>,
+    /// When it must have gone.
+    due: Millis,
 }
 
 impl TlsLink {
@@ -91,6 +101,11 @@ impl TlsLink {
     /// There is to be no handshake; the peer is told so as it is parted from.
     pub(super) fn refuse(&mut self) {
         self.session.refuse();
+    }
+
+    /// Whether the handshake is still under way.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking()
     }
 
     /// The alert that ends the session in good order, if nothing is in its way.
@@ -141,11 +156,19 @@ impl<C: Core> Worker<C> {
     pub(super) fn on_decrypted(&mut self, now: Millis, key: Key, received: &Received) {
         self.note_use(key);
         self.charge_tls(now, key);
-        self.flush_tls(key);
         match received {
-            Received::Open => {}
-            Received::Closed => self.core.on_end(now, key, true),
+            Received::Open => {
+                // It leaves along with what the core has to say to that.
+                if self.tls(key).is_some_and(|tls| !tls.out.is_empty()) {
+                    self.unflushed.push(key);
+                }
+            }
+            Received::Closed => {
+                self.flush_tls(key);
+                self.core.on_end(now, key, true);
+            }
             Received::Failed(error) => {
+                self.flush_tls(key);
                 self.core.on_transport_failed(now, key, &tls::explain(error));
             }
         }
@@ -210,11 +233,15 @@ impl<C: Core> Worker<C> {
         if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
             return self.core.on_written(now, key, write.buffer, None);
         }
+        let is_used_up = tls.session.is_used_up();
         let all = write.all && bytes == write.to - write.from;
         tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, all, in_flight: false });
         self.note_use(key);
         self.flush_tls(key);
         self.charge_tls(now, key);
+        if is_used_up {
+            self.core.on_transport_used_up(now, key);
+        }
     }
 
     /// Ends the session, and the sending direction after it.
@@ -231,16 +258,32 @@ impl<C: Core> Worker<C> {
     /// Moves the connection to another worker once everything is with the kernel.
     pub(super) fn hand_over_when_flushed(
         &mut self,
+        now: Millis,
         key: Key,
         worker: usize,
         ticket: Box<HandOver>,
     ) {
-        match self.tls(key) {
-            Some(tls) => {
-                tls.moving = Some((worker, ticket));
-                self.flush_tls(key);
+        let Some(tls) = self.tls(key) else { return self.hand_over(key, worker, ticket) };
+        let due = now + MOVE_TIMEOUT_MS;
+        tls.moving = Some(Moving { worker, ticket, due });
+        self.flush_tls(key);
+        if self.is_moving_until(key, due) {
+            self.moving.push_back((due, key));
+        }
+    }
+
+    /// Whether it is the one that has to be handed over by then, and not another that has its key.
+    fn is_moving_until(&mut self, key: Key, due: Millis) -> bool {
+        self.tls(key).and_then(|tls| tls.moving.as_ref()).is_some_and(|moving| moving.due == due)
+    }
+
+    /// Ends connections whose peers have not taken in time what must leave before they can be handed
+    /// over. The core knows nothing of them any more.
+    pub(super) fn end_overdue_moves(&mut self, now: Millis) {
+        while let Some((due, key)) = self.moving.pop_front_if(|(due, _)| *due <= now) {
+            if self.is_moving_until(key, due) {
+                self.end(key);
             }
-            None => self.hand_over(key, worker, ticket),
         }
     }
 
@@ -254,6 +297,13 @@ impl<C: Core> Worker<C> {
         if peer_closed {
             self.core.on_end(now, key, true);
         }
+    }
+
+    /// At the end of a turn: sends what TLS has to say where the core had nothing to add.
+    pub(super) fn flush_the_rest(&mut self) {
+        let mut unflushed = std::mem::take(&mut self.unflushed);
+        unflushed.drain(..).for_each(|key| self.flush_tls(key));
+        self.unflushed = unflushed;
     }
 
     /// Sends what is encrypted, unless a send is under way; without any, takes the step that
@@ -271,9 +321,10 @@ impl<C: Core> Worker<C> {
                 write.in_flight = true;
             }
             let outgoing = Outgoing { from: 0, to: out.len(), buffer: out };
-            let all = tls.write.as_ref().is_none_or(|write| write.all);
+            // What comes from TLS alone may be in the way of what the core will write.
+            let all = tls.write.as_ref().is_some_and(|write| write.all);
             self.send(key, outgoing, all);
-        } else if let Some((worker, ticket)) = tls.moving.take() {
+        } else if let Some(Moving { worker, ticket, .. }) = tls.moving.take() {
             self.hand_over(key, worker, ticket);
         } else if std::mem::take(&mut tls.finish) {
             // Fails only where the peer is gone, which its receive will tell.

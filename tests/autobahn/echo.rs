@@ -7,7 +7,7 @@
 //!
 //! `cargo run --example echo -- 127.0.0.1:0` prints the address that it listens on.
 
-use pyrycode_relay::config::Limits;
+use pyrycode_relay::config::{Limits, RingFeatures};
 use pyrycode_relay::metrics::Metrics;
 use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
 use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Reply, write_switching_protocols};
@@ -19,7 +19,6 @@ use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
-use pyrycode_relay::worker::features::Features;
 use pyrycode_relay::worker::{self, ProxyHeaders, Rings, Start, listener, ring};
 use slab::Slab;
 use std::error::Error;
@@ -62,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch: Instant::now(),
         wakes: channel(1).0,
     };
-    let rings = Rings::make(ring::MAX_ENTRIES, Features::ALL, u64::MAX, 1)?;
+    let rings = Rings::make(ring::MAX_ENTRIES, RingFeatures::ALL, u64::MAX, 1)?;
     Ok(worker::run_core(start, rings, |_| Echo::default())?)
 }
 
@@ -207,6 +206,8 @@ impl Core for Echo {
         Key(self.peers.insert(peer) as u32)
     }
 
+    fn on_transport_used_up(&mut self, _now: Millis, _key: Key) {}
+
     fn admit_handshake(&mut self, _now: Millis, _key: Key) -> bool {
         true
     }
@@ -257,14 +258,16 @@ impl Core for Echo {
         self.peers.get(key.0 as usize).is_some_and(|peer| matches!(peer.stage, Stage::Open))
     }
 
-    fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8]) {
-        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return };
+    fn on_bytes(&mut self, _now: Millis, key: Key, input: &mut [u8], _messages: &mut u32) -> usize {
+        let taken = input.len();
+        let Some(peer) = self.peers.get_mut(key.0 as usize) else { return taken };
         match peer.stage {
             Stage::Head(_) => peer.on_head_bytes(&mut self.spare, input),
             Stage::Open => peer.on_frame_bytes(&mut self.spare, input),
-            Stage::Closing | Stage::Dead => return,
+            Stage::Closing | Stage::Dead => return taken,
         }
         self.go_on(key);
+        taken
     }
 
     fn on_end(&mut self, _now: Millis, key: Key, clean: bool) {

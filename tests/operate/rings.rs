@@ -8,7 +8,8 @@ use tokio::net::TcpStream;
 
 use super::Stage;
 use super::common::{
-    Exit, Process, Raw, Relay, SOON, deny, limit_descriptors, limit_locked_memory, own_address, run,
+    Exit, Process, Raw, Relay, Request, SOON, TEXT, deny, envelope, limit_descriptors,
+    limit_locked_memory, masked, open_envelope, own_address, run,
 };
 
 /// What a worker's rings take of locked memory, in bytes, if they are as large as they can be.
@@ -172,4 +173,56 @@ async fn check_refuses_an_address_that_another_process_holds() {
     let exit = run(&["check", "--insecure-listen", &taken.to_string()]).await;
     assert_ends_with(&exit, 1, &["another process listens there", &held, "to replace it"]);
     assert_eq!(relay.health().await.status, "ok");
+}
+
+// ---- what rings make use of
+
+/// Asks and answers `times`, one message at a time.
+async fn converse(relay: &Relay, id: &str, times: usize) {
+    let mut binary = Raw::binary(relay, id).await;
+    let mut phone = Raw::phone(relay, id).await;
+    for number in 0..times {
+        phone.send(masked(TEXT, number.to_string())).await;
+        let (conn_id, asked) = open_envelope(&binary.recv_text().await);
+        assert_eq!(asked, number.to_string());
+        binary.send(masked(TEXT, envelope(&conn_id, &asked))).await;
+        assert_eq!(phone.recv_text().await, asked);
+    }
+}
+
+#[tokio::test]
+async fn it_serves_without_any_feature_of_newer_kernels_and_says_so() {
+    let all = "registered-ring,no-iowait,quick-sends";
+    for without in all.split(',').chain([all, ""]) {
+        let relay = Relay::start(&["--workers", "1", "--io-uring-without", without]).await;
+        let line = relay.wait_for_log("io_uring_features").await;
+        let said = line.get("err").unwrap();
+        let unused = said.split_once("without ").map_or("", |(_, unused)| unused);
+        for feature in without.split(',') {
+            assert!(unused.contains(feature), "{without:?}: {said}");
+        }
+        converse(&relay, "features", 50).await;
+    }
+}
+
+#[tokio::test]
+async fn a_wake_takes_one_system_call() {
+    let relay = Relay::start(&["--workers", "1", "--metrics-listen", "127.0.0.1:0"]).await;
+    let remote = relay.wait_for_log("listening_for_metrics").await;
+    let metrics: SocketAddr = remote.get("remote").unwrap().parse().unwrap();
+    let count = async |name: &str| -> f64 {
+        let mut raw = Raw::connect_to(metrics).await;
+        raw.send(Request::get("/metrics").set("Host", "127.0.0.1")).await;
+        let answer = raw.response().await;
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        let name = format!("pyrycode_relay_{name}{{core=\"0\"}} ");
+        body.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    let (enters, waits) = (count("ring_enters_total").await, count("ring_waits_total").await);
+    converse(&relay, "calm", 500).await;
+    let enters = count("ring_enters_total").await - enters;
+    let waits = count("ring_waits_total").await - waits;
+    println!("1,000 messages: {enters} calls of io_uring_enter for {waits} wakes");
+    assert!(enters <= 1.1 * waits, "{enters} calls for {waits} wakes");
+    assert!(enters <= 1.3 * 1000.0, "{enters} calls for 1,000 messages");
 }

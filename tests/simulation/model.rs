@@ -362,7 +362,7 @@ impl Model {
         format!(
             "{{\"status\":\"ok\",\"version\":\"{}\",\"connected_binaries\":{binaries},\
              \"connected_phones\":{phones},\"uptime_seconds\":{}}}",
-            env!("CARGO_PKG_VERSION"),
+            pyrycode_relay::config::VERSION,
             now / 1000
         )
     }
@@ -758,12 +758,15 @@ impl Model {
     /// The kernel holds so much for a closing peer: while it becomes less, the peer has its time.
     fn unsent(&mut self, link: Link, bytes: usize, now: Ms) {
         let timeout = self.limits.close_timeout_ms;
+        let flushed = self.is_flushed(link);
         let conn = self.conn(link);
         if conn.state != State::Closing {
             return;
         }
+        // Within a tick, a deadline may be met before the model expects it.
+        let met = flushed && conn.stage_due.is_some_and(|due| due <= now);
         let closing = &mut conn.closing;
-        let overdue = std::mem::take(&mut closing.overdue);
+        let overdue = std::mem::take(&mut closing.overdue) || met;
         let sank = bytes < closing.unsent;
         closing.unsent = bytes;
         if sank || !overdue {

@@ -302,7 +302,12 @@ impl World {
         let mut bytes = std::mem::replace(&mut self.sockets[link].inbound, rest);
         note!(self, "{link} -> {taken} B of {there}");
         let before = self.before(taken, false);
-        self.workers[worker].relay.on_bytes(self.now, key, &mut bytes);
+        // Two messages at a time, as if others took their turns in between.
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &mut bytes[at..];
+            at += self.workers[worker].relay.on_bytes(self.now, key, rest, &mut { 2 });
+        }
         self.commit(worker, &Event::Bytes(link, taken), before);
         self.receive(link);
     }

@@ -71,7 +71,9 @@ impl PipeRing {
         let memory = leaked(usize::from(BUFFERS) * BUFFER_BYTES)?;
         // SAFETY: the memory is page-aligned, zeroed, large enough for so many entries and never
         // freed.
-        unsafe { ring.submitter().register_buf_ring(entries as u64, BUFFERS, GROUP)? };
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(entries as u64, BUFFERS, GROUP, 0)?
+        };
         let mut ring = Self { ring, entries: entries.cast(), memory, tail: 0 };
         (0..BUFFERS).for_each(|buffer| ring.give_back(buffer));
         Ok(ring)

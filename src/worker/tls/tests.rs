@@ -548,6 +548,19 @@ fn no_key_is_used_for_too_long() {
 }
 
 #[test]
+fn keys_that_cannot_be_changed_are_used_up_some_time_before_their_end() {
+    for (_, session) in mirrored() {
+        let limit = Protection::of(suite(session.data().unwrap().suite)).unwrap().max_records();
+        for (sequence, is_used_up) in [(0, false), (limit - 65_537, false), (limit - 65_536, true)]
+        {
+            let (_, mut aged_session) = aged(&session, 0, sequence);
+            assert_eq!(aged_session.is_used_up(), is_used_up && !is_13(&session));
+            assert!(aged_session.encrypt(b"still good", &mut Vec::new()));
+        }
+    }
+}
+
+#[test]
 fn numbers_of_records_do_not_begin_anew() {
     for (_, session) in mirrored() {
         let (mut mirror, mut aged_session) = aged(&session, u64::MAX - 1, 0);

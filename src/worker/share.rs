@@ -1,0 +1,152 @@
+//! Each connection's fair share of a worker's turn.
+//!
+//! A connection may have a bounded number of messages read in a turn. What it sent beyond that
+//! waits in its receive buffers, and from then on, for as long as it goes on like this, in the
+//! kernel: it is read by small receives, one at a time. So whoever sends ten thousand messages at
+//! once takes turns with everybody else.
+
+use std::collections::VecDeque;
+
+/// Messages of one connection in one turn: more than a binary of sixteen busy phones sends in one,
+/// and well under a millisecond of the worker's time.
+const MESSAGES_PER_TURN: u16 = 512;
+/// Receives within its share before a connection is read like any other again.
+const SHORT_FOR_RECEIVES: u8 = 32;
+
+/// Bytes of a receive buffer that are still to be read: `from..to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Received {
+    pub(super) is_large: bool,
+    pub(super) buffer: u16,
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+/// The end of a stream, which is heard behind what came before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) is_clean: bool,
+}
+
+/// What a connection may still have of this turn, and what waits for the next.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    /// The last turn in which it had one. If that is taken for another one, far later, no harm is
+    /// done: what is left of the share is what it has.
+    turn: u32,
+    /// Messages that are left of that.
+    messages: u16,
+    /// It used up a share not long ago: that many receives have to go by.
+    short_for: u8,
+    /// On the heap only while something waits.
+    waiting: Option<Box<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    received: VecDeque<Received>,
+    end: Option<End>,
+}
+
+impl Share {
+    /// Messages that it may have read in this turn, from now on.
+    pub(super) fn of_turn(&mut self, turn: u32) -> u32 {
+        if self.turn != turn {
+            self.turn = turn;
+            self.messages = MESSAGES_PER_TURN;
+        }
+        self.messages.into()
+    }
+
+    /// Notes how many of them are left after something was read.
+    pub(super) fn spend(&mut self, left: u32) {
+        self.messages = left as u16;
+        self.short_for = match left {
+            0 => SHORT_FOR_RECEIVES,
+            _ => self.short_for.saturating_sub(1),
+        };
+    }
+
+    /// Whether it has used up a share of late.
+    pub(super) fn is_short(&self) -> bool {
+        self.short_for > 0
+    }
+
+    /// Whether something waits to be read.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// From now on `rest` waits.
+    pub(super) fn wait(&mut self, rest: Received) {
+        self.waiting.get_or_insert_default().received.push_front(rest);
+    }
+
+    /// This came behind what waits.
+    pub(super) fn wait_behind(&mut self, received: Received) {
+        self.waiting.get_or_insert_default().received.push_back(received);
+    }
+
+    /// The stream ends behind what waits.
+    pub(super) fn end_with(&mut self, is_clean: bool) {
+        self.waiting.get_or_insert_default().end = Some(End { is_clean });
+    }
+
+    /// What is to be read next. It still waits until [`Share::end_waiting`].
+    pub(super) fn next(&mut self) -> Option<Received> {
+        self.waiting.as_mut()?.received.pop_front()
+    }
+
+    /// The share of this turn has ended before `rest`.
+    pub(super) fn put_back(&mut self, rest: Received) {
+        self.wait(rest);
+    }
+
+    /// Nothing waits any more, but perhaps the end of the stream.
+    pub(super) fn end_waiting(&mut self) -> Option<End> {
+        self.waiting.take()?.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(buffer: u16) -> Received {
+        Received { is_large: false, buffer, from: 0, to: 1 }
+    }
+
+    #[test]
+    fn a_share_is_new_in_each_turn_and_what_is_left_of_it_is_not_saved_up() {
+        let mut share = Share::default();
+        assert_eq!(share.of_turn(1), u32::from(MESSAGES_PER_TURN));
+        share.spend(5);
+        assert_eq!((share.of_turn(1), share.is_short()), (5, false));
+        assert_eq!(share.of_turn(2), u32::from(MESSAGES_PER_TURN));
+        share.spend(0);
+        assert_eq!((share.of_turn(2), share.is_short()), (0, true));
+        for turn in 3..3 + u32::from(SHORT_FOR_RECEIVES) {
+            assert!(share.is_short());
+            share.of_turn(turn);
+            share.spend(1);
+        }
+        assert!(!share.is_short());
+    }
+
+    #[test]
+    fn what_waits_is_read_in_its_order_and_then_the_end() {
+        let mut share = Share::default();
+        assert!(!share.waits());
+        share.wait(received(1));
+        share.wait_behind(received(2));
+        share.end_with(true);
+        let first = share.next().unwrap();
+        share.put_back(Received { from: 1, to: 2, ..first });
+        share.wait_behind(received(3));
+        let order: Vec<u16> = std::iter::from_fn(|| share.next()).map(|r| r.buffer).collect();
+        assert_eq!(order, [1, 2, 3]);
+        assert!(share.waits());
+        assert_eq!(share.end_waiting(), Some(End { is_clean: true }));
+        assert!(!share.waits());
+    }
+}
