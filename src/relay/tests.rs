@@ -427,6 +427,33 @@ fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
 }
 
 #[test]
+fn what_was_sent_ahead_is_read_whole_by_who_has_won() {
+    let mut world = World::new();
+    let (holder, newcomer) = (world.binary("a"), world.binary("a"));
+    for number in 0..3 {
+        world.text(newcomer, &format!(r#"{{"conn_id":"nobody","frame":{number}}}"#));
+    }
+    let unknown = |world: &World| world.metrics.worker(0).get(Series::UnknownConnIds);
+    assert_eq!(unknown(&world), 0);
+    world.end(holder);
+    assert_eq!(unknown(&world), 3);
+}
+
+#[test]
+fn a_holder_that_cannot_be_told_of_a_phones_end_is_cut() {
+    let budget = SharedBudget::for_events_of(10, 4000, 1);
+    let mut world = World::of_worker(0, Limits::default(), budget, 1);
+    let (binary, hoarder, phone) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    let half = &masked(1, &[b' '; 5000])[..1508];
+    world.bytes(hoarder, half);
+    assert!(world.relay.charged_bytes() > 3000, "{}", world.relay.charged_bytes());
+    assert_eq!(world.cut, []);
+    world.end(phone);
+    assert!(world.cut.contains(&binary), "it believed in a phone that is not there");
+    assert_eq!(world.counts(), (0, 1));
+}
+
+#[test]
 fn at_most_one_ping_of_ours_waits_for_a_holder_that_does_not_read() {
     let mut world = World::new();
     let holder = world.binary("a");
