@@ -652,6 +652,35 @@ fn the_largest_backlog_of_the_process_goes_first_whoever_holds_it() {
 }
 
 #[test]
+fn workers_that_have_nothing_to_give_do_not_ask_each_other_without_end() {
+    let budget = SharedBudget::for_events_of(20_000, 120_000, 2);
+    let mut first = World::of_worker(0, Limits::default(), budget.clone(), 2);
+    let mut second = World::of_worker(1, Limits::default(), budget, 2);
+    let half = masked(1, &vec![b' '; 60_000]);
+    for (number, world) in [&mut first, &mut second].into_iter().enumerate() {
+        let id = id_of(number);
+        world.binary(&id);
+        let phone = world.phone(&id);
+        // More than its reserve of 10,000 bytes; both together more than may be leased.
+        world.bytes(phone, &half[..10_500]);
+    }
+    let phone = first.phone(&id_of(0));
+    first.bytes(phone, &half[..1000]);
+    for _ in 0..10 {
+        if first.asked.pop().is_some() {
+            second.relay.shed_under_pressure(second.now);
+            second.settle();
+        }
+        if second.asked.pop().is_some() {
+            first.relay.shed_under_pressure(first.now);
+            first.settle();
+        }
+    }
+    assert_eq!((first.asked.len(), second.asked.len()), (0, 0), "they go on asking");
+    assert!(first.cut.is_empty() && second.cut.is_empty(), "neither has to pay");
+}
+
+#[test]
 fn half_read_messages_are_charged_and_have_a_deadline() {
     let mut world = World::new();
     let (_binary, phone) = (world.binary("a"), world.phone("a"));
