@@ -36,6 +36,8 @@ struct Standing {
     wanted_bytes: AtomicU64,
     /// It has been asked to shed and has not looked into it yet.
     is_asked: AtomicBool,
+    /// It has nothing to give, until it takes more.
+    gives_nothing: AtomicBool,
 }
 
 impl SharedBudget {
@@ -169,6 +171,7 @@ impl Budget {
             return true;
         }
         self.lease_for(self.charged_bytes);
+        self.set_gives_nothing(false);
         self.is_within_headroom()
     }
 
@@ -270,6 +273,19 @@ impl Budget {
         if let Some(standing) = self.standing() {
             standing.largest_class.store(class, Ordering::Relaxed);
         }
+        self.set_gives_nothing(false);
+    }
+
+    /// Tells the other workers that it is no use to ask this one, until it takes more. Without that,
+    /// two that have nothing to give would ask each other without end.
+    pub fn give_nothing(&self) {
+        self.set_gives_nothing(true);
+    }
+
+    fn set_gives_nothing(&self, gives_nothing: bool) {
+        if let Some(standing) = self.standing() {
+            standing.gives_nothing.store(gives_nothing, Ordering::Relaxed);
+        }
     }
 
     /// The other worker that holds the largest backlog beyond its reserve, if that is larger than
@@ -283,13 +299,15 @@ impl Budget {
         self.beyond_reserves().max().map(|(_, worker)| worker)
     }
 
-    /// The other workers that hold something beyond their reserves: the class of the largest backlog
-    /// of each, and its number.
+    /// The other workers that hold something beyond their reserves, and may have something to give:
+    /// the class of the largest backlog of each, and its number.
     fn beyond_reserves(&self) -> impl Iterator<Item = (u32, usize)> {
         let others = self.shared.workers.iter().enumerate();
         others
             .filter(|(worker, standing)| {
-                *worker != self.worker && standing.beyond_bytes.load(Ordering::Relaxed) > 0
+                *worker != self.worker
+                    && standing.beyond_bytes.load(Ordering::Relaxed) > 0
+                    && !standing.gives_nothing.load(Ordering::Relaxed)
             })
             .map(|(worker, standing)| (standing.largest_class.load(Ordering::Relaxed), worker))
     }
@@ -308,7 +326,8 @@ impl Budget {
 
     /// Whether all that is charged lies within the reserve and the part of the headroom in which a
     /// worker may wait: no other worker can take those.
-    fn is_within_own(&self) -> bool {
+    #[must_use]
+    pub fn is_within_own(&self) -> bool {
         let own = self.reserve_bytes + self.shared.headroom_bytes;
         self.charged_bytes + self.shared.event_bytes <= own
     }
@@ -327,15 +346,18 @@ impl Budget {
         }
     }
 
+    /// Whether a backlog of `bytes`, the largest of this worker, lies beyond the reserve whole.
+    #[must_use]
+    pub fn can_give(&self, bytes: usize) -> bool {
+        bytes > 0 && self.charged_bytes >= self.reserve_bytes + bytes as u64
+    }
+
     /// Whether this worker is to shed a backlog of `bytes` and this class, its largest, for
-    /// others: they are short, it lies beyond the reserve whole, and nobody else who may be asked
-    /// holds a larger one. O(workers).
+    /// others: they are short, it can be given, and nobody else who may be asked holds a larger one.
+    /// O(workers).
     #[must_use]
     pub fn owes_others(&self, class: u32, bytes: usize) -> bool {
-        bytes > 0
-            && self.charged_bytes >= self.reserve_bytes + bytes as u64
-            && self.shared.is_short()
-            && self.larger_elsewhere(class).is_none()
+        self.can_give(bytes) && self.shared.is_short() && self.larger_elsewhere(class).is_none()
     }
 }
 

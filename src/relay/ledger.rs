@@ -200,8 +200,17 @@ impl Ledger {
     /// Whether this worker is to shed its largest backlog for others.
     #[must_use]
     pub fn owes_others(&self) -> bool {
-        let bytes = self.largest().map_or(0, |key| self.charges(key).total());
-        self.budget.owes_others(self.backlogs.largest_class(), bytes as usize)
+        self.budget.owes_others(self.backlogs.largest_class(), self.largest_bytes())
+    }
+
+    /// Whether this worker could shed its largest backlog for others.
+    #[must_use]
+    pub fn can_give(&self) -> bool {
+        self.budget.can_give(self.largest_bytes())
+    }
+
+    fn largest_bytes(&self) -> usize {
+        self.largest().map_or(0, |key| self.charges(key).total() as usize)
     }
 
     /// The lease behind it.

@@ -67,18 +67,22 @@ impl Relay {
         }
     }
 
-    /// Memory is short: has another worker pay that holds a larger backlog, as long as there is room
-    /// for one more event, or sheds the largest backlog here. False if nothing more is to be done.
+    /// Memory is short: has another worker pay, as long as there is room for one more event, or sheds
+    /// the largest backlog here. False if nothing more is to be done.
     fn relieve(&mut self, now: Millis) -> bool {
-        if let Some(worker) = self.ledger.payer() {
-            if self.ledger.budget().ask(worker) {
-                self.actions.push(Action::AskToShed(worker));
-            }
-            if self.ledger.budget().may_wait() {
-                return false;
-            }
+        let budget = self.ledger.budget();
+        let is_within_own = budget.is_within_own();
+        if is_within_own {
+            budget.give_nothing();
         }
-        self.shed_largest(now)
+        let payer = self.ledger.payer();
+        if let Some(worker) = payer
+            && budget.ask(worker)
+        {
+            self.actions.push(Action::AskToShed(worker));
+        }
+        let waits = is_within_own || (payer.is_some() && budget.may_wait());
+        !waits && self.shed_largest(now)
     }
 
     /// Another worker is short of memory, and this one held the largest backlog when it asked. It is
@@ -90,6 +94,9 @@ impl Relay {
         while self.ledger.owes_others() && self.shed_largest(now) {
             self.settle(now);
             self.ledger.give_back_idle();
+        }
+        if !self.ledger.can_give() {
+            self.ledger.budget().give_nothing();
         }
         self.settle(now);
     }

@@ -427,6 +427,33 @@ fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
 }
 
 #[test]
+fn what_was_sent_ahead_is_read_whole_by_who_has_won() {
+    let mut world = World::new();
+    let (holder, newcomer) = (world.binary("a"), world.binary("a"));
+    for number in 0..3 {
+        world.text(newcomer, &format!(r#"{{"conn_id":"nobody","frame":{number}}}"#));
+    }
+    let unknown = |world: &World| world.metrics.worker(0).get(Series::UnknownConnIds);
+    assert_eq!(unknown(&world), 0);
+    world.end(holder);
+    assert_eq!(unknown(&world), 3);
+}
+
+#[test]
+fn a_holder_that_cannot_be_told_of_a_phones_end_is_cut() {
+    let budget = SharedBudget::for_events_of(10, 4000, 1);
+    let mut world = World::of_worker(0, Limits::default(), budget, 1);
+    let (binary, hoarder, phone) = (world.binary("a"), world.phone("a"), world.phone("a"));
+    let half = &masked(1, &[b' '; 5000])[..1508];
+    world.bytes(hoarder, half);
+    assert!(world.relay.charged_bytes() > 3000, "{}", world.relay.charged_bytes());
+    assert_eq!(world.cut, []);
+    world.end(phone);
+    assert!(world.cut.contains(&binary), "it believed in a phone that is not there");
+    assert_eq!(world.counts(), (0, 1));
+}
+
+#[test]
 fn at_most_one_ping_of_ours_waits_for_a_holder_that_does_not_read() {
     let mut world = World::new();
     let holder = world.binary("a");
@@ -622,6 +649,35 @@ fn the_largest_backlog_of_the_process_goes_first_whoever_holds_it() {
     assert!(hoarders.counts().1 < there_before, "somebody has paid");
     // All of them larger than any here, but in the reserve.
     assert!(hoarders.counts().1 >= 5, "{:?}", hoarders.counts());
+}
+
+#[test]
+fn workers_that_have_nothing_to_give_do_not_ask_each_other_without_end() {
+    let budget = SharedBudget::for_events_of(20_000, 120_000, 2);
+    let mut first = World::of_worker(0, Limits::default(), budget.clone(), 2);
+    let mut second = World::of_worker(1, Limits::default(), budget, 2);
+    let half = masked(1, &vec![b' '; 60_000]);
+    for (number, world) in [&mut first, &mut second].into_iter().enumerate() {
+        let id = id_of(number);
+        world.binary(&id);
+        let phone = world.phone(&id);
+        // More than its reserve of 10,000 bytes; both together more than may be leased.
+        world.bytes(phone, &half[..10_500]);
+    }
+    let phone = first.phone(&id_of(0));
+    first.bytes(phone, &half[..1000]);
+    for _ in 0..10 {
+        if first.asked.pop().is_some() {
+            second.relay.shed_under_pressure(second.now);
+            second.settle();
+        }
+        if second.asked.pop().is_some() {
+            first.relay.shed_under_pressure(first.now);
+            first.settle();
+        }
+    }
+    assert_eq!((first.asked.len(), second.asked.len()), (0, 0), "they go on asking");
+    assert!(first.cut.is_empty() && second.cut.is_empty(), "neither has to pay");
 }
 
 #[test]

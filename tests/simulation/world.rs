@@ -301,7 +301,10 @@ impl World {
         let rest = self.sockets[link].inbound.split_off(taken);
         let mut bytes = std::mem::replace(&mut self.sockets[link].inbound, rest);
         note!(self, "{link} -> {taken} B of {there}");
-        let before = self.before(taken, false);
+        // What came earlier of a message is passed on with its end.
+        let conn = &self.model.conns[link];
+        let half_read = conn.fragments.unwrap_or(0) + conn.partial_bytes();
+        let before = self.before(taken + half_read, false);
         // Two messages at a time, as if others took their turns in between.
         let mut at = 0;
         while at < bytes.len() {
