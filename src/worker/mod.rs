@@ -242,6 +242,8 @@ struct Worker<C> {
     starved: VecDeque<Key>,
     /// Connections that have used up their share of a turn, the longest waiting first.
     waiting: VecDeque<Key>,
+    /// Connections whose handshakes wait for a step, the longest waiting first.
+    shaking: VecDeque<Key>,
     turn_number: u32,
     /// The next turn waits for nothing.
     hurry: bool,
@@ -297,6 +299,7 @@ impl<C: Core> Worker<C> {
             ring,
             starved: VecDeque::new(),
             waiting: VecDeque::new(),
+            shaking: VecDeque::new(),
             turn_number: 0,
             hurry: false,
             moving: VecDeque::new(),
@@ -334,9 +337,9 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&mut self) -> Wait {
-        let is_busy =
-            std::mem::take(&mut self.hurry) || !self.starved.is_empty() || !self.waiting.is_empty();
-        if is_busy || !self.mailbox.is_empty() {
+        let queues = [&self.starved, &self.waiting, &self.shaking];
+        let is_busy = queues.iter().any(|queue| !queue.is_empty());
+        if std::mem::take(&mut self.hurry) || is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }
         let overdue = self.moving.front().map(|(due, _)| *due);
