@@ -23,6 +23,18 @@ pub struct Place {
     index: u32,
 }
 
+impl Place {
+    /// The number of its list.
+    #[inline]
+    pub(super) fn list(self) -> u16 {
+        self.list
+    }
+}
+
+/// A place is not one of its list: the fault of whoever keeps places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Misplaced;
+
 /// The lists, smallest class first.
 pub struct Backlogs {
     lists: Vec<Vec<Key>>,
@@ -39,7 +51,7 @@ impl Default for Backlogs {
 impl Backlogs {
     /// The list of a charge; 0 for one too small to track.
     #[inline]
-    fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
+    pub(super) fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
         if charged_bytes < MIN_BYTES {
             return 0;
         }
@@ -51,7 +63,10 @@ impl Backlogs {
 
     /// Notes the new charge of `key` and whether it is unread. Where another connection had to move
     /// within its list, it is returned with its new place, which the caller must store.
-    #[must_use]
+    ///
+    /// # Errors
+    ///
+    /// [`Misplaced`] if `place` is none that this has given.
     #[inline]
     pub fn update(
         &mut self,
@@ -59,10 +74,10 @@ impl Backlogs {
         place: &mut Place,
         charged_bytes: u32,
         is_unread: bool,
-    ) -> Option<(Key, Place)> {
+    ) -> Result<Option<(Key, Place)>, Misplaced> {
         let list = Self::list_of(charged_bytes, is_unread);
         if list == place.list {
-            return None;
+            return Ok(None);
         }
         let moved = self.take_out(*place);
         *place = Place::default();
@@ -76,15 +91,14 @@ impl Backlogs {
         moved
     }
 
-    fn take_out(&mut self, place: Place) -> Option<(Key, Place)> {
+    fn take_out(&mut self, place: Place) -> Result<Option<(Key, Place)>, Misplaced> {
         if place.list == 0 {
-            return None;
+            return Ok(None);
         }
-        let list = self.lists.get_mut(usize::from(place.list))?;
+        let list = self.lists.get_mut(usize::from(place.list)).ok_or(Misplaced)?;
         let index = place.index as usize;
         if index >= list.len() {
-            debug_assert!(false, "place outside of its list");
-            return None;
+            return Err(Misplaced);
         }
         list.swap_remove(index);
         let moved = list.get(index).map(|key| (*key, place));
@@ -95,7 +109,7 @@ impl Backlogs {
             }
             self.mark(place.list, false);
         }
-        moved
+        Ok(moved)
     }
 
     fn mark(&mut self, list: u16, is_occupied: bool) {
@@ -142,7 +156,7 @@ mod tests {
             charges[pick] = (rng.random_range(0..1u32 << bits), rng.random_range(0..2) == 0);
             let mut place = places[pick];
             let (bytes, unread) = charges[pick];
-            let moved = backlogs.update(Key(pick as u32), &mut place, bytes, unread);
+            let moved = backlogs.update(Key(pick as u32), &mut place, bytes, unread).unwrap();
             places[pick] = place;
             if let Some((key, place)) = moved {
                 places[key.0 as usize] = place;
@@ -171,7 +185,7 @@ mod tests {
         for (key, (bytes, unread)) in
             [(9000, false), (8200, true), (9900, false)].iter().enumerate()
         {
-            let _moved = backlogs.update(Key(key as u32), &mut places[key], *bytes, *unread);
+            backlogs.update(Key(key as u32), &mut places[key], *bytes, *unread).unwrap();
         }
         assert_eq!(backlogs.largest(), Some(Key(1)));
         assert_eq!(Backlogs::list_of(u32::MAX, true) as usize, LISTS - 1);

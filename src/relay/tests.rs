@@ -6,7 +6,7 @@ use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
 use crate::config::{Limits, LogFormat};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Series};
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
 use crate::telemetry::tests::logged;
@@ -387,6 +387,28 @@ fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
 }
 
 #[test]
+fn fragments_have_their_share_like_messages() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let (mut first, mut empty, mut last) = (masked(1, b"1"), masked(0, b""), masked(0, b"2"));
+    first[0] = 1;
+    empty[0] = 0;
+    last[0] = 0x80;
+    let mut left = [first, empty.repeat(1000), last].concat();
+    let mut turns = 0;
+    while !left.is_empty() {
+        let mut messages = 100;
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut messages);
+        assert!(taken <= 100 * empty.len() + 2, "{taken} bytes in one turn");
+        left.drain(..taken);
+        world.settle();
+        turns += 1;
+    }
+    assert_eq!(turns, 11);
+    assert!(world.texts(binary)[0].ends_with(r#""frame":12}"#));
+}
+
+#[test]
 fn what_a_newcomer_sends_ahead_is_charged_whole_and_bounded_at_once() {
     let mut world = World::new();
     let holder = world.binary("a");
@@ -618,6 +640,32 @@ fn half_read_messages_are_charged_and_have_a_deadline() {
     assert_eq!(world.counts(), (1, 0), "30 s after its first byte, however it dribbles");
     assert!(world.cut.contains(&phone));
     assert_eq!(world.relay.charged_bytes(), 0);
+}
+
+#[test]
+fn whose_keys_are_used_up_is_told_once_and_may_come_again() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    for _ in 0..2 {
+        world.relay.on_transport_used_up(world.now, phone);
+        world.settle();
+    }
+    let told = (1001, "TLS keys used up".to_owned());
+    assert_eq!(world.closed(phone), told);
+    assert!(world.texts(binary)[0].ends_with(r#","close_code":1001}"#));
+    let other = world.phone("a");
+    world.relay.on_transport_used_up(world.now, binary);
+    world.settle();
+    assert_eq!(world.closed(binary), told);
+    // Its phones wait for it, and its id is its own.
+    assert_eq!(world.counts(), (0, 1));
+    world.binary("a");
+    assert_eq!(world.closed(other).0, 4404);
+    // Who has not asked for anything is not concerned.
+    let visitor = world.connect();
+    world.relay.on_transport_used_up(world.now, visitor);
+    world.settle();
+    assert!(!world.cut.contains(&visitor));
 }
 
 #[test]
@@ -884,4 +932,16 @@ fn what_a_binary_does_wrong_over_and_over_is_counted_and_told() {
     world.bytes(flooder, &flood);
     let ends: Vec<String> = lines(&mut world, &|world| world.relay.shut_down(world.now));
     assert!(ends.iter().any(|line| line.contains("err=\"995 more like these")), "{ends:?}");
+}
+
+#[test]
+fn a_broken_invariant_is_counted_and_logged_and_an_assertion_in_debug_builds() {
+    let mut world = World::new();
+    let alive = world.connect();
+    let log = logged(LogFormat::Json, || {
+        let released = std::panic::AssertUnwindSafe(|| world.relay.release(alive));
+        assert_eq!(std::panic::catch_unwind(released).is_err(), cfg!(debug_assertions));
+    });
+    assert!(log.contains(r#""event":"invariant_broken""#), "{log}");
+    assert_eq!(world.metrics.worker(0).get(Series::InvariantsBroken), 1);
 }

@@ -33,6 +33,10 @@ pub trait Core {
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::on_transport_used_up`].
+    fn on_transport_used_up(&mut self, now: Millis, key: Key);
+    /// See [`Relay::admit_handshake`].
+    fn admit_handshake(&mut self, now: Millis, key: Key) -> bool;
     /// See [`Relay::on_plain_http`].
     fn on_plain_http(&mut self, now: Millis, key: Key);
     /// See [`Relay::charge_transport`].
@@ -45,6 +49,8 @@ pub trait Core {
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>);
     /// See [`Relay::on_unsent`].
     fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize);
+    /// See [`Relay::take_queued_behind`].
+    fn take_queued_behind(&mut self) -> bool;
     /// See [`Relay::on_timers`].
     fn on_timers(&mut self, now: Millis);
     /// See [`Relay::next_wake_ms`].
@@ -115,6 +121,16 @@ impl Core for Relay {
     }
 
     #[inline]
+    fn on_transport_used_up(&mut self, now: Millis, key: Key) {
+        self.on_transport_used_up(now, key);
+    }
+
+    #[inline]
+    fn admit_handshake(&mut self, now: Millis, key: Key) -> bool {
+        self.admit_handshake(now, key)
+    }
+
+    #[inline]
     fn on_plain_http(&mut self, now: Millis, key: Key) {
         self.on_plain_http(now, key);
     }
@@ -142,6 +158,11 @@ impl Core for Relay {
     #[inline]
     fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize) {
         self.on_unsent(now, key, bytes);
+    }
+
+    #[inline]
+    fn take_queued_behind(&mut self) -> bool {
+        self.take_queued_behind()
     }
 
     #[inline]

@@ -265,6 +265,8 @@ struct Worker<C> {
     done: Vec<Done>,
     actions: Vec<Action>,
     warm: Warm,
+    /// Connections whose TLS has something to say, with what the core writes in this turn.
+    unflushed: Vec<Key>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -316,6 +318,7 @@ impl<C: Core> Worker<C> {
             done: Vec::new(),
             actions: Vec::new(),
             warm: Warm::default(),
+            unflushed: Vec::new(),
             spare: Vec::new(),
         })
     }
@@ -339,7 +342,9 @@ impl<C: Core> Worker<C> {
     fn next_wait(&mut self) -> Wait {
         let queues = [&self.starved, &self.waiting, &self.shaking];
         let is_busy = queues.iter().any(|queue| !queue.is_empty());
-        if std::mem::take(&mut self.hurry) || is_busy || !self.mailbox.is_empty() {
+        // What waits behind a quick send goes on when that is over, of which nothing tells.
+        let is_behind = self.core.take_queued_behind() || std::mem::take(&mut self.hurry);
+        if is_behind || is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }
         let overdue = self.moving.front().map(|(due, _)| *due);
@@ -383,6 +388,7 @@ impl<C: Core> Worker<C> {
         self.accept_after_rest(now);
         self.end_overdue_moves(now);
         self.carry_out(now);
+        self.flush_the_rest();
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
                 self.receive(key);

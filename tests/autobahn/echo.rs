@@ -70,6 +70,7 @@ struct Echo {
     peers: Slab<Peer>,
     spare: SpareBuffers,
     actions: Vec<Action>,
+    queued_behind: bool,
 }
 
 struct Peer {
@@ -136,7 +137,7 @@ impl Peer {
                     frames::push_pong(&mut pong, payload);
                     outbox.push_control(&pong);
                 }
-                Ok(Some(Incoming::Pong(_))) => {}
+                Ok(Some(Incoming::Pong(_) | Incoming::Fragment)) => {}
                 Ok(Some(Incoming::Close(code))) => break Ok(code),
                 Err(error) => break Err(error),
             }
@@ -183,8 +184,9 @@ impl Echo {
             return;
         }
         if !peer.outbox.is_empty() {
-            if !peer.outbox.in_flight() {
-                self.actions.push(Action::Write(key));
+            match peer.outbox.in_flight() {
+                true => self.queued_behind = true,
+                false => self.actions.push(Action::Write(key)),
             }
         } else if peer.ended {
             peer.stage = Stage::Dead;
@@ -204,6 +206,12 @@ impl Core for Echo {
             ended: false,
         };
         Key(self.peers.insert(peer) as u32)
+    }
+
+    fn on_transport_used_up(&mut self, _now: Millis, _key: Key) {}
+
+    fn admit_handshake(&mut self, _now: Millis, _key: Key) -> bool {
+        true
     }
 
     fn take_census(&self) {}
@@ -262,6 +270,10 @@ impl Core for Echo {
         }
         self.go_on(key);
         taken
+    }
+
+    fn take_queued_behind(&mut self) -> bool {
+        std::mem::take(&mut self.queued_behind)
     }
 
     fn on_end(&mut self, _now: Millis, key: Key, clean: bool) {
