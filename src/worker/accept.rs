@@ -11,6 +11,7 @@ use crate::relay::timers::Millis;
 use crate::telemetry::Remote;
 use socket2::Socket;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use tracing::error;
 
@@ -102,7 +103,10 @@ impl<C: Core> Worker<C> {
     /// Accepts no more, and closes the listener.
     pub(super) fn stop_accepting(&mut self) {
         self.accepting.rests_until = None;
-        if self.listener.take().is_some() {
+        if let Some(listener) = self.listener.take() {
+            // At once, for accepts that are under way keep it open: the worker may end before the
+            // kernel has heard that they are to stop. It fails for no socket that listens.
+            let _ = listener.shutdown(Shutdown::Both);
             self.ring.stop_accepting();
         }
     }

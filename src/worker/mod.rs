@@ -242,6 +242,8 @@ struct Worker<C> {
     starved: VecDeque<Key>,
     /// Connections that have used up their share of a turn, the longest waiting first.
     waiting: VecDeque<Key>,
+    /// Connections whose handshakes wait for a step, the longest waiting first.
+    shaking: VecDeque<Key>,
     turn_number: u32,
     /// The next turn waits for nothing.
     hurry: bool,
@@ -299,6 +301,7 @@ impl<C: Core> Worker<C> {
             ring,
             starved: VecDeque::new(),
             waiting: VecDeque::new(),
+            shaking: VecDeque::new(),
             turn_number: 0,
             hurry: false,
             moving: VecDeque::new(),
@@ -337,10 +340,11 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&mut self) -> Wait {
+        let queues = [&self.starved, &self.waiting, &self.shaking];
+        let is_busy = queues.iter().any(|queue| !queue.is_empty());
         // What waits behind a quick send goes on when that is over, of which nothing tells.
         let is_behind = self.core.take_queued_behind() || std::mem::take(&mut self.hurry);
-        let is_busy = is_behind || !self.starved.is_empty() || !self.waiting.is_empty();
-        if is_busy || !self.mailbox.is_empty() {
+        if is_behind || is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }
         let overdue = self.moving.front().map(|(due, _)| *due);

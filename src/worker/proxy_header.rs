@@ -3,7 +3,7 @@
 
 use super::Worker;
 use super::core::Core;
-use super::share::Received;
+use super::share::{Place, Received};
 use super::tls;
 use super::tls_link::decrypt;
 use crate::metrics::Series;
@@ -22,12 +22,17 @@ impl<C: Core> Worker<C> {
         now: Millis,
         key: Key,
         received: Received,
+        held: &mut [u8],
         messages: &mut u32,
     ) -> Received {
         let nothing = received.read();
-        let Received { is_large, buffer, from, to, .. } = received;
-        let group = if is_large { &mut self.large } else { &mut self.small };
-        let input = group.received(buffer, to).get_mut(from..).unwrap_or_default();
+        let Received { place, from, to, .. } = received;
+        let bytes = match place {
+            Place::Small(buffer) => self.small.received(buffer, to),
+            Place::Large(buffer) => self.large.received(buffer, to),
+            Place::Held => held,
+        };
+        let input = bytes.get_mut(from..).unwrap_or_default();
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return nothing };
         let rest = match link.proxy_header.as_mut().map(|header| header.read(input)) {
             None => input,

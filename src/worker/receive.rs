@@ -5,7 +5,7 @@ use super::Worker;
 use super::buffers::BufferGroup;
 use super::core::Core;
 use super::ring::Reading;
-use super::share::Received;
+use super::share::{Place, Received};
 use crate::metrics::Series;
 use crate::relay::Key;
 use crate::relay::timers::Millis;
@@ -65,13 +65,16 @@ impl<C: Core> Worker<C> {
         result: i32,
     ) {
         let turn = self.turn_number;
-        let is_large = reading == Reading::Large;
+        let place = match reading {
+            Reading::Large => Place::Large(buffer),
+            Reading::On | Reading::Small => Place::Small(buffer),
+        };
         let received = match (usize::try_from(result), self.link(key)) {
             (Ok(bytes @ 1..), Some(link)) if !link.cut => {
                 link.note_received(reading, bytes);
-                Received::new(is_large, buffer, bytes)
+                Received::new(place, bytes)
             }
-            _ => return self.give_back(is_large, buffer),
+            _ => return self.give_back(place),
         };
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
         if link.share.waits() {
@@ -84,13 +87,15 @@ impl<C: Core> Worker<C> {
     /// Has the core read what was received, as far as the connection's share of this turn goes;
     /// what is left of it. What is not has been given back to the kernel.
     fn read(&mut self, now: Millis, key: Key, received: Received, turn: u32) -> Option<Received> {
-        let Received { is_large, buffer, from, to, opened } = received;
+        let Received { place, from, to, opened } = received;
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else {
-            self.give_back(is_large, buffer);
+            self.give_back(place);
             return None;
         };
         if link.is_handshaking() {
-            let Some(left) = self.handshakes_left.checked_sub(1) else { return Some(received) };
+            let Some(left) = self.handshakes_left.checked_sub(1) else {
+                return self.await_handshake(now, key, received);
+            };
             self.handshakes_left = left;
         }
         let mut messages = link.share.of_turn(turn);
@@ -98,8 +103,15 @@ impl<C: Core> Worker<C> {
             return Some(received);
         }
         let is_plain = link.is_plain();
-        let group = if is_large { &mut self.large } else { &mut self.small };
-        let bytes = group.received(buffer, to);
+        let mut held = Vec::new();
+        let bytes = match place {
+            Place::Small(buffer) => self.small.received(buffer, to),
+            Place::Large(buffer) => self.large.received(buffer, to),
+            Place::Held => {
+                held = link.share.take_held();
+                held.as_mut_slice()
+            }
+        };
         let left = if received.is_opened() {
             let input = bytes.get_mut(opened.0..opened.1).unwrap_or_default();
             let read = self.core.on_bytes(now, key, input, &mut messages);
@@ -109,8 +121,11 @@ impl<C: Core> Worker<C> {
             let read = self.core.on_bytes(now, key, input, &mut messages);
             Received { from: from + read, ..received }
         } else {
-            self.on_layered_bytes(now, key, received, &mut messages)
+            self.on_layered_bytes(now, key, received, &mut held, &mut messages)
         };
+        if place == Place::Held {
+            self.charge_tls(now, key);
+        }
         let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
         if let Some(link) = link.filter(|link| !link.cut) {
             link.share.spend(messages);
@@ -118,21 +133,43 @@ impl<C: Core> Worker<C> {
                 return Some(left);
             }
         }
-        self.give_back(is_large, buffer);
+        self.give_back(place);
         None
+    }
+
+    /// What is for a handshake waits for its step, which may take long where many connect: not in a
+    /// receive buffer, or nobody else would be heard meanwhile.
+    fn await_handshake(&mut self, now: Millis, key: Key, received: Received) -> Option<Received> {
+        let Received { place, from, to, .. } = received;
+        let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut)?;
+        let bytes = match place {
+            Place::Small(buffer) => self.small.received(buffer, to),
+            Place::Large(buffer) => self.large.received(buffer, to),
+            Place::Held => return Some(received),
+        };
+        let held = link.share.hold(bytes.get(from..).unwrap_or_default());
+        self.give_back(place);
+        self.charge_tls(now, key);
+        Some(held)
     }
 
     /// The rest of what a connection has sent waits until it has a share of a turn again.
     fn await_turn(&mut self, key: Key, rest: Received) {
-        if let Some(link) = self.link(key) {
-            link.share.wait(rest);
-            self.waiting.push_back(key);
+        let Some(link) = self.link(key) else { return };
+        link.share.wait(rest);
+        match rest.place {
+            Place::Held => self.shaking.push_back(key),
+            _ => self.waiting.push_back(key),
         }
     }
 
     /// Reads on for connections that had used up their share, each by its share of this turn.
     pub(super) fn read_waiting(&mut self, now: Millis) {
         let turn = self.turn_number;
+        for _ in 0..self.shaking.len().min(HANDSHAKES_PER_TURN as usize) {
+            let Some(key) = self.shaking.pop_front() else { break };
+            self.read_on(now, key, turn);
+        }
         for _ in 0..self.waiting.len() {
             let Some(key) = self.waiting.pop_front() else { return };
             self.read_on(now, key, turn);
@@ -142,11 +179,7 @@ impl<C: Core> Worker<C> {
     fn read_on(&mut self, now: Millis, key: Key, turn: u32) {
         while let Some(received) = self.link(key).and_then(|link| link.share.next()) {
             if let Some(rest) = self.read(now, key, received, turn) {
-                if let Some(link) = self.link(key) {
-                    link.share.put_back(rest);
-                    self.waiting.push_back(key);
-                }
-                return;
+                return self.await_turn(key, rest);
             }
         }
         let Some(link) = self.link(key) else { return };
@@ -159,13 +192,16 @@ impl<C: Core> Worker<C> {
     /// Gives back the buffers of a connection that ends, whose bytes nobody reads any more.
     pub(super) fn forget_received(&mut self, key: Key) {
         while let Some(received) = self.link(key).and_then(|link| link.share.next()) {
-            self.give_back(received.is_large, received.buffer);
+            self.give_back(received.place);
         }
     }
 
-    fn give_back(&mut self, is_large: bool, buffer: u16) {
-        let group = if is_large { &mut self.large } else { &mut self.small };
-        group.give_back(buffer);
+    fn give_back(&mut self, place: Place) {
+        match place {
+            Place::Small(buffer) => self.small.give_back(buffer),
+            Place::Large(buffer) => self.large.give_back(buffer),
+            Place::Held => {}
+        }
     }
 
     /// A receive has completed, or goes on; the core has what it brought.
@@ -252,8 +288,8 @@ impl<C: Core> Worker<C> {
             return;
         }
         let reading = match link.next {
-            // The rest of a flood waits in the kernel.
-            _ if link.share.is_short() => Reading::Small,
+            // The rest of a flood waits in the kernel, and what is held of a handshake is bounded.
+            _ if link.share.is_short() || link.is_handshaking() => Reading::Small,
             // It may go to another worker, which a receive that goes on would not follow.
             Reading::On if !is_open => Reading::Small,
             reading => reading,

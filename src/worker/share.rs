@@ -13,20 +13,30 @@ const MESSAGES_PER_TURN: u16 = 512;
 /// Receives within its share before a connection is read like any other again.
 const SHORT_FOR_RECEIVES: u8 = 32;
 
-/// Bytes of a receive buffer that are still to be read: `opened`, which is what TLS has made of those
-/// that came first, and then `from..to`.
+/// Where bytes are that were received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a small receive buffer.
+    Small(u16),
+    /// In a large one.
+    Large(u16),
+    /// In memory of the connection's own: see [`Share::hold`].
+    Held,
+}
+
+/// Bytes that are still to be read: `opened`, which is what TLS has made of those that came first,
+/// and then `from..to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Received {
-    pub(super) is_large: bool,
-    pub(super) buffer: u16,
+    pub(super) place: Place,
     pub(super) opened: (usize, usize),
     pub(super) from: usize,
     pub(super) to: usize,
 }
 
 impl Received {
-    pub(super) fn new(is_large: bool, buffer: u16, bytes: usize) -> Self {
-        Self { is_large, buffer, opened: (0, 0), from: 0, to: bytes }
+    pub(super) fn new(place: Place, bytes: usize) -> Self {
+        Self { place, opened: (0, 0), from: 0, to: bytes }
     }
 
     /// Whether some of it is opened and still to be read.
@@ -68,6 +78,7 @@ pub(super) struct Share {
 #[derive(Debug, Default)]
 struct Waiting {
     received: VecDeque<Received>,
+    held: Vec<u8>,
     end: Option<End>,
 }
 
@@ -100,7 +111,7 @@ impl Share {
         self.waiting.is_some()
     }
 
-    /// From now on `rest` waits.
+    /// From now on `rest` waits, before everything else that does.
     pub(super) fn wait(&mut self, rest: Received) {
         self.waiting.get_or_insert_default().received.push_front(rest);
     }
@@ -108,6 +119,23 @@ impl Share {
     /// This came behind what waits.
     pub(super) fn wait_behind(&mut self, received: Received) {
         self.waiting.get_or_insert_default().received.push_back(received);
+    }
+
+    /// Takes what is to wait for longer than a receive buffer may be kept from others. There must be
+    /// nothing else that is held.
+    pub(super) fn hold(&mut self, bytes: &[u8]) -> Received {
+        bytes.clone_into(&mut self.waiting.get_or_insert_default().held);
+        Received::new(Place::Held, bytes.len())
+    }
+
+    /// Gives up what is held.
+    pub(super) fn take_held(&mut self) -> Vec<u8> {
+        self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.held)).unwrap_or_default()
+    }
+
+    /// The memory of what is held, in bytes.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.held.capacity())
     }
 
     /// The stream ends behind what waits.
@@ -118,11 +146,6 @@ impl Share {
     /// What is to be read next. It still waits until [`Share::end_waiting`].
     pub(super) fn next(&mut self) -> Option<Received> {
         self.waiting.as_mut()?.received.pop_front()
-    }
-
-    /// The share of this turn has ended before `rest`.
-    pub(super) fn put_back(&mut self, rest: Received) {
-        self.wait(rest);
     }
 
     /// Nothing waits any more, but perhaps the end of the stream.
@@ -136,7 +159,7 @@ mod tests {
     use super::*;
 
     fn received(buffer: u16) -> Received {
-        Received::new(false, buffer, 1)
+        Received::new(Place::Small(buffer), 1)
     }
 
     #[test]
@@ -164,10 +187,10 @@ mod tests {
         share.wait_behind(received(2));
         share.end_with(true);
         let first = share.next().unwrap();
-        share.put_back(Received { from: 0, ..first });
+        share.wait(Received { from: 0, ..first });
         share.wait_behind(received(3));
-        let order: Vec<u16> = std::iter::from_fn(|| share.next()).map(|r| r.buffer).collect();
-        assert_eq!(order, [1, 2, 3]);
+        let order: Vec<Place> = std::iter::from_fn(|| share.next()).map(|r| r.place).collect();
+        assert_eq!(order, [1, 2, 3].map(Place::Small));
         assert!(share.waits());
         assert_eq!(share.end_waiting(), Some(End { is_clean: true }));
         assert!(!share.waits());

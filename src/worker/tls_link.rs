@@ -214,7 +214,9 @@ impl<C: Core> Worker<C> {
 
     /// Has the core charge the connection for what its TLS holds.
     pub(super) fn charge_tls(&mut self, now: Millis, key: Key) {
-        if let Some(bytes) = self.tls(key).map(|tls| tls.held_bytes()) {
+        let Some(link) = self.link(key) else { return };
+        if let Some(tls) = &link.tls {
+            let bytes = tls.held_bytes() + link.share.held_bytes();
             self.core.charge_transport(now, key, bytes);
         }
     }
