@@ -28,11 +28,11 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
     }
     let err = match refusal.cause {
         Cause::Rate => return info!(%remote, path, "rate_limited"),
-        Cause::Connections => "there are as many as --max-connections allows",
-        Cause::ConnectionsOfAddress => {
-            "its address has as many as --max-connections-per-address allows"
+        Cause::Connections => "the relay has reached --max-connections",
+        Cause::ConnectionsOfAddress => "its address has reached --max-connections-per-address",
+        Cause::VisitorsOfAddress => {
+            "its address has too many connections without an upgrade request"
         }
-        Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
     };
     warn!(%remote, path, err, "conn_cap_reached");
 }
