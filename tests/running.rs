@@ -228,7 +228,7 @@ const REFUSALS: &[(&[&str], &[&str])] = &[
     (&["--drain-timeout", "25h"], &["--drain-timeout", "at most 24h"]),
     // Sizes.
     (&["--memory-budget", "256M"], &["--memory-budget", "write 256MiB or 256MB"]),
-    (&["--memory-budget", "much"], &["--memory-budget", "\"much\" is no size", "256MiB"]),
+    (&["--memory-budget", "much"], &["--memory-budget", "\"much\" is not a size", "256MiB"]),
     (&["--memory-budget", ""], &["--memory-budget", "no size"]),
     (&["--memory-budget", "-1MiB"], &["--memory-budget", "no size"]),
     (&["--memory-budget", "0"], &["--memory-budget", "too little", "at least 1MiB"]),
@@ -1060,7 +1060,7 @@ async fn without_io_uring_it_says_why_and_what_to_do() {
         let what = format!("call {call}, errno {errno}");
         assert_code(&exit, 1, &what);
         assert_one_line(&exit, &what);
-        for words in says.iter().chain(&["io_uring is not to be had"]) {
+        for words in says.iter().chain(&["io_uring is not available"]) {
             assert!(exit.stderr.contains(words), "{what}: no {words:?} in: {}", exit.stderr);
         }
     }

@@ -126,10 +126,10 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("trust-x-forwarded-for", Needs::Nothing, "10.0.0.0/8", "10.1.0.0/16,::1/128", ""),
     ("metrics-listen", Needs::Nothing, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:9090"),
     ("rate-limit", Needs::Nothing, "1/2s", "off", "20/6s"),
-    ("max-connections", Needs::Nothing, "11", "22", "worked out"),
-    ("max-connections-per-address", Needs::Nothing, "11", "off", "worked out"),
-    ("workers", Needs::Nothing, "3", "5", "worked out"),
-    ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "worked out"),
+    ("max-connections", Needs::Nothing, "11", "22", "computed"),
+    ("max-connections-per-address", Needs::Nothing, "11", "off", "computed"),
+    ("workers", Needs::Nothing, "3", "5", "computed"),
+    ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "computed"),
     ("max-phones", Needs::Nothing, "3", "5", "16"),
     ("grace", Needs::Nothing, "1s", "2h", "30s"),
     ("probe-timeout", Needs::Nothing, "1s", "1m30s", "10s"),
@@ -212,8 +212,8 @@ fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
             true => (default.clone(), "default".to_owned()),
             false => check(&[], &variables),
         };
-        if default == "worked out" {
-            assert!(origin.starts_with("worked out: "), "{name}: {origin}");
+        if default == "computed" {
+            assert!(origin.starts_with("computed: "), "{name}: {origin}");
         } else if variables.iter().any(|(name, _)| *name == variable) {
             assert_eq!((value, origin), (default, from_variable.clone()), "{name}");
         } else {
@@ -430,7 +430,7 @@ fn check_refuses_an_address_that_is_taken_and_shows_no_secret() {
 fn check_works_out_what_is_left_open() {
     let rows = checked(&["--max-connections=100"], &[]);
     let says = |name: &str, how: &str| {
-        assert!(rows[name].1.starts_with(&format!("worked out: {how}")), "{:?}", rows[name]);
+        assert!(rows[name].1.starts_with(&format!("computed: {how}")), "{:?}", rows[name]);
     };
     says("workers", "the CPUs that this process may use");
     assert_eq!(rows["https-listen"].0, ":443", "where it would be");

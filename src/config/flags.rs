@@ -320,9 +320,9 @@ pub(super) fn command() -> clap::Command {
         .after_help(format!(
             "Commands, in front of the flags:\n{commands}\n\
              Every flag can also be given as a variable, PYRYCODE_RELAY_ and its name in capitals: \
-             PYRYCODE_RELAY_MAX_PHONES=8. A flag goes before a variable, and that before the file \
-             of --config. PYRYCODE_RELAY_PRODUCTION=1 refuses what must not be in production; it \
-             wants PYRYCODE_RELAY_SINGLE_INSTANCE=1 as the word that no other relay serves the \
+             PYRYCODE_RELAY_MAX_PHONES=8. A flag overrides a variable, which overrides the file \
+             of --config. PYRYCODE_RELAY_PRODUCTION=1 refuses settings that are unsafe in production; \
+             it wants PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that no other relay serves the \
              same daemons. PYRYCODE_RELAY_FCM_CREDENTIALS is the key to push messages, or the \
              path to it.\n\n\
              A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
@@ -408,7 +408,7 @@ fn exit(err: &clap::Error) -> (Exit, String) {
             } else if value.is_empty() {
                 format!("{flag}: it needs a value: {choices}")
             } else {
-                format!("{flag}: {value:?} is none of {choices}")
+                format!("{flag}: {value:?} is not one of {choices}")
             }
         }
         ErrorKind::UnknownArgument if flag.starts_with('-') => {

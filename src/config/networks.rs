@@ -34,7 +34,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is no network; {HOW}"))?;
+    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is not a network; {HOW}"))?;
     if net.addr() != net.network() {
         return Err(format!(
             "{text:?} has bits beyond its prefix; write {} for the network, or {} for the address",
@@ -67,10 +67,10 @@ mod tests {
     fn refused_networks() {
         for (text, says) in [
             ("10.0.0.1/8", "write 10.0.0.0/8 for the network"),
-            ("10.0.0.0/33", "is no network"),
-            ("10.0.0.0/8,", "\"\" is no network"),
-            ("example.com", "is no network"),
-            ("10.0.0.0/8;::1", "is no network"),
+            ("10.0.0.0/33", "is not a network"),
+            ("10.0.0.0/8,", "\"\" is not a network"),
+            ("example.com", "is not a network"),
+            ("10.0.0.0/8;::1", "is not a network"),
         ] {
             let refusal = parse(text).unwrap_err();
             assert!(refusal.contains(says), "{text:?}: {refusal}");

@@ -179,7 +179,7 @@ fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String
             return refuse(&format!("{name:?} is not the name of a flag that a file may set"));
         }
         if lines.iter().any(|(_, other, _)| other == name) {
-            return refuse(&format!("{name} stands there twice; leave one of them out"));
+            return refuse(&format!("{name} is set twice; remove one of the lines"));
         }
         lines.push((number, name.to_owned(), value.to_owned()));
     }
@@ -251,7 +251,7 @@ mod tests {
             ("grce = 1s", "\"grce\" is not the name of a flag"),
             ("config = x", "\"config\" is not the name of a flag that a file may set"),
             ("--grace = 1s", "\"--grace\" is not the name"),
-            ("grace = 1s\ngrace = 2s", "line 2: grace stands there twice"),
+            ("grace = 1s\ngrace = 2s", "line 2: grace is set twice"),
         ] {
             let message = refusal(&[], &[], Some(line));
             assert!(message.contains(says), "{line}: {message}");

@@ -38,7 +38,7 @@ pub(super) const MEND_DESCRIPTORS: &str = "raise the limit on descriptors (ulimi
 /// Why there is no ring.
 pub(super) fn explain_no_ring(error: &io::Error) -> String {
     let mend = mend_ring(error.raw_os_error(), Rules::observe());
-    format!("io_uring is not to be had: {error}: {mend}")
+    format!("io_uring is not available: {error}: {mend}")
 }
 
 /// What may forbid this process a ring.

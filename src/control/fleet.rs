@@ -44,7 +44,7 @@ impl Ends {
     pub(super) async fn failure(&mut self) -> Exit {
         let why = match self.0.recv().await {
             Some(Err(error)) => format!("a worker failed: {error}"),
-            _ => "a worker ended although nobody asked it to".to_owned(),
+            _ => "a worker ended unexpectedly".to_owned(),
         };
         error!(err = why, "worker_failed");
         failure(why)

@@ -60,7 +60,7 @@ const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 ///
-/// How the process is to end, if not with 0: io_uring is not to be had, a listener cannot be
+/// How the process is to end, if not with 0: io_uring is not available, a listener cannot be
 /// bound, or a worker failed.
 pub fn run(
     config: &Config,
@@ -88,7 +88,7 @@ pub fn run(
 ///
 /// # Errors
 ///
-/// A refusal, or why io_uring is not to be had (exit code 1): what is wrong, and how to mend it.
+/// A refusal, or why io_uring is not available (exit code 1): what is wrong, and how to mend it.
 pub fn check(config: &Config) -> Result<(), Exit> {
     open(config, true)?;
     let plan = locked_memory::plan(config.workers)?;
@@ -119,7 +119,7 @@ fn open(config: &Config, only_look: bool) -> Result<(Option<Keeper>, Option<Push
 /// There is none, or it does not answer; exit code 1.
 pub fn status(config: &Config) -> Result<String, Exit> {
     let Some(MetricsListen { addr, .. }) = config.metrics_listen else {
-        return Err(failure("--metrics-listen is empty, so there is nobody to ask".to_owned()));
+        return Err(failure("--metrics-listen is empty, so no relay can be asked".to_owned()));
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -137,7 +137,7 @@ async fn supervise(
     epoch: Instant,
     reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
-    let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
+    let no_signals = |error| failure(format!("signal handlers cannot be installed: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;

@@ -71,7 +71,7 @@ async fn watch(fleet: Fleet, time: Duration, mut all_is_well: impl FnMut()) {
             stuck = false;
             all_is_well();
         } else if !std::mem::replace(&mut stuck, true) {
-            let err = "a worker's loop does not turn; without it its server-ids are not served";
+            let err = "a worker's event loop is stuck, so its server-ids are not served";
             error!(err, "worker_stuck");
         }
     }

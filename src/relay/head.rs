@@ -31,13 +31,14 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
     }
     let err = match refusal.cause {
         Cause::Rate => return info!(%remote, path, "rate_limited"),
-        Cause::Connections => "there are as many as --max-connections allows",
-        Cause::ConnectionsOfAddress => {
-            "its address has as many as --max-connections-per-address allows"
+        Cause::Connections => "the relay has reached --max-connections",
+        Cause::ConnectionsOfAddress => "its address has reached --max-connections-per-address",
+        Cause::VisitorsOfAddress => {
+            "its address has too many connections without an upgrade request"
         }
-        Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
         Cause::Visitors => {
-            "there is room for no more that have not asked; its address has most of them"
+            "the relay has too many connections without an upgrade request, and its address has \
+             the most of them"
         }
     };
     warn!(%remote, path, err, "conn_cap_reached");

@@ -197,7 +197,7 @@ fn tighten(path: &Path, mode: u32, wanted: u32) -> io::Result<()> {
     }
     std::fs::set_permissions(path, Permissions::from_mode(mode & wanted))?;
     let err =
-        format!("others were let in: mode {:03o} is {:03o} now", mode & 0o7777, mode & wanted);
+        format!("other users had access: mode {:03o} is {:03o} now", mode & 0o7777, mode & wanted);
     warn!(path = %path.display(), err, "cert_cache_tightened");
     Ok(())
 }

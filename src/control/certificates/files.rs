@@ -66,7 +66,7 @@ impl Files {
             Ok(pair) => present(&self.certificates, pair, &self.cert),
             Err(fault) => {
                 self.certificates.count_failure();
-                let err = format!("{fault}; the certificate from before is presented on");
+                let err = format!("{fault}; the previous certificate stays in use");
                 error!(err, "certificate_not_loaded");
             }
         }
