@@ -1,13 +1,17 @@
 //! `pyrycode-relay`: routes WebSocket frames between a `pyry` daemon (the *binary*) and its
 //! phones, by server-id, without ever looking inside a frame.
 //!
+//! [`design`] says why it is built like this, [`protocol::contract`] what peers may count on.
+//!
 //! The modules, in the order in which data meets them:
 //!
-//! - [`config`]: flags and the machine become a checked [`config::Config`], or a refusal
-//! - [`telemetry`]: structured logs, the only keys that they may carry
+//! - [`config`]: flags, variables, a file and the machine become a checked [`config::Config`], or a
+//!   refusal
+//! - [`telemetry`]: structured logs, the only keys that they may carry, and which lines are written
 //! - [`protocol`]: the wire as pure functions: upgrade, frames, envelope, ids, close codes, and what
 //!   proxies put before them
-//! - [`relay`]: what one worker knows and decides: registry, outboxes, deadlines; no I/O, no clock
+//! - [`relay`]: what one worker knows and decides: registry, outboxes, memory, deadlines; no I/O, no
+//!   clock
 //! - [`worker`]: the io_uring shell around it: one thread, ring, listener and event loop per core,
 //!   and TLS
 //! - [`control`]: the other plane: starts and stops the workers, hears the signals, keeps
@@ -15,8 +19,9 @@
 //! - [`metrics`]: counters that workers write and everyone else reads
 //! - [`words`]: errors of libraries, as an operator can read them
 //!
-//! Arrows point downward only: the binary, then the worker and control planes, then `relay`,
-//! then `protocol`, `config`, `metrics`, `telemetry` and `words`.
+//! Arrows point downward only: `main`, then [`control`], which starts the workers, then [`worker`],
+//! then [`relay`], then [`protocol`]; and `config`, `metrics`, `telemetry` and `words` are the ground
+//! that all of them stand on.
 
 pub mod config;
 pub mod control;
@@ -26,3 +31,6 @@ pub mod relay;
 pub mod telemetry;
 pub mod words;
 pub mod worker;
+
+#[doc = include_str!("DESIGN.md")]
+pub mod design {}

@@ -1,4 +1,4 @@
-//! PROTOCOL.md, chapter 7, "TLS (domain mode)": certificates by ACME, the folder that keeps them,
+//! PROTOCOL.md, chapter 7, "TLS": certificates by ACME, the folder that keeps them,
 //! and what answers challenges. The ACME server is Pebble, where it is at hand.
 
 #![allow(

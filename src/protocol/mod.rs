@@ -1,5 +1,6 @@
 //! The wire, as pure functions and types: no I/O, no clock, no registry.
 //!
+//! - [`contract`]: what peers may count on, chapter by chapter (PROTOCOL.md)
 //! - [`upgrade`]: request heads, from bytes to a checked upgrade or the HTTP answer, with the fault
 //!   that the answer names
 //! - [`close`]: every close code and reason, in one table
@@ -24,3 +25,6 @@ pub mod proxy;
 pub mod push;
 mod reply;
 pub mod upgrade;
+
+#[doc = include_str!("PROTOCOL.md")]
+pub mod contract {}
