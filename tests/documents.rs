@@ -94,10 +94,10 @@ fn citations(text: &str) -> Vec<Citation> {
         };
         let words: Vec<&str> = rest.split(' ').take(3).collect();
         let Some(first) = words.first().and_then(|word| number(word)) else { continue };
-        let others = match (words.get(1), words.get(2).and_then(|word| number(word))) {
-            (Some(&"and"), Some(last)) => last..=last,
-            (Some(&"to"), Some(last)) => first + 1..=last,
-            _ => 1..=0,
+        let others: Vec<usize> = match (words.get(1), words.get(2).and_then(|word| number(word))) {
+            (Some(&"and"), Some(last)) => vec![last],
+            (Some(&"to"), Some(last)) => (first + 1..=last).collect(),
+            _ => Vec::new(),
         };
         let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
         let of = match (after.strip_prefix(", \""), after.strip_prefix(": ")) {
@@ -110,7 +110,7 @@ fn citations(text: &str) -> Vec<Citation> {
             _ => None,
         };
         found.push(Citation { chapter: first, of });
-        found.extend(others.map(|chapter| Citation { chapter, of: None }));
+        found.extend(others.into_iter().map(|chapter| Citation { chapter, of: None }));
     }
     found
 }

@@ -129,7 +129,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("max-connections", Needs::Nothing, "11", "22", "computed"),
     ("max-connections-per-address", Needs::Nothing, "11", "off", "computed"),
     ("workers", Needs::Nothing, "3", "5", "computed"),
-    ("io-uring-without", Needs::Nothing, "min-wait", "no-iowait", ""),
+    ("io-uring-without", Needs::Nothing, "quick-sends", "no-iowait", ""),
     ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "computed"),
     ("max-phones", Needs::Nothing, "3", "5", "16"),
     ("grace", Needs::Nothing, "1s", "2h", "30s"),

@@ -145,7 +145,7 @@ pub(super) struct Flags {
     pub(super) workers: Option<usize>,
 
     /// What newer kernels offer that the workers' io_uring is to do without, for a kernel in which
-    /// it is at fault: registered-ring, no-iowait, quick-sends, min-wait
+    /// it is at fault: registered-ring, no-iowait, quick-sends
     #[arg(
         help_heading = "Resources", long, value_name = "FEATURE,…", default_value = "",
         hide_default_value = true, value_parser = ring_features::without

@@ -11,25 +11,21 @@ pub struct RingFeatures {
     pub registered_ring: bool,
     /// A worker that waits is idle in the machine's statistics, not waiting for a disk (6.15).
     pub no_iowait: bool,
-    /// A send that completes as it is submitted does not end the wait that follows.
+    /// A send that the kernel takes whole at once posts no completion.
     pub quick_sends: bool,
-    /// While much is going on, a wait goes on a little, so that more comes of it (6.12).
-    pub min_wait: bool,
 }
 
 impl RingFeatures {
     /// All of them.
-    pub const ALL: Self =
-        Self { registered_ring: true, no_iowait: true, quick_sends: true, min_wait: true };
+    pub const ALL: Self = Self { registered_ring: true, no_iowait: true, quick_sends: true };
 
     /// Their names, in the order in which they are shown, and which of them are wanted.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, bool); 4] {
+    pub fn named(&self) -> [(&'static str, bool); 3] {
         [
             ("registered-ring", self.registered_ring),
             ("no-iowait", self.no_iowait),
             ("quick-sends", self.quick_sends),
-            ("min-wait", self.min_wait),
         ]
     }
 
@@ -38,7 +34,6 @@ impl RingFeatures {
             "registered-ring" => &mut self.registered_ring,
             "no-iowait" => &mut self.no_iowait,
             "quick-sends" => &mut self.quick_sends,
-            "min-wait" => &mut self.min_wait,
             _ => return None,
         })
     }
@@ -89,10 +84,10 @@ mod tests {
         for (name, _) in RingFeatures::ALL.named() {
             let features = without(name).unwrap();
             assert_eq!(features.unwanted(), name);
-            assert_eq!(features.named().iter().filter(|(_, wanted)| *wanted).count(), 3);
+            assert_eq!(features.named().iter().filter(|(_, wanted)| *wanted).count(), 2);
         }
-        let features = without("min-wait, no-iowait").unwrap();
-        assert_eq!(features.unwanted(), "no-iowait,min-wait");
+        let features = without("quick-sends, no-iowait").unwrap();
+        assert_eq!(features.unwanted(), "no-iowait,quick-sends");
         assert!(without("speed").unwrap_err().contains("is none of registered-ring, no-iowait"));
     }
 }

@@ -155,7 +155,7 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
             c.max_connections = 19_432;
             c.max_connections_per_address = Some(4858);
         }),
-        ("io-uring-without", "min-wait", |c| c.ring_features.min_wait = false),
+        ("io-uring-without", "no-iowait", |c| c.ring_features.no_iowait = false),
         ("memory-budget", "64MiB", |c| {
             c.memory_budget_bytes = 64 << 20;
             c.capacity.by_memory = 407_826;

@@ -61,9 +61,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender};
 use tracing::{info, warn};
 
-/// A send of more is not expected to be taken whole at once.
-const QUICK_SEND_BYTES: usize = 32 * 1024;
-
 /// What workers and the control plane send to a worker. The queue needs no bound of its own: a
 /// hand-over holds a descriptor, and the others come once each or at the sender's own pace.
 #[derive(Debug)]
@@ -244,6 +241,8 @@ struct Worker<C> {
     /// Connections that have used up their share of a turn, the longest waiting first.
     waiting: VecDeque<Key>,
     turn_number: u32,
+    /// The next turn waits for nothing.
+    hurry: bool,
     /// Connections that wait to be handed over, and until when: the longest waiting first.
     moving: VecDeque<(Millis, Key)>,
     /// Steps of TLS handshakes that this turn may still take.
@@ -297,6 +296,7 @@ impl<C: Core> Worker<C> {
             starved: VecDeque::new(),
             waiting: VecDeque::new(),
             turn_number: 0,
+            hurry: false,
             moving: VecDeque::new(),
             handshakes_left: 0,
             inbox,
@@ -331,8 +331,9 @@ impl<C: Core> Worker<C> {
     }
 
     /// How long the next turn waits where nothing has completed.
-    fn next_wait(&self) -> Wait {
-        let is_busy = !self.starved.is_empty() || !self.waiting.is_empty();
+    fn next_wait(&mut self) -> Wait {
+        let is_busy =
+            std::mem::take(&mut self.hurry) || !self.starved.is_empty() || !self.waiting.is_empty();
         if is_busy || !self.inbox.borrow().is_empty() {
             return Wait::No;
         }
@@ -424,8 +425,7 @@ impl<C: Core> Worker<C> {
     fn send(&mut self, key: Key, outgoing: Outgoing, all: bool) {
         let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        let is_short = outgoing.to - outgoing.from <= QUICK_SEND_BYTES;
-        let quick = all && is_open && is_short && !link.is_slow;
+        let quick = all && is_open && !link.is_slow;
         link.is_sending = true;
         self.ring.send(link.socket.as_raw_fd(), outgoing, key.0, quick);
     }
@@ -579,6 +579,8 @@ impl<C: Core> Worker<C> {
             link.cut = true;
             if link.is_busy() {
                 let _ = link.socket.shutdown(Shutdown::Both);
+                // A quick send may be all that it waits for.
+                self.hurry = true;
             }
         }
         self.bury(key);

@@ -11,9 +11,9 @@
 //!
 //! # Sends that need no wake of their own
 //!
-//! A send completes as it is submitted, as a rule, and would end the wait that follows it in the
-//! same system call at once. So the wait is for one completion more than such sends were
-//! submitted: see [`Ring::send`]. What they have to say is heard in the next turn.
+//! A send is done when it has been submitted, as a rule, and its completion would end the wait that
+//! follows in the same system call. So most sends post a completion only if they were not taken
+//! whole: when the call returns and none is there, they were ([`Ring::send`]).
 
 use crate::config::RingFeatures;
 use io_uring::{
@@ -43,17 +43,9 @@ const TRIES: usize = 10_000;
 /// before it waits.
 const POLL_FIRST: u16 = 1;
 
-/// How long a wait goes on for more than one completion, while wakes bring several.
-const MIN_WAIT_US: u32 = 50;
-/// For how many more.
-const MIN_WAIT_COMPLETIONS: u32 = 7;
-/// In sixteenths of a completion for each wake: from where on it does, and until when.
-const MIN_WAIT_FROM: u32 = 24;
-const MIN_WAIT_UNTIL: u32 = 28;
-
-/// The longest that completions of quick sends wait to be heard, where nothing else happens: a
-/// peer that did not take all of its message is sent the rest no later than this.
-const QUICK_SENDS_WAIT: Duration = Duration::from_millis(10);
+/// Completions that the kernel posts at a time (from 6.13 on, 20): where so many have come, more are
+/// ready.
+const COMPLETIONS_AT_A_TIME: usize = 16;
 
 /// How a connection is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,8 +131,7 @@ const ACCEPT: u64 = 5;
 const STOP_ACCEPTING: u64 = 6;
 const RUNTIME: u64 = 7;
 const DEADLINE: u64 = 8;
-const QUICK_SENDS: u64 = 9;
-const MOVED: u64 = 10;
+const MOVED: u64 = 9;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -155,43 +146,17 @@ pub struct Ring {
     features: RingFeatures,
     /// How each system call waits.
     flags: EnterFlags,
-    /// Sends that were queued since the last wait and complete as they are submitted.
-    quick_sends: u32,
-    per_wake: PerWake,
+    /// Connections whose quick sends were queued, and were taken whole unless a completion says
+    /// otherwise.
+    quick_sends: Vec<u32>,
     /// When the kernel is to end a wait, if it has been told.
     deadline: Option<Instant>,
-    /// The kernel is to end a wait soon for the sake of quick sends.
-    quick_sends_timed: bool,
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
     /// An operation could not be queued: the worker cannot go on without it.
     broken: Option<io::Error>,
     counts: Counts,
-}
-
-/// How many completions a wake has brought of late.
-#[derive(Debug, Clone, Copy, Default)]
-struct PerWake {
-    /// A moving average, in sixteenths.
-    average: u32,
-    waits: bool,
-}
-
-impl PerWake {
-    fn note(&mut self, completions: usize) {
-        let completions = completions.min(1024) as u32 * 16;
-        self.average = (self.average * 7 + completions) / 8;
-        self.waits = match self.waits {
-            false => self.average >= MIN_WAIT_FROM,
-            true => self.average >= MIN_WAIT_UNTIL,
-        };
-    }
-
-    /// Completions more than one that a wait should bring.
-    fn worth_waiting_for(self) -> u32 {
-        if self.waits { MIN_WAIT_COMPLETIONS } else { 0 }
-    }
 }
 
 /// System calls of a ring so far.
@@ -211,12 +176,11 @@ impl Ring {
         let kernel = uring.params();
         let mut features = RingFeatures {
             no_iowait: features.no_iowait && kernel.is_feature_no_iowait(),
-            min_wait: features.min_wait && kernel.is_feature_min_timeout(),
             ..features
         };
         let (mut submitter, queue, completions) = uring.split();
         features.registered_ring = features.registered_ring && submitter.register_ring_fd().is_ok();
-        let mut flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+        let mut flags = EnterFlags::GETEVENTS;
         flags.set(EnterFlags::NO_IOWAIT, features.no_iowait);
         Self {
             submitter,
@@ -224,10 +188,8 @@ impl Ring {
             completions,
             features,
             flags,
-            quick_sends: 0,
-            per_wake: PerWake::default(),
+            quick_sends: Vec::new(),
             deadline: None,
-            quick_sends_timed: false,
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
@@ -262,16 +224,13 @@ impl Ring {
         }
         self.completions.sync();
         let is_idle = self.completions.is_empty() && !self.queue.cq_overflow();
-        let wait = if is_idle { wait } else { Wait::No };
-        let quick_sends = self.quick_sends as usize;
-        self.enter(wait)?;
+        self.enter(if is_idle { wait } else { Wait::No })?;
         loop {
             let before = into.len();
             self.take_completions(into);
-            // Kernels from 6.13 on post a few at a time.
-            let has_more = self.queue.taskrun() && into.len() > before;
+            let has_more = self.queue.taskrun() && into.len() - before >= COMPLETIONS_AT_A_TIME;
             if !has_more || into.len() >= COMPLETIONS_PER_TURN {
-                self.per_wake.note(into.len().saturating_sub(quick_sends));
+                self.settle_quick_sends(into);
                 return Ok(());
             }
             self.enter(Wait::No)?;
@@ -280,44 +239,51 @@ impl Ring {
 
     fn take_completions(&mut self, into: &mut Vec<Done>) {
         self.completions.sync();
-        while into.len() < COMPLETIONS_PER_TURN
-            && let Some(entry) = self.completions.next()
-        {
+        for entry in self.completions.by_ref() {
             match entry.user_data() >> 32 {
                 DEADLINE => self.deadline = None,
-                QUICK_SENDS => self.quick_sends_timed = false,
                 _ => into.extend(read(&entry, &mut self.sending)),
             }
         }
         self.completions.sync();
     }
 
+    /// What was submitted and has not completed was taken whole.
+    fn settle_quick_sends(&mut self, into: &mut Vec<Done>) {
+        // Otherwise some may not have been submitted, or a completion be on its way.
+        if !self.queue.is_empty() || self.queue.cq_overflow() || !self.completions.is_empty() {
+            return;
+        }
+        for key in self.quick_sends.drain(..) {
+            // It is gone where a completion has told of it.
+            if let Some(outgoing) = self.sending.get_mut(key as usize).and_then(Option::take) {
+                let result = (outgoing.to - outgoing.from) as i32;
+                into.push(Done::Sent { key, outgoing, result });
+            }
+        }
+    }
+
     #[allow(unsafe_code)]
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        let quick_sends = std::mem::take(&mut self.quick_sends);
-        // Until they have been submitted.
-        let soon = types::Timespec::from(QUICK_SENDS_WAIT);
+        // Until it has been submitted.
         let time = types::Timespec::from(self.time_to_tell(wait).unwrap_or_default());
-        self.queue_timers(wait, quick_sends > 0, (&soon, &time));
+        self.queue_timer(wait, &time);
         self.queue.sync();
         let queued = self.queue.len() as u32;
-        let mut args = types::SubmitArgs::new();
-        let more = if self.features.min_wait { self.per_wake.worth_waiting_for() } else { 0 };
-        if more > 0 && wait != Wait::No {
-            args = args.min_wait_usec(MIN_WAIT_US);
-        }
         self.counts.enters += 1;
         let wanted = match wait {
             Wait::No => 0,
             _ => {
                 self.counts.waits += 1;
-                1 + quick_sends + more
+                1
             }
         };
         // SAFETY: what was queued points to nothing but buffers that stay where they are until it
-        // has completed (see `send` and `BufferGroup`); the argument outlives the call.
+        // has completed (see `send` and `BufferGroup`), and to the time.
         let entered =
-            unsafe { self.submitter.enter(queued, wanted, self.flags.bits(), Some(&args)) };
+            unsafe { self.submitter.enter::<()>(queued, wanted, self.flags.bits(), None) };
+        // To see how much it has taken.
+        self.queue.sync();
         match entered {
             // Whatever it left queued is submitted in the next turn.
             Err(error) if !is_passing(&error) => Err(error),
@@ -337,17 +303,7 @@ impl Ring {
 
     /// Has the kernel end the wait in time. It is told only what is new to it: to set a timer for
     /// each wait, and to take it back, would cost more than a message does.
-    fn queue_timers(
-        &mut self,
-        wait: Wait,
-        has_quick_sends: bool,
-        (soon, time): (&types::Timespec, &types::Timespec),
-    ) {
-        if has_quick_sends && wait != Wait::No && !self.quick_sends_timed {
-            self.quick_sends_timed = true;
-            let entry = opcode::Timeout::new(soon).build();
-            self.push(&entry.user_data(user_data(QUICK_SENDS, 0)));
-        }
+    fn queue_timer(&mut self, wait: Wait, time: &types::Timespec) {
         let Wait::Until(at) = wait else { return };
         match self.deadline {
             Some(told) if told <= at => return,
@@ -424,18 +380,24 @@ impl Ring {
     }
 
     /// Sends `outgoing`, or a first part of it. A `quick` send is one that the kernel is expected
-    /// to take whole at once and of which nothing follows at once: its completion does not end the
-    /// wait that it is submitted with, and it fails with `EAGAIN` rather than wait itself.
+    /// to take whole at once, and that may be heard of in the next turn that something else brings
+    /// about. If the kernel does not take it whole, it ends at once with what was taken.
     ///
     /// # Panics
     ///
     /// If the connection is sending already.
     pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, quick: bool) {
+        let quick = quick && self.features.quick_sends;
         let bytes = outgoing.buffer.get(outgoing.from..outgoing.to).unwrap_or_default();
-        let dont_wait = if quick && self.features.quick_sends { libc::MSG_DONTWAIT } else { 0 };
+        let (flags, posts) = match quick {
+            // With MSG_WAITALL, less than all is a failure, which completes in any case.
+            true => (libc::MSG_DONTWAIT | libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS),
+            false => (0, squeue::Flags::empty()),
+        };
         let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
-            .flags(libc::MSG_NOSIGNAL | dont_wait)
+            .flags(libc::MSG_NOSIGNAL | flags)
             .build()
+            .flags(posts)
             .user_data(user_data(SEND, key));
         let index = key as usize;
         if self.sending.len() <= index {
@@ -447,7 +409,9 @@ impl Ring {
             *slot = Some(outgoing);
         }
         self.push(&entry);
-        self.quick_sends += u32::from(quick && self.features.quick_sends);
+        if quick {
+            self.quick_sends.push(key);
+        }
     }
 
     /// Accepts one connection of a listener, unless it fails or is stopped. The kernel takes in no
