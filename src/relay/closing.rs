@@ -209,20 +209,22 @@ impl Relay {
             tracing::info!(remote = %connection.remote, err = why.text(), "connection_lost");
             self.counters.count(why.series());
         }
-        let stage = self.die(key, Action::Cut(key));
+        let stage = self.terminate(key, Action::Abort(key));
         self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
     }
 
     /// Ends a connection that is not registered, or no longer.
-    pub(super) fn cut(&mut self, key: Key) {
-        self.die(key, Action::Cut(key));
+    pub(super) fn abort(&mut self, key: Key) {
+        self.terminate(key, Action::Abort(key));
     }
 
     /// Forgets all about a connection but its key; returns the stage that it leaves.
-    fn die(&mut self, key: Key, last: Action) -> Stage {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };
-        let stage = connection.enter(Stage::Cut, &mut self.population);
-        if matches!(stage, Stage::Cut) {
+    fn terminate(&mut self, key: Key, last: Action) -> Stage {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
+            return Stage::Closed;
+        };
+        let stage = connection.enter(Stage::Closed, &mut self.population);
+        if matches!(stage, Stage::Closed) {
             return stage;
         }
         connection.decoder = Decoder::default();
@@ -278,7 +280,7 @@ impl Relay {
                     return self.push_close(key, close);
                 }
                 if connection.ended {
-                    self.die(key, Action::Part(key));
+                    self.terminate(key, Action::Close(key));
                     return;
                 }
                 connection.due.stage = connection.due.stage.min(now + close_timeout);
@@ -307,7 +309,7 @@ impl Relay {
                 connection.due.stage = now + linger;
                 self.actions.push(Action::CheckUnsent(key));
             }
-            _ => self.cut(key),
+            _ => self.abort(key),
         }
     }
 
@@ -333,9 +335,9 @@ impl Relay {
             self.arm(key);
         } else if bytes == 0 && closing.finished {
             // It has all of it, and need not be told that by a reset.
-            self.die(key, Action::Part(key));
+            self.terminate(key, Action::Close(key));
         } else {
-            self.cut(key);
+            self.abort(key);
         }
     }
 
@@ -395,8 +397,8 @@ impl Relay {
                     }
                 }
                 Stage::Head(_) if !connection.outbox.is_empty() => self.hang_up(now, key),
-                Stage::Head(_) | Stage::Moving(_) => self.cut(key),
-                Stage::Cut => {}
+                Stage::Head(_) | Stage::Moving(_) => self.abort(key),
+                Stage::Closed => {}
             }
         }
         self.settle(now);

@@ -70,10 +70,10 @@ pub enum Stage {
         /// Its place among the phones of the id.
         seat: Seat,
     },
-    /// Our last bytes are queued or sent; `due.stage` is when TCP is cut, once it is set.
+    /// Our last bytes are queued or sent; `due.stage` is when TCP is aborted, once it is set.
     Closing(Closing),
-    /// Dead; waits for its release.
-    Cut,
+    /// Aborted, closed or handed over; waits for its release.
+    Closed,
 }
 
 /// How many connections of a worker there are at each stage, so that nobody has to count them.
@@ -112,7 +112,7 @@ impl Population {
             Stage::Newcomer(_) => newcomer,
             Stage::Binary { .. } => binary,
             Stage::Phone { .. } => phone,
-            Stage::Closing(_) | Stage::Cut => closing,
+            Stage::Closing(_) | Stage::Closed => closing,
         }
     }
 }
@@ -261,7 +261,7 @@ impl Connection {
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.ended && !self.paused && !matches!(self.stage, Stage::Moving(_) | Stage::Cut)
+        !self.ended && !self.paused && !matches!(self.stage, Stage::Moving(_) | Stage::Closed)
     }
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.

@@ -38,7 +38,7 @@ impl Relay {
             return match connection.stage {
                 Stage::Head(_) | Stage::Moving(_) => self.head_timed_out(now, key),
                 Stage::Closing(_) => self.closing_timed_out(now, key),
-                _ => self.cut(key),
+                _ => self.abort(key),
             };
         }
         if due.message <= now {

@@ -44,7 +44,7 @@ impl Relay {
             Stage::Binary { entry, conn_id } => ("binary", Some(*entry), Some(conn_id)),
             Stage::Phone { entry, conn_id, .. } => ("phone", Some(*entry), Some(conn_id)),
             Stage::Closing(_) => ("closing", None, None),
-            Stage::Cut => ("cut", None, None),
+            Stage::Closed => ("closed", None, None),
         };
         // Writing to a string cannot fail.
         let _ = writeln!(

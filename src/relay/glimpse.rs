@@ -18,8 +18,8 @@ pub enum Phase {
     Phone,
     /// Its last bytes are queued or sent.
     Closing,
-    /// Dead, or handed over; waits for its release.
-    Cut,
+    /// Aborted, closed or handed over; waits for its release.
+    Closed,
 }
 
 /// One connection at one moment.
@@ -47,7 +47,7 @@ impl Relay {
             Stage::Binary { .. } => Phase::Binary,
             Stage::Phone { .. } => Phase::Phone,
             Stage::Closing(_) => Phase::Closing,
-            Stage::Cut => Phase::Cut,
+            Stage::Closed => Phase::Closed,
         };
         let outbox_bytes = connection.outbox.charged();
         let charges = self.ledger.charges(key);

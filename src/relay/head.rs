@@ -118,7 +118,7 @@ impl Relay {
         self.await_head(now, key);
         self.on_head_bytes(now, key, &mut []);
         let Some(connection) = self.connection(key) else { return };
-        if connection.paused || matches!(connection.stage, Stage::Cut) {
+        if connection.paused || matches!(connection.stage, Stage::Closed) {
             return;
         }
         if connection.ended && matches!(connection.stage, Stage::Head(_)) {
@@ -212,21 +212,21 @@ impl Relay {
         upgrade
     }
 
-    /// Cuts one that has waited for its upgrade, where this worker has more such than its share of
-    /// what the process may have. With shares, no worker must know of another's connections: the
-    /// descriptor is free before the next is accepted, and whoever fills one worker leaves the
-    /// others alone.
+    /// Aborts connections that wait for their upgrade, where this worker has more of them than its
+    /// share of what the process may have. With shares, no worker needs to know another's
+    /// connections: the descriptor is free before the next is accepted, and whoever fills one
+    /// worker leaves the others alone.
     pub(super) fn make_room_for_visitor(&mut self, now: Millis) {
         let share = self.admission.visitors_of_each(self.owners.workers);
         // Two for each that comes, so that what is too much becomes less.
         for _ in 0..2 {
-            let Some(goes) = self.visitors.one_too_many(share) else { return };
+            let Some(evicted) = self.visitors.eviction_candidate(share) else { return };
             let refusal = self.admission.refuse_visitor(now);
-            if let Some(connection) = self.connection(goes) {
+            if let Some(connection) = self.connection(evicted) {
                 log_refusal(connection.remote, None, refusal);
             }
             self.count_refusal(refusal.cause, false);
-            self.cut(goes);
+            self.abort(evicted);
         }
     }
 
@@ -317,7 +317,7 @@ impl Relay {
             self.log_answer(key, None, Reply::RequestTimeout);
             self.refuse(now, key, Reply::RequestTimeout, false);
         } else {
-            self.cut(key);
+            self.abort(key);
         }
     }
 
@@ -371,7 +371,7 @@ impl Relay {
         self.charge_input(now, key, 0);
         self.ledger.set(key, Part::Transport, 0);
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        match connection.enter(Stage::Cut, &mut self.population) {
+        match connection.enter(Stage::Closed, &mut self.population) {
             Stage::Moving(moving) => {
                 let Moving { worker, upgrade, unread } = *moving;
                 let (remote, pass) = (connection.remote, connection.pass.take());

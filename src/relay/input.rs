@@ -30,7 +30,7 @@ impl Relay {
                     self.on_answer(now, key);
                 }
             }
-            Stage::Cut => {}
+            Stage::Closed => {}
             Stage::Moving(_) => debug_assert!(false, "read while moving"),
             _ => taken -= self.on_frame_bytes(now, key, input, messages),
         }

@@ -28,8 +28,9 @@
 //! # The life of a connection
 //!
 //! [`Relay::accept`] makes a connection, [`Relay::release`] ends it, and its [`Key`] is not reused
-//! in between. Once the relay has said [`Action::Cut`] or [`Action::Part`], the connection is dead to it: the shell
-//! ends the socket, waits until the kernel has returned every buffer, and releases the key.
+//! in between. Once the relay has said [`Action::Abort`] or [`Action::Close`], it has forgotten the
+//! connection: the shell ends the socket, waits until the kernel has returned every buffer, and
+//! releases the key.
 
 mod closing;
 mod deadlines;
@@ -97,12 +98,12 @@ pub enum Action {
     FinishWriting(Key),
     /// Tell [`Relay::on_unsent`] how many bytes the kernel still holds for the peer.
     CheckUnsent(Key),
-    /// Dead: end the socket both ways, at once and with what the kernel still holds for it
-    /// (a reset), then [`Relay::release`].
-    Cut(Key),
-    /// Dead, and both sides have said all they had to say: as [`Action::Cut`], but the kernel
-    /// delivers what it still holds.
-    Part(Key),
+    /// Reset the connection at once, drop what the kernel still holds for the peer, then
+    /// [`Relay::release`] it.
+    Abort(Key),
+    /// Close the socket: as [`Action::Abort`], but the kernel delivers what it still holds. Both
+    /// sides have said all they had to say.
+    Close(Key),
     /// Another worker owns the server-id: move the socket there with this, and release the key.
     HandOver {
         /// The connection here.
@@ -243,9 +244,9 @@ impl Relay {
         }
     }
 
-    /// A connection was accepted; its request head is expected next. It is cut at once if its
+    /// A connection was accepted; its request head is expected next. It is aborted at once if its
     /// address has too many that have not come further. Where all addresses together have too many,
-    /// one of them is cut that has waited longest.
+    /// the oldest one of the address that has the most of them is aborted.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -254,7 +255,7 @@ impl Relay {
         if let Some(refusal) = refusal {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            self.cut(key);
+            self.abort(key);
         } else {
             let visit = self.visitors.add(key, remote.0.ip().into());
             if let Some(connection) = self.connection_mut(key) {
@@ -266,7 +267,7 @@ impl Relay {
     }
 
     /// The PROXY header of a connection has named the peer. It must come before the first byte of
-    /// the request, and may cut the connection as [`Relay::accept`] may.
+    /// the request, and may abort the connection as [`Relay::accept`] may.
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
         let Some(connection) = self.connection_mut(key) else { return };
         connection.remote = remote;
@@ -275,7 +276,7 @@ impl Relay {
         if let Err(refusal) = named {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            return self.cut(key);
+            return self.abort(key);
         }
         self.visitors.name(visit, remote.0.ip().into());
     }
@@ -292,7 +293,7 @@ impl Relay {
     /// The socket is gone and the kernel holds none of its buffers: the key may be reused.
     pub fn release(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        debug_assert!(matches!(connection.stage, Stage::Cut), "released while alive");
+        debug_assert!(matches!(connection.stage, Stage::Closed), "released while alive");
         let timer = connection.timer;
         self.population.leave(&connection.stage);
         self.wheel.remove(timer);

@@ -20,7 +20,7 @@ impl Relay {
     pub(super) fn open(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
         debug_assert_eq!(self.owners.owner_of(&upgrade.server_id), self.worker, "the owner's");
         if self.shutting_down {
-            return self.cut(key);
+            return self.abort(key);
         }
         let Upgrade { server_id, accept_key, role } = upgrade;
         let mut answer = Vec::with_capacity(160);
@@ -148,7 +148,7 @@ impl Relay {
                 self.charge_input(now, key, 0);
                 self.newcomer_left(newcomer.entry, newcomer.ticket);
             }
-            Stage::Head(_) | Stage::Moving(_) | Stage::Closing(_) | Stage::Cut => {}
+            Stage::Head(_) | Stage::Moving(_) | Stage::Closing(_) | Stage::Closed => {}
         }
     }
 

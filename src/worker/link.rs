@@ -33,7 +33,7 @@ pub(super) struct Link {
     /// What it may have of each turn.
     pub(super) share: Share,
     /// Ended; waits for its operations.
-    pub(super) cut: bool,
+    pub(super) is_closing: bool,
     /// Reads the PROXY header that must come first, until it has come.
     pub(super) proxy_header: Option<Box<proxy::Reader>>,
     /// Reads the first bytes for TLS, until it is known that they are.
@@ -54,7 +54,7 @@ impl Link {
             is_sending: false,
             is_slow: false,
             share: Share::default(),
-            cut: false,
+            is_closing: false,
             proxy_header: None,
             opening: None,
             tls,

@@ -433,8 +433,8 @@ impl<C: Core> Worker<C> {
     fn on_sent(&mut self, now: Millis, key: Key, outgoing: Outgoing, result: i32) {
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
         link.is_sending = false;
-        if link.cut {
-            return self.bury(key);
+        if link.is_closing {
+            return self.close_if_idle(key);
         }
         let Outgoing { buffer, from, to } = outgoing;
         let taken = match result {
@@ -542,7 +542,7 @@ impl<C: Core> Worker<C> {
                 let bytes = self.link(key).map_or(0, |link| link.unsent_bytes());
                 self.core.on_unsent(now, key, bytes);
             }
-            Action::Cut(key) => {
+            Action::Abort(key) => {
                 if let Some(link) = self.link(key) {
                     // Closing it resets the connection: what waits for a peer that does not read
                     // would stay in the kernel's memory for minutes.
@@ -550,7 +550,7 @@ impl<C: Core> Worker<C> {
                 }
                 self.end(key);
             }
-            Action::Part(key) => {
+            Action::Close(key) => {
                 if let Some(link) = self.link(key) {
                     link.say_goodbye();
                 }
@@ -576,20 +576,20 @@ impl<C: Core> Worker<C> {
     fn end(&mut self, key: Key) {
         self.forget_received(key);
         if let Some(link) = self.link(key) {
-            link.cut = true;
+            link.is_closing = true;
             if link.is_busy() {
                 let _ = link.socket.shutdown(Shutdown::Both);
                 // A quick send may be all that it waits for.
                 self.hurry = true;
             }
         }
-        self.bury(key);
+        self.close_if_idle(key);
     }
 
-    /// Closes the socket of a connection that is cut, once the kernel is through with it.
-    fn bury(&mut self, key: Key) {
+    /// Closes the socket of a connection that has ended, once the kernel has no operation on it.
+    fn close_if_idle(&mut self, key: Key) {
         let Some(slot) = self.links.get_mut(key.0 as usize) else { return };
-        if slot.as_ref().is_some_and(|link| link.cut && !link.is_busy()) {
+        if slot.as_ref().is_some_and(|link| link.is_closing && !link.is_busy()) {
             *slot = None;
             self.core.release(key);
         }

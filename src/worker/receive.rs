@@ -67,7 +67,7 @@ impl<C: Core> Worker<C> {
         let turn = self.turn_number;
         let is_large = reading == Reading::Large;
         let received = match (usize::try_from(result), self.link(key)) {
-            (Ok(bytes @ 1..), Some(link)) if !link.cut => {
+            (Ok(bytes @ 1..), Some(link)) if !link.is_closing => {
                 link.note_received(reading, bytes);
                 Received { is_large, buffer, from: 0, to: bytes }
             }
@@ -106,7 +106,7 @@ impl<C: Core> Worker<C> {
             }
         }
         let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
-        if let Some(link) = link.filter(|link| !link.cut) {
+        if let Some(link) = link.filter(|link| !link.is_closing) {
             link.share.spend(messages);
             if at < to {
                 return Some(Received { is_large, buffer, from: at, to });
@@ -145,7 +145,7 @@ impl<C: Core> Worker<C> {
         }
         let Some(link) = self.link(key) else { return };
         match link.share.end_waiting() {
-            Some(end) if !link.cut => self.core.on_end(now, key, end.is_clean),
+            Some(end) if !link.is_closing => self.core.on_end(now, key, end.is_clean),
             _ => self.receive(key),
         }
     }
@@ -179,8 +179,8 @@ impl<C: Core> Worker<C> {
         }
         link.receiving = None;
         link.is_stopping = false;
-        if link.cut {
-            return self.bury(key);
+        if link.is_closing {
+            return self.close_if_idle(key);
         }
         match result {
             1.. => self.receive(key),
@@ -242,7 +242,7 @@ impl<C: Core> Worker<C> {
         }
         let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        if link.receiving.is_some() || link.cut || link.share.waits() {
+        if link.receiving.is_some() || link.is_closing || link.share.waits() {
             return;
         }
         let reading = match link.next {

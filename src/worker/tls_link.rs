@@ -282,7 +282,7 @@ impl<C: Core> Worker<C> {
     fn flush_tls(&mut self, key: Key) {
         let Some(link) = self.link(key) else { return };
         let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.is_sending || link.cut {
+        if link.is_sending || link.is_closing {
             return;
         }
         if !tls.out.is_empty() {

@@ -188,7 +188,7 @@ impl Echo {
             }
         } else if peer.ended {
             peer.stage = Stage::Dead;
-            self.actions.push(Action::Part(key));
+            self.actions.push(Action::Close(key));
         } else if matches!(peer.stage, Stage::Closing) {
             self.actions.push(Action::FinishWriting(key));
         }
@@ -269,7 +269,7 @@ impl Core for Echo {
         peer.ended = true;
         if !clean {
             peer.stage = Stage::Dead;
-            return self.actions.push(Action::Cut(key));
+            return self.actions.push(Action::Abort(key));
         }
         self.go_on(key);
     }
@@ -303,7 +303,7 @@ impl Core for Echo {
     fn shut_down(&mut self, _now: Millis) {
         for (key, peer) in &mut self.peers {
             peer.stage = Stage::Dead;
-            self.actions.push(Action::Cut(Key(key as u32)));
+            self.actions.push(Action::Abort(Key(key as u32)));
         }
     }
 }
