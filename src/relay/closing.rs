@@ -228,7 +228,7 @@ impl Relay {
             return stage;
         }
         connection.decoder = Decoder::default();
-        connection.due = Due::NOTHING;
+        connection.due = Due::NONE;
         connection.outbox.clear();
         // Before its peer can know of the end: whoever has seen it may count on the place.
         connection.pass = None;
@@ -267,7 +267,7 @@ impl Relay {
         self.charge_outbox(key);
     }
 
-    /// The kernel has everything that was queued: takes the next step of an ending, or of a move.
+    /// The kernel has everything that was queued: takes the next step of an end, or of a hand-over.
     pub(super) fn after_flush(&mut self, now: Millis, key: Key) {
         let close_timeout = self.limits.close_timeout_ms;
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
@@ -292,7 +292,7 @@ impl Relay {
                 self.actions.push(Action::CheckUnsent(key));
                 self.arm(key);
             }
-            Stage::Moving(_) => self.move_if_flushed(now, key),
+            Stage::HandingOver(_) => self.hand_over_if_flushed(now, key),
             Stage::Head(_) => self.resume_heads(now, key),
             _ => {}
         }
@@ -352,7 +352,7 @@ impl Relay {
             Stage::Head(_) if clean && connection.paused => {}
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
             // The owner of the server-id is to know it, once it has the connection.
-            Stage::Moving(_) if clean => {}
+            Stage::HandingOver(_) if clean => {}
             _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
         self.settle(now);
@@ -397,7 +397,7 @@ impl Relay {
                     }
                 }
                 Stage::Head(_) if !connection.outbox.is_empty() => self.hang_up(now, key),
-                Stage::Head(_) | Stage::Moving(_) => self.abort(key),
+                Stage::Head(_) | Stage::HandingOver(_) => self.abort(key),
                 Stage::Closed => {}
             }
         }

@@ -3,7 +3,7 @@
 use super::admission::Pass;
 use super::ahead::Ahead;
 use super::outbox::Outbox;
-use super::registry::{EntryKey, Seat, Ticket};
+use super::registry::{ClaimId, EntryKey, Seat};
 use super::timers::{Millis, NEVER, TimerId};
 use super::visitors::VisitId;
 use crate::metrics::Series;
@@ -49,7 +49,7 @@ pub enum Stage {
     Head(Box<Head>),
     /// The request is checked and another worker owns its id; earlier answers must leave first, and
     /// `due.stage` is the deadline for that.
-    Moving(Box<Moving>),
+    HandingOver(Box<PendingHandOver>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),
     /// A binary that holds an id.
@@ -105,10 +105,10 @@ impl Population {
     }
 
     fn count_mut(&mut self, stage: &Stage) -> &mut u64 {
-        let [head, moving, newcomer, binary, phone, closing] = &mut self.0;
+        let [head, handing_over, newcomer, binary, phone, closing] = &mut self.0;
         match stage {
             Stage::Head(_) => head,
-            Stage::Moving(_) => moving,
+            Stage::HandingOver(_) => handing_over,
             Stage::Newcomer(_) => newcomer,
             Stage::Binary { .. } => binary,
             Stage::Phone { .. } => phone,
@@ -138,7 +138,7 @@ pub struct Head {
 }
 
 /// A connection on its way to another worker.
-pub struct Moving {
+pub struct PendingHandOver {
     /// The owner's number.
     pub worker: usize,
     /// The checked request.
@@ -154,7 +154,7 @@ pub struct Newcomer {
     /// Its name in logs.
     pub conn_id: ConnId,
     /// Its place among the newcomers of the id.
-    pub ticket: Ticket,
+    pub claim_id: ClaimId,
     /// Messages that it sent meanwhile, to be handled if it wins.
     pub ahead: Ahead,
 }
@@ -210,8 +210,8 @@ pub struct Due {
 }
 
 impl Due {
-    /// Nothing is awaited.
-    pub const NOTHING: Self =
+    /// No deadline.
+    pub const NONE: Self =
         Self { stage: NEVER, ping: NEVER, pong: NEVER, message: NEVER, write: NEVER };
 
     /// The first of them.
@@ -233,7 +233,7 @@ impl Connection {
             decoder: Decoder::default(),
             outbox: Outbox::default(),
             timer: TimerId::NONE,
-            due: Due::NOTHING,
+            due: Due::NONE,
             heartbeat: Heartbeat::default(),
             visit: VisitId::NONE,
             write_queued: false,
@@ -261,7 +261,7 @@ impl Connection {
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.ended && !self.paused && !matches!(self.stage, Stage::Moving(_) | Stage::Closed)
+        !self.ended && !self.paused && !matches!(self.stage, Stage::HandingOver(_) | Stage::Closed)
     }
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.

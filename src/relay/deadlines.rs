@@ -36,7 +36,7 @@ impl Relay {
         }
         if due.stage <= now {
             return match connection.stage {
-                Stage::Head(_) | Stage::Moving(_) => self.head_timed_out(now, key),
+                Stage::Head(_) | Stage::HandingOver(_) => self.head_timed_out(now, key),
                 Stage::Closing(_) => self.closing_timed_out(now, key),
                 _ => self.abort(key),
             };

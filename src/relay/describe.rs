@@ -37,7 +37,7 @@ impl Relay {
         let charges = self.ledger.charges(key);
         let (state, entry, conn_id) = match &connection.stage {
             Stage::Head(_) => ("head", None, None),
-            Stage::Moving(_) => ("moving", None, None),
+            Stage::HandingOver(_) => ("moving", None, None),
             Stage::Newcomer(newcomer) => {
                 ("newcomer", Some(newcomer.entry), Some(&newcomer.conn_id))
             }

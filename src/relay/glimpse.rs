@@ -9,7 +9,7 @@ pub enum Phase {
     /// A request head is expected.
     Head,
     /// On its way to the owner of its server-id.
-    Moving,
+    HandingOver,
     /// A binary that waits for the outcome of a probe.
     Newcomer,
     /// A binary that holds an id.
@@ -42,7 +42,7 @@ impl Relay {
         let connection = self.connection(key)?;
         let phase = match connection.stage {
             Stage::Head(_) => Phase::Head,
-            Stage::Moving(_) => Phase::Moving,
+            Stage::HandingOver(_) => Phase::HandingOver,
             Stage::Newcomer(_) => Phase::Newcomer,
             Stage::Binary { .. } => Phase::Binary,
             Stage::Phone { .. } => Phase::Phone,

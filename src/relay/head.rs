@@ -2,7 +2,7 @@
 //! server-id (PROTOCOL.md, chapter 1).
 
 use super::admission::{Cause, Refusal};
-use super::connection::{Closing, Head, Moving, Stage};
+use super::connection::{Closing, Head, PendingHandOver, Stage};
 use super::ledger::Part;
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
@@ -353,18 +353,18 @@ impl Relay {
         }
         let due = now + self.limits.header_timeout_ms;
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let moving = Box::new(Moving { worker, upgrade, unread: unread.to_vec() });
-        connection.enter(Stage::Moving(moving), &mut self.population);
+        let pending = Box::new(PendingHandOver { worker, upgrade, unread: unread.to_vec() });
+        connection.enter(Stage::HandingOver(pending), &mut self.population);
         // Its request is whole, and still it may hold its place before the 101 no longer than this.
         connection.due.stage = due;
         self.arm(key);
-        self.move_if_flushed(now, key);
+        self.hand_over_if_flushed(now, key);
     }
 
     /// Hands the connection over, unless earlier answers are still on their way to the kernel.
-    pub(super) fn move_if_flushed(&mut self, now: Millis, key: Key) {
+    pub(super) fn hand_over_if_flushed(&mut self, now: Millis, key: Key) {
         let Some(connection) = self.connection(key) else { return };
-        if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::Moving(_)) {
+        if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::HandingOver(_)) {
             return;
         }
         // Before it is dead: the backlogs must not remember a key that is about to be reused.
@@ -372,13 +372,13 @@ impl Relay {
         self.ledger.set(key, Part::Transport, 0);
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
         match connection.enter(Stage::Closed, &mut self.population) {
-            Stage::Moving(moving) => {
-                let Moving { worker, upgrade, unread } = *moving;
+            Stage::HandingOver(pending) => {
+                let PendingHandOver { worker, upgrade, unread } = *pending;
                 let (remote, pass) = (connection.remote, connection.pass.take());
-                let ticket = Box::new(HandOver { remote, pass, upgrade, unread });
+                let hand_over = Box::new(HandOver { remote, pass, upgrade, unread });
                 let timer = connection.timer;
                 self.wheel.arm_at(timer, NEVER);
-                self.actions.push(Action::HandOver { key, worker, ticket });
+                self.actions.push(Action::HandOver { key, worker, hand_over });
             }
             other => {
                 connection.enter(other, &mut self.population);

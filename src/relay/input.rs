@@ -31,7 +31,7 @@ impl Relay {
                 }
             }
             Stage::Closed => {}
-            Stage::Moving(_) => debug_assert!(false, "read while moving"),
+            Stage::HandingOver(_) => debug_assert!(false, "read while handing over"),
             _ => taken -= self.on_frame_bytes(now, key, input, messages),
         }
         self.settle(now);

@@ -111,7 +111,7 @@ pub enum Action {
         /// The owner's number.
         worker: usize,
         /// What the owner needs to go on.
-        ticket: Box<HandOver>,
+        hand_over: Box<HandOver>,
     },
     /// Memory runs short and this worker holds the largest backlog: have it call
     /// [`Relay::shed_under_pressure`].
@@ -282,8 +282,8 @@ impl Relay {
     }
 
     /// A connection came from another worker, because this one owns its server-id.
-    pub fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
-        let HandOver { remote, pass, upgrade, mut unread } = ticket;
+    pub fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key {
+        let HandOver { remote, pass, upgrade, mut unread } = hand_over;
         let key = self.insert(Connection::new(now, remote, pass));
         self.open(now, key, upgrade, &mut unread);
         self.settle(now);

@@ -157,9 +157,9 @@ impl World {
                         let bytes = self.unsent.get(&key).copied().unwrap_or(0);
                         self.relay.on_unsent(self.now, key, bytes);
                     }
-                    Action::HandOver { key, worker, ticket } => {
+                    Action::HandOver { key, worker, hand_over } => {
                         self.relay.release(key);
-                        self.moved.push((key, worker, ticket.unread));
+                        self.moved.push((key, worker, hand_over.unread));
                     }
                     Action::AskToShed(worker) => self.asked.push(worker),
                     Action::Read(_) | Action::Wake(_) => {}
@@ -692,16 +692,16 @@ fn who_is_to_be_handed_over_has_its_time_for_that() {
     let id = (0..).map(|n| format!("id-{n}")).find(|id| {
         world.relay.owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1
     });
-    let moving = |world: &mut World| {
+    let handing_over = |world: &mut World| {
         let peer = world.connect();
         world.appetite.insert(peer, 10);
         world.pass(4000);
         let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
         world.bytes(peer, requests.as_bytes());
-        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::Moving(_)));
+        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::HandingOver(_)));
         peer
     };
-    let [slow, stuck] = [(); 2].map(|()| moving(&mut world));
+    let [slow, stuck] = [(); 2].map(|()| handing_over(&mut world));
     world.pass(900);
     world.feed(slow);
     assert_eq!(world.moved.len(), 1);

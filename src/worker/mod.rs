@@ -72,7 +72,7 @@ pub enum Mail {
         /// Its TLS, if it has any.
         tls: Option<Box<TlsLink>>,
         /// Everything else.
-        ticket: Box<HandOver>,
+        hand_over: Box<HandOver>,
     },
     /// Memory runs short, and the addressee holds the largest backlog.
     Shed,
@@ -244,7 +244,7 @@ struct Worker<C> {
     /// The next turn waits for nothing.
     hurry: bool,
     /// Connections that wait to be handed over, and until when: the longest waiting first.
-    moving: VecDeque<(Millis, Key)>,
+    handing_over: VecDeque<(Millis, Key)>,
     /// Steps of TLS handshakes that this turn may still take.
     handshakes_left: u32,
     inbox: Inbox,
@@ -297,7 +297,7 @@ impl<C: Core> Worker<C> {
             waiting: VecDeque::new(),
             turn_number: 0,
             hurry: false,
-            moving: VecDeque::new(),
+            handing_over: VecDeque::new(),
             handshakes_left: 0,
             inbox,
             runtime,
@@ -337,7 +337,7 @@ impl<C: Core> Worker<C> {
         if is_busy || !self.inbox.borrow().is_empty() {
             return Wait::No;
         }
-        let overdue = self.moving.front().map(|(due, _)| *due);
+        let overdue = self.handing_over.front().map(|(due, _)| *due);
         let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until(), overdue];
         let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
         let at = self.epoch + Duration::from_millis(at);
@@ -376,7 +376,7 @@ impl<C: Core> Worker<C> {
         self.read_mail(now);
         self.core.on_timers(now);
         self.accept_after_rest(now);
-        self.end_overdue_moves(now);
+        self.end_overdue_hand_overs(now);
         self.carry_out(now);
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
@@ -467,20 +467,20 @@ impl<C: Core> Worker<C> {
     }
 
     /// Moves a socket to the worker that owns its server-id.
-    fn hand_over(&mut self, key: Key, worker: usize, ticket: Box<HandOver>) {
+    fn hand_over(&mut self, key: Key, worker: usize, hand_over: Box<HandOver>) {
         let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
         self.core.release(key);
         if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
-            debug_assert!(!link.is_busy(), "moved while busy");
+            debug_assert!(!link.is_busy(), "handed over while busy");
             // Fails only while the process ends, and then the connection ends too.
-            let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, ticket });
+            let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, hand_over });
         }
     }
 
     fn on_mail(&mut self, now: Millis, mail: Mail) {
         match mail {
-            Mail::HandOver { socket, tls, ticket } => {
-                let key = self.core.adopt(now, *ticket);
+            Mail::HandOver { socket, tls, hand_over } => {
+                let key = self.core.adopt(now, *hand_over);
                 self.adopt(key, Link::new(socket, tls));
                 self.adopt_tls(now, key);
             }
@@ -556,8 +556,8 @@ impl<C: Core> Worker<C> {
                 }
                 self.end(key);
             }
-            Action::HandOver { key, worker, ticket } => {
-                self.hand_over_when_flushed(now, key, worker, ticket);
+            Action::HandOver { key, worker, hand_over } => {
+                self.hand_over_when_flushed(now, key, worker, hand_over);
             }
             Action::AskToShed(worker) => {
                 if let Some(mailbox) = self.mailboxes.get(worker) {

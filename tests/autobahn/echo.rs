@@ -230,9 +230,9 @@ impl Core for Echo {
 
     fn on_write_progress(&mut self, _now: Millis, _key: Key) {}
 
-    fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
+    fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key {
         // One worker owns everything: nobody hands anything over.
-        self.accept(now, ticket.remote)
+        self.accept(now, hand_over.remote)
     }
 
     fn release(&mut self, key: Key) {

@@ -37,7 +37,7 @@ const AHEAD_OVERHEAD: usize = 4;
 pub enum State {
     Head,
     /// Checked, and due elsewhere; leaves when earlier answers have.
-    Moving,
+    HandingOver,
     /// Between two workers.
     Mail,
     Newcomer,
@@ -315,7 +315,7 @@ impl Model {
         loop {
             let conn = &self.conns[link];
             let deaf = conn.state == State::Closing && conn.closing.discard;
-            if deaf || matches!(conn.state, State::Moving | State::Mail | State::Closed) {
+            if deaf || matches!(conn.state, State::HandingOver | State::Mail | State::Closed) {
                 return;
             }
             let complete = conn.items.front().is_some_and(|(_, end, _)| *end <= conn.delivered);
@@ -352,7 +352,7 @@ impl Model {
                     conn.closing.in_turn = false;
                 }
             }
-            State::Moving | State::Mail | State::Closed => {}
+            State::HandingOver | State::Mail | State::Closed => {}
         }
     }
 
@@ -393,7 +393,7 @@ impl Model {
                 } else {
                     let due = now + self.limits.header_timeout_ms;
                     let conn = self.conn(link);
-                    conn.state = State::Moving;
+                    conn.state = State::HandingOver;
                     conn.stage_due = (!conn.out.http.is_empty()).then_some(due);
                 }
             }
@@ -658,8 +658,8 @@ impl Model {
                 }
                 State::Closing => self.conn(link).closing.in_turn = false,
                 State::Head if !conn.out.http.is_empty() => self.hang_up(link, now),
-                State::Moving if conn.out.http.is_empty() => {}
-                State::Head | State::Moving => self.abort(link, now),
+                State::HandingOver if conn.out.http.is_empty() => {}
+                State::Head | State::HandingOver => self.abort(link, now),
                 State::Mail | State::Closed => {}
             }
         }
@@ -787,7 +787,7 @@ impl Model {
         let conn = Rc::make_mut(&mut self.conns[link]);
         conn.write_due = None;
         let seen = conn.out.taken(link, bytes, tight, conn.binary, &conn.closing, names);
-        if conn.state == State::Moving && conn.out.http.is_empty() {
+        if conn.state == State::HandingOver && conn.out.http.is_empty() {
             conn.stage_due = None;
         }
         if conn.state == State::Closing && !bytes.is_empty() {

@@ -372,22 +372,22 @@ impl World {
     pub fn deliver_mail(&mut self, to: usize, from: usize) {
         let Some(mail) = self.workers[to].mailboxes[from].pop_front() else { return };
         let unread = match &mail {
-            Mail::HandOver(_, ticket) => ticket.unread.len(),
+            Mail::HandOver(_, hand_over) => hand_over.unread.len(),
             _ => 0,
         };
         let before = self.before(unread, false);
         match mail {
-            Mail::HandOver(link, ticket) if self.workers[to].over => {
-                drop(ticket);
+            Mail::HandOver(link, hand_over) if self.workers[to].over => {
+                drop(hand_over);
                 self.sockets[link].at = At::Gone;
                 self.model.abort(link, self.now);
                 self.model.release(link);
                 return;
             }
             _ if self.workers[to].over => return,
-            Mail::HandOver(link, ticket) => {
+            Mail::HandOver(link, hand_over) => {
                 note!(self, "{link} arrives at worker {to}");
-                let key = self.workers[to].relay.adopt(self.now, *ticket);
+                let key = self.workers[to].relay.adopt(self.now, *hand_over);
                 self.settle_in(to, link, key);
                 self.commit(to, &Event::Adopt(link, to), before);
                 self.receive(link);
@@ -494,7 +494,7 @@ impl World {
                 let Some(link) = self.link_of(worker, key) else {
                     return check!(false, "keys", "nobody is ended");
                 };
-                if self.model.conns[link].state == State::Moving && self.scenario.tight {
+                if self.model.conns[link].state == State::HandingOver && self.scenario.tight {
                     // It paid for memory; the model could not tell that from a hand-over.
                     self.model.abort(link, self.now);
                 }
@@ -508,11 +508,11 @@ impl World {
                     self.complete_cut(link);
                 }
             }
-            Action::HandOver { key, worker: to, ticket } => {
+            Action::HandOver { key, worker: to, hand_over } => {
                 let Some(link) = self.link_of(worker, key) else {
                     return check!(false, "keys", "nobody is handed over");
                 };
-                self.hand_over(worker, link, key, to, ticket);
+                self.hand_over(worker, link, key, to, hand_over);
             }
             // The model knows of none: which are granted is tested elsewhere.
             Action::Wake(_) => {}
@@ -534,20 +534,27 @@ impl World {
         }
     }
 
-    fn hand_over(&mut self, from: usize, link: Link, key: Key, to: usize, ticket: Box<HandOver>) {
-        note!(self, "{link} leaves worker {from} for {to}, {} B unread", ticket.unread.len());
+    fn hand_over(
+        &mut self,
+        from: usize,
+        link: Link,
+        key: Key,
+        to: usize,
+        hand_over: Box<HandOver>,
+    ) {
+        note!(self, "{link} leaves worker {from} for {to}, {} B unread", hand_over.unread.len());
         let conn = &self.model.conns[link];
         let idle = !self.sockets[link].armed && self.sockets[link].inflight.is_none();
-        check!(idle, "hand-over", "{link} is moved while it is busy");
-        check!(conn.state == State::Moving, "hand-over", "{link} is {:?}", conn.state);
+        check!(idle, "hand-over", "{link} is handed over while it is busy");
+        check!(conn.state == State::HandingOver, "hand-over", "{link} is {:?}", conn.state);
         check!(to == conn.owner && to != from, "hand-over", "{link}: from {from} to {to}");
         let unread = (conn.delivered - conn.last_end) as usize;
-        let all = ticket.unread.len() == unread;
-        check!(all, "hand-over", "{link}: {} B unread of {unread}", ticket.unread.len());
+        let all = hand_over.unread.len() == unread;
+        check!(all, "hand-over", "{link}: {} B unread of {unread}", hand_over.unread.len());
         self.model.conn(link).state = State::Mail;
         self.sockets[link].at = At::Mail;
         self.leave_worker(from, link, key);
-        self.workers[to].mailboxes[from].push_back(Mail::HandOver(link, ticket));
+        self.workers[to].mailboxes[from].push_back(Mail::HandOver(link, hand_over));
     }
 
     // Time.
@@ -610,7 +617,7 @@ impl World {
             let state = model.conns[*link].state;
             let same = match state {
                 State::Head => phase == Phase::Head,
-                State::Moving => matches!(phase, Phase::Moving | Phase::Closed),
+                State::HandingOver => matches!(phase, Phase::HandingOver | Phase::Closed),
                 State::Mail => false,
                 State::Newcomer => phase == Phase::Newcomer,
                 State::Binary => phase == Phase::Binary,
@@ -748,7 +755,7 @@ impl World {
         let phase = |link: Link| self.glimpse(link).map_or(Phase::Closed, |glimpse| glimpse.phase);
         let ended = links.iter().copied().find(|link| {
             phase(*link) == Phase::Closed
-                && !matches!(model.conns[*link].state, State::Closed | State::Moving)
+                && !matches!(model.conns[*link].state, State::Closed | State::HandingOver)
         });
         if let Some(link) = ended {
             model.abort(link, self.now);
@@ -851,7 +858,7 @@ impl World {
         // Who was on its way to another worker may have paid for memory, which its action will tell.
         let untold = self.scenario.tight
             && self.workers[worker].links.iter().any(|link| {
-                self.model.conns[*link].state == State::Moving
+                self.model.conns[*link].state == State::HandingOver
                     && self.glimpse(*link).is_none_or(|glimpse| glimpse.phase == Phase::Closed)
             });
         check!(untold || places == expected, "places", "{places:?} for {expected:?}");
@@ -881,7 +888,7 @@ impl World {
             }
             State::Closing if conn.closing.discard => (0, 0),
             State::Closed => (0, 0),
-            State::Closing | State::Moving | State::Mail => (0, usize::MAX),
+            State::Closing | State::HandingOver | State::Mail => (0, usize::MAX),
         };
         check!(
             (least..=most).contains(&glimpse.input_bytes),
