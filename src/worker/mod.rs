@@ -12,7 +12,7 @@
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
 //! - `runtime`: the thread's runtime, by which mail comes
-//! - `accept`, `receive`: taking connections in, and reading them
+//! - `accept`, `receive`: accepting connections, and reading them
 //! - `share`: how much of a turn one connection may have
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
@@ -47,7 +47,7 @@ use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry;
 use buffers::BufferGroup;
-use ring::{Counts, Done, Outgoing, Ring, Wait};
+use ring::{Completion, Counts, Outgoing, Ring, Wait};
 use runtime::Inbox;
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
@@ -209,7 +209,7 @@ pub fn run_core<C: Core>(
     })
 }
 
-/// Why a worker has stopped to turn.
+/// Why the loop of a worker has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Served {
     /// The thread's runtime has something to do.
@@ -239,11 +239,11 @@ struct Worker<C> {
     /// Connections whose receive found no free buffer, the longest waiting first.
     starved: VecDeque<Key>,
     /// Connections that have used up their share of a turn, the longest waiting first.
-    waiting: VecDeque<Key>,
+    deferred: VecDeque<Key>,
     turn_number: u32,
-    /// The next turn waits for nothing.
-    hurry: bool,
-    /// Connections that wait to be handed over, and until when: the longest waiting first.
+    /// The next turn does not wait for completions.
+    skip_wait: bool,
+    /// Connections on their way to another worker, with their deadlines, earliest first.
     handing_over: VecDeque<(Millis, Key)>,
     /// Steps of TLS handshakes that this turn may still take.
     handshakes_left: u32,
@@ -258,7 +258,7 @@ struct Worker<C> {
     epoch: Instant,
     shutting_down: bool,
     // Kept for their capacity.
-    done: Vec<Done>,
+    completed: Vec<Completion>,
     actions: Vec<Action>,
     warm: Warm,
     spare: Vec<Vec<u8>>,
@@ -280,7 +280,7 @@ impl<C: Core> Worker<C> {
         ring.watch_runtime(runtime);
         // Or accepting would fail where there is nothing to accept.
         listener.set_nonblocking(false)?;
-        for _ in 0..accept::AT_ONCE {
+        for _ in 0..accept::ACCEPTS_IN_FLIGHT {
             ring.accept(listener.as_raw_fd());
         }
         Ok(Self {
@@ -294,9 +294,9 @@ impl<C: Core> Worker<C> {
             large,
             ring,
             starved: VecDeque::new(),
-            waiting: VecDeque::new(),
+            deferred: VecDeque::new(),
             turn_number: 0,
-            hurry: false,
+            skip_wait: false,
             handing_over: VecDeque::new(),
             handshakes_left: 0,
             inbox,
@@ -308,7 +308,7 @@ impl<C: Core> Worker<C> {
             counters,
             epoch,
             shutting_down: false,
-            done: Vec::new(),
+            completed: Vec::new(),
             actions: Vec::new(),
             warm: Warm::default(),
             spare: Vec::new(),
@@ -332,50 +332,51 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&mut self) -> Wait {
-        let is_busy =
-            std::mem::take(&mut self.hurry) || !self.starved.is_empty() || !self.waiting.is_empty();
+        let is_busy = std::mem::take(&mut self.skip_wait)
+            || !self.starved.is_empty()
+            || !self.deferred.is_empty();
         if is_busy || !self.inbox.borrow().is_empty() {
             return Wait::No;
         }
         let overdue = self.handing_over.front().map(|(due, _)| *due);
-        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until(), overdue];
-        let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
+        let deadlines = [self.core.next_wake_ms(), self.accepting.paused_until(), overdue];
+        let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::Indefinitely };
         let at = self.epoch + Duration::from_millis(at);
         if at <= Instant::now() { Wait::No } else { Wait::Until(at) }
     }
 
     /// One turn of the loop. What it queues for the ring is submitted by the next one.
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
-        let mut all_done = std::mem::take(&mut self.done);
-        self.ring.turn(&mut all_done, wait)?;
+        let mut completed = std::mem::take(&mut self.completed);
+        self.ring.turn(&mut completed, wait)?;
         let begun = Instant::now();
         let now = begun.duration_since(self.epoch).as_millis() as Millis;
         let forwarded = self.forwarded();
-        let completions = all_done.len() as u64;
+        let completions = completed.len() as u64;
         self.turn_number = self.turn_number.wrapping_add(1);
         self.handshakes_left = receive::HANDSHAKES_PER_TURN;
-        self.read_waiting(now);
-        for done in all_done.drain(..) {
-            match done {
-                Done::Received { key, reading, result, buffer, goes_on, has_more } => {
+        self.read_deferred(now);
+        for completion in completed.drain(..) {
+            match completion {
+                Completion::Received { key, mode, result, buffer, more, sock_nonempty } => {
                     let key = Key(key);
                     if let Some(buffer) = buffer {
-                        self.on_bytes(now, key, reading, buffer, result);
+                        self.on_bytes(now, key, mode, buffer, result);
                     }
-                    self.on_received(now, key, reading, result, (goes_on, has_more));
+                    self.on_received(now, key, mode, result, (more, sock_nonempty));
                 }
-                Done::NotStopped { key } => self.on_not_stopped(Key(key)),
-                Done::Sent { key, outgoing, result } => {
+                Completion::CancelFailed { key } => self.on_cancel_failed(Key(key)),
+                Completion::Sent { key, outgoing, result } => {
                     self.on_sent(now, Key(key), outgoing, result);
                 }
-                Done::Accepted { socket } => self.on_accepted(now, socket),
-                Done::RuntimeReady => self.runtime_ready = true,
+                Completion::Accepted { socket } => self.on_accepted(now, socket),
+                Completion::RuntimeReady => self.runtime_ready = true,
             }
         }
-        self.done = all_done;
+        self.completed = completed;
         self.read_mail(now);
         self.core.on_timers(now);
-        self.accept_after_rest(now);
+        self.resume_accepting(now);
         self.end_overdue_hand_overs(now);
         self.carry_out(now);
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
@@ -552,7 +553,7 @@ impl<C: Core> Worker<C> {
             }
             Action::Close(key) => {
                 if let Some(link) = self.link(key) {
-                    link.say_goodbye();
+                    link.send_close_notify();
                 }
                 self.end(key);
             }
@@ -580,7 +581,7 @@ impl<C: Core> Worker<C> {
             if link.is_busy() {
                 let _ = link.socket.shutdown(Shutdown::Both);
                 // A quick send may be all that it waits for.
-                self.hurry = true;
+                self.skip_wait = true;
             }
         }
         self.close_if_idle(key);

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 /// Messages of one connection in one turn: more than a binary of sixteen busy phones sends in one,
 /// and well under a millisecond of the worker's time.
 const MESSAGES_PER_TURN: u16 = 512;
-/// Receives within its share before a connection is read like any other again.
-const SHORT_FOR_RECEIVES: u8 = 32;
+/// Receives within its share before a connection is no longer throttled.
+const THROTTLED_RECEIVES: u8 = 32;
 
 /// Bytes of a receive buffer that are still to be read: `from..to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) struct Received {
     pub(super) to: usize,
 }
 
-/// The end of a stream, which is heard behind what came before it.
+/// The end of a stream, reported after what came before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) is_clean: bool,
@@ -36,14 +36,14 @@ pub(super) struct Share {
     turn: u32,
     /// Messages that are left of that.
     messages: u16,
-    /// It used up a share not long ago: that many receives have to go by.
-    short_for: u8,
+    /// Receives that are still throttled, since it used up its share.
+    throttled_for: u8,
     /// On the heap only while something waits.
-    waiting: Option<Box<Waiting>>,
+    deferred: Option<Box<Deferred>>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Deferred {
     received: VecDeque<Received>,
     end: Option<End>,
 }
@@ -61,50 +61,50 @@ impl Share {
     /// Notes how many of them are left after something was read.
     pub(super) fn spend(&mut self, left: u32) {
         self.messages = left as u16;
-        self.short_for = match left {
-            0 => SHORT_FOR_RECEIVES,
-            _ => self.short_for.saturating_sub(1),
+        self.throttled_for = match left {
+            0 => THROTTLED_RECEIVES,
+            _ => self.throttled_for.saturating_sub(1),
         };
     }
 
-    /// Whether it has used up a share of late.
-    pub(super) fn is_short(&self) -> bool {
-        self.short_for > 0
+    /// Whether it has used up its share of a recent turn.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled_for > 0
     }
 
-    /// Whether something waits to be read.
-    pub(super) fn waits(&self) -> bool {
-        self.waiting.is_some()
+    /// Whether something that was received waits to be read.
+    pub(super) fn is_deferred(&self) -> bool {
+        self.deferred.is_some()
     }
 
-    /// From now on `rest` waits.
-    pub(super) fn wait(&mut self, rest: Received) {
-        self.waiting.get_or_insert_default().received.push_front(rest);
+    /// Defers `rest` to the next turn.
+    pub(super) fn defer(&mut self, rest: Received) {
+        self.deferred.get_or_insert_default().received.push_front(rest);
     }
 
-    /// This came behind what waits.
-    pub(super) fn wait_behind(&mut self, received: Received) {
-        self.waiting.get_or_insert_default().received.push_back(received);
+    /// Defers what came behind it.
+    pub(super) fn defer_behind(&mut self, received: Received) {
+        self.deferred.get_or_insert_default().received.push_back(received);
     }
 
     /// The stream ends behind what waits.
     pub(super) fn end_with(&mut self, is_clean: bool) {
-        self.waiting.get_or_insert_default().end = Some(End { is_clean });
+        self.deferred.get_or_insert_default().end = Some(End { is_clean });
     }
 
-    /// What is to be read next. It still waits until [`Share::end_waiting`].
+    /// What is to be read next. The connection stays deferred until [`Share::take_end`].
     pub(super) fn next(&mut self) -> Option<Received> {
-        self.waiting.as_mut()?.received.pop_front()
+        self.deferred.as_mut()?.received.pop_front()
     }
 
     /// The share of this turn has ended before `rest`.
     pub(super) fn put_back(&mut self, rest: Received) {
-        self.wait(rest);
+        self.defer(rest);
     }
 
     /// Nothing waits any more, but perhaps the end of the stream.
-    pub(super) fn end_waiting(&mut self) -> Option<End> {
-        self.waiting.take()?.end
+    pub(super) fn take_end(&mut self) -> Option<End> {
+        self.deferred.take()?.end
     }
 }
 
@@ -121,32 +121,32 @@ mod tests {
         let mut share = Share::default();
         assert_eq!(share.of_turn(1), u32::from(MESSAGES_PER_TURN));
         share.spend(5);
-        assert_eq!((share.of_turn(1), share.is_short()), (5, false));
+        assert_eq!((share.of_turn(1), share.is_throttled()), (5, false));
         assert_eq!(share.of_turn(2), u32::from(MESSAGES_PER_TURN));
         share.spend(0);
-        assert_eq!((share.of_turn(2), share.is_short()), (0, true));
-        for turn in 3..3 + u32::from(SHORT_FOR_RECEIVES) {
-            assert!(share.is_short());
+        assert_eq!((share.of_turn(2), share.is_throttled()), (0, true));
+        for turn in 3..3 + u32::from(THROTTLED_RECEIVES) {
+            assert!(share.is_throttled());
             share.of_turn(turn);
             share.spend(1);
         }
-        assert!(!share.is_short());
+        assert!(!share.is_throttled());
     }
 
     #[test]
     fn what_waits_is_read_in_its_order_and_then_the_end() {
         let mut share = Share::default();
-        assert!(!share.waits());
-        share.wait(received(1));
-        share.wait_behind(received(2));
+        assert!(!share.is_deferred());
+        share.defer(received(1));
+        share.defer_behind(received(2));
         share.end_with(true);
         let first = share.next().unwrap();
         share.put_back(Received { from: 1, to: 2, ..first });
-        share.wait_behind(received(3));
+        share.defer_behind(received(3));
         let order: Vec<u16> = std::iter::from_fn(|| share.next()).map(|r| r.buffer).collect();
         assert_eq!(order, [1, 2, 3]);
-        assert!(share.waits());
-        assert_eq!(share.end_waiting(), Some(End { is_clean: true }));
-        assert!(!share.waits());
+        assert!(share.is_deferred());
+        assert_eq!(share.take_end(), Some(End { is_clean: true }));
+        assert!(!share.is_deferred());
     }
 }

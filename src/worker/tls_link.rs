@@ -99,7 +99,7 @@ impl TlsLink {
     }
 
     /// The alert that ends the session in good order, if nothing is in its way.
-    pub(super) fn goodbye(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn close_notify(&mut self) -> Option<Vec<u8>> {
         let mut alert = Vec::new();
         let is_free = self.out.is_empty() && !self.closed;
         (is_free && self.session.close(&mut alert)).then_some(alert)
