@@ -59,8 +59,8 @@ pub(super) struct Flags {
 
     /// Where to answer the challenges of ACME that come to port 80 of the domain; empty for
     /// nowhere: then only those that come to HTTPS are answered (tls-alpn-01) [default: :80]
-    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::or_nowhere)]
-    pub(super) http_listen: Option<listen::Place>,
+    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::or_off)]
+    pub(super) http_listen: Option<units::OrOff<SocketAddr>>,
 
     /// Folder for the ACME account and certificate; only this process's user may see into it
     /// [default: $STATE_DIRECTORY/certificates, or /var/lib/pyrycode-relay/certificates]
@@ -112,7 +112,7 @@ pub(super) struct Flags {
     #[arg(
         help_heading = "Watching it", long, value_name = "IP:PORT", value_parser = listen::loopback
     )]
-    pub(super) metrics_listen: Option<listen::Place>,
+    pub(super) metrics_listen: Option<units::OrOff<SocketAddr>>,
 
     /// Upgrade requests of one address: how many at once, and the time for one more; or `off`
     #[arg(

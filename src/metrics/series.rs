@@ -19,7 +19,7 @@ pub struct Family {
     /// What it tells, in one line.
     pub help: &'static str,
     /// Shown for each worker, rather than for all together.
-    pub by_core: bool,
+    pub by_worker: bool,
     /// The labels of each of its series, as they stand between the braces.
     pub series: &'static [(&'static str, Series)],
 }
@@ -44,12 +44,12 @@ macro_rules! families {
             name: concat!("pyrycode_relay_", $name),
             kind: Kind::$kind,
             help: $help,
-            by_core: families!(@scope $scope),
+            by_worker: families!(@scope $scope),
             series: &[$(($labels, Series::$series),)*],
         },)*];
     };
     (@scope process) => { false };
-    (@scope core) => { true };
+    (@scope worker) => { true };
 }
 
 families! {
@@ -172,25 +172,25 @@ families! {
     "timers" Gauge process "Deadlines that the workers watch." {
         Timers ""
     }
-    "memory_charged_bytes" Gauge core "Bytes charged to the memory budget: queued, or half read." {
+    "memory_charged_bytes" Gauge worker "Bytes charged to the memory budget: queued, or half read." {
         ChargedBytes ""
     }
-    "loop_turns_total" Counter core "Turns of the worker's loop." {
+    "loop_turns_total" Counter worker "Turns of the worker's loop." {
         Turns ""
     }
-    "ring_enters_total" Counter core "System calls of the worker's ring (io_uring_enter)." {
+    "ring_enters_total" Counter worker "System calls of the worker's ring (io_uring_enter)." {
         RingEnters ""
     }
-    "ring_waits_total" Counter core "Those of them that wait where nothing has completed: the worker's wakes." {
+    "ring_waits_total" Counter worker "Those of them that wait where nothing has completed: the worker's wakes." {
         RingWaits ""
     }
-    "loop_completions_total" Counter core "Ring operations that have completed." {
+    "loop_completions_total" Counter worker "Ring operations that have completed." {
         Completions ""
     }
-    "loop_completions_max" Gauge core "The most ring operations that one turn found completed; the ring holds 8192." {
+    "loop_completions_max" Gauge worker "The most ring operations that one turn found completed; the ring holds 8192." {
         CompletionsMax ""
     }
-    "starved_receives_total" Counter core "Receives that found no free buffer and were tried again." {
+    "starved_receives_total" Counter worker "Receives that found no free buffer and were tried again." {
         StarvedReceives ""
     }
 }

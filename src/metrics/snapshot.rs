@@ -117,7 +117,7 @@ fn worker(metrics: &Metrics, process: &Process, core: usize) -> Worker {
         Series::ConnectionsPhone,
         Series::ConnectionsClosing,
     ];
-    let own = FAMILIES.iter().filter(|family| family.by_core);
+    let own = FAMILIES.iter().filter(|family| family.by_worker);
     let counts = own.flat_map(|family| {
         let counters = &counters;
         family.series.iter().map(move |(_, series)| (short(family), counters.get(*series)))
@@ -150,7 +150,7 @@ pub fn exposition(metrics: &Metrics, process: &Process) -> String {
     for family in FAMILIES {
         text.family(family.name, family.kind, family.help);
         for (labels, series) in family.series {
-            if !family.by_core {
+            if !family.by_worker {
                 text.sample(family.name, labels, metrics.total(*series));
                 continue;
             }

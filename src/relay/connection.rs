@@ -46,7 +46,7 @@ pub struct Connection {
 /// How far a connection has come.
 pub enum Stage {
     /// A request head is expected; `due.stage` is its deadline.
-    Head(Box<Head>),
+    Head(Box<HeadBuffer>),
     /// The request is checked and another worker owns its id; earlier answers must leave first, and
     /// `due.stage` is the deadline for that.
     HandingOver(Box<PendingHandOver>),
@@ -126,9 +126,9 @@ impl Stage {
     }
 }
 
-/// A connection whose request head is expected.
+/// What has arrived of the request head that is expected.
 #[derive(Default)]
-pub struct Head {
+pub struct HeadBuffer {
     /// The head so far, if it did not arrive whole; or several that wait for their turn.
     pub received: Vec<u8>,
     /// How many bytes at the front of it are answered already.

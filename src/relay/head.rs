@@ -2,7 +2,7 @@
 //! server-id (PROTOCOL.md, chapter 1).
 
 use super::admission::{Cause, Refusal};
-use super::connection::{Closing, Head, PendingHandOver, Stage};
+use super::connection::{Closing, HeadBuffer, PendingHandOver, Stage};
 use super::ledger::Part;
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
@@ -59,11 +59,11 @@ impl Relay {
         let Some(connection) = self.connection_mut(key) else { return };
         let paused = connection.paused;
         let Stage::Head(head) = &mut connection.stage else { return };
-        let Head { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
+        let HeadBuffer { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
         if paused {
             // It was on its way when reading stopped.
             received.extend_from_slice(input);
-            return self.keep_head(now, key, Head { received, read, scanner });
+            return self.keep_head(now, key, HeadBuffer { received, read, scanner });
         }
         let is_kept = !received.is_empty();
         if is_kept {
@@ -73,13 +73,13 @@ impl Relay {
         while self.connection(key).is_some_and(|connection| !connection.paused) {
             let Some(unread) = bytes.get(read..) else { return };
             let (decision, consumed) = match scanner.parse(unread) {
-                upgrade::Head::Incomplete => break,
-                upgrade::Head::Refused(reply) => {
+                upgrade::ParsedHead::Incomplete => break,
+                upgrade::ParsedHead::Refused(reply) => {
                     self.counters.count(Series::HandshakeHead);
                     self.log_answer(key, None, reply);
                     return self.refuse(now, key, reply, false);
                 }
-                upgrade::Head::Complete { request, consumed } => {
+                upgrade::ParsedHead::Complete { request, consumed } => {
                     (self.decide(now, key, &request), consumed)
                 }
             };
@@ -106,7 +106,7 @@ impl Relay {
             received = bytes.get(read..).unwrap_or_default().to_vec();
             read = 0;
         }
-        self.keep_head(now, key, Head { received, read, scanner });
+        self.keep_head(now, key, HeadBuffer { received, read, scanner });
     }
 
     /// The answers have left that were to leave before more is answered.
@@ -249,7 +249,7 @@ impl Relay {
 
     /// Keeps what is not answered yet: until more of it comes, or its deadline, or until the answers
     /// before it have left.
-    fn keep_head(&mut self, now: Millis, key: Key, kept: Head) {
+    fn keep_head(&mut self, now: Millis, key: Key, kept: HeadBuffer) {
         if !self.charge_input(now, key, kept.received.capacity()) {
             return;
         }

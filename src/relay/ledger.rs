@@ -13,7 +13,7 @@
 //! - Every connection stands in the list of its charge.
 
 use super::Key;
-use super::backlogs::{Backlogs, Place};
+use super::backlogs::{Backlogs, Position};
 use super::budget::Budget;
 
 /// What a connection is charged for.
@@ -66,7 +66,7 @@ impl Charges {
 #[derive(Default, Clone, Copy)]
 struct Account {
     charges: Charges,
-    place: Place,
+    position: Position,
 }
 
 /// One worker's charges.
@@ -108,15 +108,15 @@ impl Ledger {
             false => self.budget.release((before - bytes) as usize),
         }
         let (total, is_unread) = (account.charges.total(), account.charges.is_unread());
-        let was = account.place;
-        let moved = self.backlogs.update(key, &mut account.place, total, is_unread);
-        if account.place != was {
+        let was = account.position;
+        let moved = self.backlogs.update(key, &mut account.position, total, is_unread);
+        if account.position != was {
             self.budget.publish_largest_class(self.backlogs.largest_class());
         }
-        if let Some((key, place)) = moved
+        if let Some((key, position)) = moved
             && let Some(account) = self.accounts.get_mut(key.0 as usize)
         {
-            account.place = place;
+            account.position = position;
         }
         debug_assert!(self.is_within_headroom(), "charged beyond the headroom");
     }

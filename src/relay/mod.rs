@@ -10,7 +10,7 @@
 //! - [`admission`]: who may connect, and how often (chapter 6)
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
-//! - `sessions`: claims, registrations, probes, grace (chapter 3)
+//! - `claims`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
@@ -32,6 +32,7 @@
 //! connection: the shell ends the socket, waits until the kernel has returned every buffer, and
 //! releases the key.
 
+mod claims;
 mod closing;
 mod deadlines;
 mod describe;
@@ -41,7 +42,6 @@ mod head;
 mod input;
 mod memory;
 mod output;
-mod sessions;
 
 pub mod admission;
 pub mod ahead;

@@ -194,7 +194,7 @@ pub fn run_core<C: Core>(
     rings: Rings,
     make: impl FnOnce(Settings) -> C,
 ) -> io::Result<()> {
-    telemetry::set_core(start.settings.worker);
+    telemetry::set_worker(start.settings.worker);
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }

@@ -10,7 +10,9 @@
 use pyrycode_relay::config::{Limits, RingFeatures};
 use pyrycode_relay::metrics::Metrics;
 use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
-use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Reply, write_switching_protocols};
+use pyrycode_relay::protocol::upgrade::{
+    HeadScanner, ParsedHead, Reply, write_switching_protocols,
+};
 use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::{Outbox, Write};
@@ -98,9 +100,9 @@ impl Peer {
         let mut head = received.clone();
         head.splice(line + 2..line + 2, REQUIRED_HEADERS.iter().copied());
         let upgrade = match HeadScanner::default().parse(&head) {
-            Head::Incomplete => return,
-            Head::Refused(reply) => Err(reply),
-            Head::Complete { request, consumed } => {
+            ParsedHead::Incomplete => return,
+            ParsedHead::Refused(reply) => Err(reply),
+            ParsedHead::Complete { request, consumed } => {
                 request.server_upgrade().map(|upgrade| (upgrade.accept_key, consumed))
             }
         };
