@@ -600,7 +600,7 @@ async fn nothing_inside_the_reserve_of_a_worker_is_shed_for_another() {
 
 #[tokio::test]
 async fn who_hoards_on_one_worker_does_not_cost_anyone_on_another() {
-    let relay = Relay::start(&patient(&["--workers", "2", "--memory-budget", "4MiB"])).await;
+    let relay = Relay::start(&patient(&["--workers", "2", "--memory-budget", "2MiB"])).await;
     let [(mut hoarder, hoarder_id), (mut healthy, healthy_id)] = one_of_each_worker(&relay).await;
     let mut phone = Raw::phone(&relay, &healthy_id).await;
     let conn_id = meet(&mut healthy, &mut phone).await;

@@ -498,6 +498,82 @@ async fn floods_of_key_updates() {
     scene.end().await;
 }
 
+/// More messages and records than a turn has room for, all there at once, and the end behind them:
+/// they wait their turn in the order in which they came.
+#[tokio::test]
+async fn bursts_beyond_a_share_and_then_the_end() {
+    const MESSAGES: usize = 20_000;
+    let scene = Scene::begin_tls("bursts beyond a share", &[]).await;
+    let mut binary = Raw::binary(&scene, "burst").await;
+    for (versions, number) in [&TLS13, &TLS12].into_iter().zip(0..) {
+        let door = scene.door().speaking(versions, &[]);
+        for records_at_once in [1, 40, 5000] {
+            let mut phone = Raw::through(&door).await.upgrade(Request::client("burst")).await;
+            let messages: Vec<Vec<u8>> =
+                (0..MESSAGES).map(|number| masked(TEXT, number.to_string())).collect();
+            // Into records that hold one message each, or many.
+            let mut bytes: Vec<u8> = Vec::new();
+            for some in messages.chunks(records_at_once) {
+                bytes.extend(phone.seal(some.concat()));
+                if records_at_once == 40 && number == 0 {
+                    phone.tls().refresh_traffic_keys().unwrap();
+                }
+            }
+            phone.tls().send_close_notify();
+            bytes.extend(phone.sealed());
+            let sending = tokio::spawn(async move {
+                phone.send_past_tls(bytes).await;
+                phone
+            });
+            let mut conn_id = String::new();
+            for number in 0..MESSAGES {
+                let (from, frame) = open_envelope(&binary.recv_text().await);
+                assert_eq!(frame, number.to_string());
+                conn_id = from;
+            }
+            assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001));
+            sending.await.unwrap().rest().await;
+        }
+    }
+    drop(binary);
+    scene.end().await;
+}
+
+/// As many key updates as are allowed with the least that may come between them. They are a waste of
+/// time, but of the flooding connections' own.
+#[tokio::test]
+async fn key_updates_and_a_word() {
+    let scene = Scene::begin_tls("key updates and a word", &[]).await;
+    let door = scene.door().speaking(&TLS13, &[]);
+    let mut tasks = JoinSet::new();
+    for number in 0..scaled(4) {
+        let door = door.clone();
+        tasks.spawn(async move {
+            let id = format!("wasteful {number}");
+            let mut peer = Raw::through(&door).await.upgrade(Request::server(&id)).await;
+            for _ in 0..40 {
+                let mut bytes = Vec::new();
+                for _ in 0..75 {
+                    for _ in 0..32 {
+                        peer.tls().refresh_traffic_keys().unwrap();
+                    }
+                    bytes.extend(peer.seal(masked(PING, "")));
+                }
+                peer.send_past_tls(bytes).await;
+            }
+            peer.send(masked(PING, "done")).await;
+            loop {
+                let pong = peer.frame_after_pings().await.unwrap();
+                if pong.payload == b"done" {
+                    break;
+                }
+            }
+        });
+    }
+    join_all(tasks).await;
+    scene.end().await;
+}
+
 #[tokio::test]
 async fn renegotiations() {
     let scene = Scene::begin_tls("renegotiation", &["--close-timeout", "200ms"]).await;

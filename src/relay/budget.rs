@@ -260,15 +260,41 @@ impl Budget {
     /// one of this class. O(workers).
     #[must_use]
     pub fn larger_elsewhere(&self, own_class: u32) -> Option<usize> {
+        self.beyond_reserves().filter(|(class, _)| *class > own_class).max().map(|(_, who)| who)
+    }
+
+    fn largest_elsewhere(&self) -> Option<usize> {
+        self.beyond_reserves().max().map(|(_, worker)| worker)
+    }
+
+    /// The other workers that hold something beyond their reserves: the class of the largest backlog
+    /// of each, and its number.
+    fn beyond_reserves(&self) -> impl Iterator<Item = (u32, usize)> {
         let others = self.shared.workers.iter().enumerate();
         others
             .filter(|(worker, standing)| {
                 *worker != self.worker && standing.beyond_bytes.load(Ordering::Relaxed) > 0
             })
             .map(|(worker, standing)| (standing.largest_class.load(Ordering::Relaxed), worker))
-            .filter(|(class, _)| *class > own_class)
-            .max()
-            .map(|(_, worker)| worker)
+    }
+
+    /// The other worker that is to pay for what this one, whose largest backlog is of this class, has
+    /// charged into its headroom. If all of that lies within what this worker has for itself, it is
+    /// whoever holds most beyond a reserve, be that larger or not: nothing is shed here to make up
+    /// for what another worker took. O(workers).
+    #[must_use]
+    pub fn payer(&self, own_class: u32) -> Option<usize> {
+        if self.is_within_own() {
+            return self.largest_elsewhere();
+        }
+        self.larger_elsewhere(own_class)
+    }
+
+    /// Whether all that is charged lies within the reserve and the part of the headroom in which a
+    /// worker may wait: no other worker can take those.
+    fn is_within_own(&self) -> bool {
+        let own = self.reserve_bytes + self.shared.headroom_bytes;
+        self.charged_bytes + self.shared.event_bytes <= own
     }
 
     /// Whether `worker` is to be asked to shed now: not while a request is under way to it.
@@ -376,5 +402,19 @@ mod tests {
         hoarder.give_back_idle();
         hoarder.publish_largest_class(9);
         assert_eq!(small.larger_elsewhere(3), None, "nothing inside a reserve");
+    }
+
+    #[test]
+    fn what_a_worker_has_for_itself_is_not_shed_for_what_others_took() {
+        let shared = SharedBudget::for_events_of(50, 1200, 2);
+        let (mut hoarder, mut small) = (Budget::new(shared.clone(), 0), Budget::new(shared, 1));
+        hoarder.charge(750);
+        hoarder.publish_largest_class(3);
+        // Its one backlog is the largest of all, and in the headroom because the pool is leased.
+        small.charge(300);
+        assert!(!small.settle());
+        assert_eq!(small.payer(5), Some(0));
+        small.charge(1);
+        assert_eq!(small.payer(5), None, "that is more than it has for itself");
     }
 }

@@ -166,10 +166,10 @@ impl Ledger {
         Some(Key(index as u32))
     }
 
-    /// Another worker that is to pay, because it holds a larger backlog than this one.
+    /// As [`Budget::payer`].
     #[must_use]
-    pub fn larger_elsewhere(&self) -> Option<usize> {
-        self.budget.larger_elsewhere(self.backlogs.largest_class())
+    pub fn payer(&self) -> Option<usize> {
+        self.budget.payer(self.backlogs.largest_class())
     }
 
     /// Whether this worker is to shed its largest backlog for others.

@@ -70,7 +70,7 @@ impl Relay {
     /// Memory is short: has another worker pay that holds a larger backlog, as long as there is room
     /// for one more event, or sheds the largest backlog here. False if nothing more is to be done.
     fn relieve(&mut self, now: Millis) -> bool {
-        if let Some(worker) = self.ledger.larger_elsewhere() {
+        if let Some(worker) = self.ledger.payer() {
             if self.ledger.budget().ask(worker) {
                 self.actions.push(Action::AskToShed(worker));
             }

@@ -48,7 +48,7 @@ use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry;
 use buffers::BufferGroup;
 use ring::{Completion, Counts, Outgoing, Ring, Wait};
-use runtime::Inbox;
+use runtime::Mailbox;
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
 use socket2::Socket;
@@ -202,10 +202,12 @@ pub fn run_core<C: Core>(
     info!(err = ring.features().to_string(), "io_uring_features");
     runtime.block_on(async {
         let mut worker = Worker::new(start, (ring, small, large), make)?;
-        while worker.serve()? == Served::UntilRuntimeReady {
-            runtime::turn().await;
+        loop {
+            runtime::turn(&mut worker.mailbox).await;
+            if worker.serve()? == Served::ToTheEnd {
+                return Ok(());
+            }
         }
-        Ok(())
     })
 }
 
@@ -247,7 +249,7 @@ struct Worker<C> {
     handing_over: VecDeque<(Millis, Key)>,
     /// Steps of TLS handshakes that this turn may still take.
     handshakes_left: u32,
-    inbox: Inbox,
+    mailbox: Mailbox,
     /// What the thread's runtime waits on, and whether it has something to do.
     runtime: RawFd,
     runtime_ready: bool,
@@ -275,7 +277,7 @@ impl<C: Core> Worker<C> {
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
-        let inbox = runtime::receive(mailbox);
+        let mailbox = Mailbox::new(mailbox);
         let runtime = runtime::descriptor()?;
         ring.watch_runtime(runtime);
         // Or accepting would fail where there is nothing to accept.
@@ -299,7 +301,7 @@ impl<C: Core> Worker<C> {
             skip_wait: false,
             handing_over: VecDeque::new(),
             handshakes_left: 0,
-            inbox,
+            mailbox,
             runtime,
             runtime_ready: false,
             mailboxes,
@@ -335,7 +337,7 @@ impl<C: Core> Worker<C> {
         let is_busy = std::mem::take(&mut self.skip_wait)
             || !self.starved.is_empty()
             || !self.deferred.is_empty();
-        if is_busy || !self.inbox.borrow().is_empty() {
+        if is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }
         let overdue = self.handing_over.front().map(|(due, _)| *due);
@@ -389,10 +391,7 @@ impl<C: Core> Worker<C> {
     }
 
     fn read_mail(&mut self, now: Millis) {
-        loop {
-            // Apart from what is done with it: no borrow may last that long.
-            let mail = self.inbox.borrow_mut().pop_front();
-            let Some(mail) = mail else { return };
+        while let Some(mail) = self.mailbox.take() {
             self.on_mail(now, mail);
         }
     }

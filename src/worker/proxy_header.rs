@@ -3,6 +3,8 @@
 
 use super::Worker;
 use super::core::Core;
+use super::share::Received;
+use super::tls;
 use super::tls_link::decrypt;
 use crate::metrics::Series;
 use crate::protocol::opening::Begins;
@@ -13,21 +15,23 @@ use crate::telemetry::Remote;
 use tracing::info;
 
 impl<C: Core> Worker<C> {
-    /// Bytes arrived that are not for the core as they are.
+    /// Bytes arrived that are not for the core as they are. What is left of them, because there are
+    /// no more `messages` to spend on it.
     pub(super) fn on_layered_bytes(
         &mut self,
         now: Millis,
         key: Key,
-        large: bool,
-        at: (u16, usize),
+        received: Received,
         messages: &mut u32,
-    ) {
-        let group = if large { &mut self.large } else { &mut self.small };
-        let input = group.received(at.0, at.1);
-        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+    ) -> Received {
+        let nothing = received.read();
+        let Received { is_large, buffer, from, to, .. } = received;
+        let group = if is_large { &mut self.large } else { &mut self.small };
+        let input = group.received(buffer, to).get_mut(from..).unwrap_or_default();
+        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return nothing };
         let rest = match link.proxy_header.as_mut().map(|header| header.read(input)) {
             None => input,
-            Some(Proxy::NeedMore) => return,
+            Some(Proxy::NeedMore) => return nothing,
             Some(Proxy::Bad) => {
                 let remote = link.socket.peer_addr().ok().and_then(|address| address.as_socket());
                 info!(
@@ -36,7 +40,8 @@ impl<C: Core> Worker<C> {
                     "proxy_header_refused"
                 );
                 self.counters.count(Series::HandshakeProxyHeader);
-                return self.core.on_end(now, key, false);
+                self.core.on_end(now, key, false);
+                return nothing;
             }
             Some(Proxy::Header { source, consumed }) => {
                 link.proxy_header = None;
@@ -47,21 +52,22 @@ impl<C: Core> Worker<C> {
             }
         };
         if rest.is_empty() {
-            return;
+            return nothing;
         }
         if link.tls.is_none() {
             // No frames yet: they come behind a request.
             self.core.on_bytes(now, key, rest, &mut { u32::MAX });
-            return;
+            return nothing;
         }
         let mut first = Vec::new();
         match link.opening.as_mut().map(|opening| opening.read(rest)) {
             None => {}
-            Some(Begins::NeedMore) => return,
+            Some(Begins::NeedMore) => return nothing,
             Some(Begins::WithHttp) => {
                 link.opening = None;
                 link.tls = None;
-                return self.core.on_plain_http(now, key);
+                self.core.on_plain_http(now, key);
+                return nothing;
             }
             Some(Begins::Otherwise) => {
                 let held = link.opening.take().unwrap_or_default();
@@ -70,21 +76,38 @@ impl<C: Core> Worker<C> {
                 }
             }
         }
+        let begin = to - rest.len();
         let records = if first.is_empty() { rest } else { first.as_mut_slice() };
-        let mut plain = decrypt(link, records);
+        // Before that the core wants all at once: what is behind its request may be for another worker.
+        let is_open = self.core.is_open(key);
+        let most_work = if is_open { *messages } else { u32::MAX };
+        let mut plain = decrypt(link, records, most_work);
         let mut data = records.get_mut(plain.data.clone()).unwrap_or_default();
-        if !self.core.is_open(key) {
-            // The core wants all at once: what is behind its request may be for another worker.
+        if !is_open {
             data = plain.append(data);
         }
-        // All of it: a share ends between receives. What that exceeds it by is spent.
+        // A record takes as much as a message does, whatever is in it.
+        let left_by_records = messages.saturating_sub(plain.work);
         let mut all = u32::MAX;
-        for data in [plain.kept(), data] {
-            if !data.is_empty() {
-                self.core.on_bytes(now, key, data, &mut all);
-            }
+        if !plain.kept().is_empty() {
+            self.core.on_bytes(now, key, plain.kept(), &mut all);
         }
         *messages = messages.saturating_sub(u32::MAX - all);
+        let mut left = nothing;
+        if is_open && plain.received == tls::Received::Open {
+            let end = begin + plain.data.end;
+            let mut opened = (end - data.len(), end);
+            if !data.is_empty() && *messages > 0 {
+                opened.0 += self.core.on_bytes(now, key, data, messages);
+            }
+            let from = plain.left.map_or(to, |left| begin + left);
+            left = Received { opened, from, ..received };
+        } else if !data.is_empty() {
+            // It is the last that is heard before the end, or the first.
+            self.core.on_bytes(now, key, data, &mut all);
+        }
+        *messages = left_by_records.min(*messages);
         self.on_decrypted(now, key, &plain.received);
+        left
     }
 }

@@ -69,7 +69,7 @@ impl<C: Core> Worker<C> {
         let received = match (usize::try_from(result), self.link(key)) {
             (Ok(bytes @ 1..), Some(link)) if !link.is_closing => {
                 link.note_received(mode, bytes);
-                Received { is_large, buffer, from: 0, to: bytes }
+                Received::new(is_large, buffer, bytes)
             }
             _ => return self.give_back(is_large, buffer),
         };
@@ -84,7 +84,7 @@ impl<C: Core> Worker<C> {
     /// Has the core read what was received, as far as the connection's share of this turn goes;
     /// what is left of it. What is not has been given back to the kernel.
     fn read(&mut self, now: Millis, key: Key, received: Received, turn: u32) -> Option<Received> {
-        let Received { is_large, buffer, from, to } = received;
+        let Received { is_large, buffer, from, to, opened } = received;
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else {
             self.give_back(is_large, buffer);
             return None;
@@ -94,22 +94,28 @@ impl<C: Core> Worker<C> {
             self.handshakes_left = left;
         }
         let mut messages = link.share.of_turn(turn);
-        let mut at = from;
-        if messages > 0 {
-            if link.is_plain() {
-                let group = if is_large { &mut self.large } else { &mut self.small };
-                let input = group.received(buffer, to).get_mut(from..).unwrap_or_default();
-                at += self.core.on_bytes(now, key, input, &mut messages);
-            } else {
-                self.on_layered_bytes(now, key, is_large, (buffer, to), &mut messages);
-                at = to;
-            }
+        if messages == 0 {
+            return Some(received);
         }
+        let is_plain = link.is_plain();
+        let group = if is_large { &mut self.large } else { &mut self.small };
+        let bytes = group.received(buffer, to);
+        let left = if received.is_opened() {
+            let input = bytes.get_mut(opened.0..opened.1).unwrap_or_default();
+            let read = self.core.on_bytes(now, key, input, &mut messages);
+            Received { opened: (opened.0 + read, opened.1), ..received }
+        } else if is_plain {
+            let input = bytes.get_mut(from..).unwrap_or_default();
+            let read = self.core.on_bytes(now, key, input, &mut messages);
+            Received { from: from + read, ..received }
+        } else {
+            self.on_layered_bytes(now, key, received, &mut messages)
+        };
         let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
         if let Some(link) = link.filter(|link| !link.is_closing) {
             link.share.spend(messages);
-            if at < to {
-                return Some(Received { is_large, buffer, from: at, to });
+            if !left.is_read() {
+                return Some(left);
             }
         }
         self.give_back(is_large, buffer);

@@ -22,7 +22,7 @@ use io_uring::{
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Operations that are queued before the kernel must take them, where locked memory is no matter.
 pub const MAX_ENTRIES: u32 = 1024;
@@ -151,6 +151,8 @@ pub struct Ring {
     quick_sends: Vec<u32>,
     /// When the kernel is to end a wait, if it has been told.
     deadline: Option<Instant>,
+    /// How long that was from then on: the kernel reads it when it takes the operation.
+    time: ManuallyDrop<Box<types::Timespec>>,
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
@@ -190,6 +192,7 @@ impl Ring {
             flags,
             quick_sends: Vec::new(),
             deadline: None,
+            time: ManuallyDrop::default(),
             sending: ManuallyDrop::default(),
             broken: None,
             counts: Counts::default(),
@@ -252,7 +255,11 @@ impl Ring {
     fn settle_quick_sends(&mut self, into: &mut Vec<Completion>) {
         // Otherwise some may not have been submitted, or a completion be on its way.
         if !self.queue.is_empty() || self.queue.cq_overflow() || !self.completions.is_empty() {
-            return;
+            // Who was told of one may be sending something else before this is asked again.
+            let sending = &self.sending;
+            return self.quick_sends.retain(|key| {
+                sending.get(*key as usize).is_some_and(|outgoing| outgoing.is_some())
+            });
         }
         for key in self.quick_sends.drain(..) {
             // It is gone where a completion has told of it.
@@ -265,9 +272,7 @@ impl Ring {
 
     #[allow(unsafe_code)]
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
-        // Until it has been submitted.
-        let time = types::Timespec::from(self.time_to_tell(wait).unwrap_or_default());
-        self.queue_timer(wait, &time);
+        self.queue_timer(wait);
         self.queue.sync();
         let queued = self.queue.len() as u32;
         self.counts.enters += 1;
@@ -279,7 +284,8 @@ impl Ring {
             }
         };
         // SAFETY: what was queued points to nothing but buffers that stay where they are until it
-        // has completed (see `send` and `BufferGroup`), and to the time.
+        // has completed (see `send` and `BufferGroup`), and to the time, which stays as well: it may
+        // be a later turn in which the kernel takes it.
         let entered =
             unsafe { self.submitter.enter::<()>(queued, wanted, self.flags.bits(), None) };
         // To see how much it has taken.
@@ -291,32 +297,24 @@ impl Ring {
         }
     }
 
-    /// How long the wait may last, if the kernel does not know yet.
-    fn time_to_tell(&self, wait: Wait) -> Option<Duration> {
-        match wait {
-            Wait::Until(at) if self.deadline.is_none_or(|told| at < told) => {
-                Some(at.saturating_duration_since(Instant::now()))
-            }
-            _ => None,
-        }
-    }
-
     /// Has the kernel end the wait in time. It is told only what is new to it: to set a timer for
     /// each wait, and to take it back, would cost more than a message does.
-    fn queue_timer(&mut self, wait: Wait, time: &types::Timespec) {
+    fn queue_timer(&mut self, wait: Wait) {
         let Wait::Until(at) = wait else { return };
-        match self.deadline {
-            Some(told) if told <= at => return,
-            // It may have passed meanwhile, and its completion be on the way.
-            Some(_) => {
-                let entry = opcode::TimeoutUpdate::new(user_data(DEADLINE, 0), time).build();
-                self.push(&entry.user_data(user_data(UPDATE_DEADLINE, 0)));
-            }
-            None => {
-                let entry = opcode::Timeout::new(time).build();
-                self.push(&entry.user_data(user_data(DEADLINE, 0)));
-            }
+        if self.deadline.is_some_and(|told| told <= at) {
+            return;
         }
+        **self.time = at.saturating_duration_since(Instant::now()).into();
+        let time: *const types::Timespec = &raw const **self.time;
+        let entry = match self.deadline {
+            // It may have passed meanwhile, and its completion be on the way.
+            Some(_) => opcode::TimeoutUpdate::new(user_data(DEADLINE, 0), time)
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS)
+                .user_data(user_data(UPDATE_DEADLINE, 0)),
+            None => opcode::Timeout::new(time).build().user_data(user_data(DEADLINE, 0)),
+        };
+        self.push(&entry);
         self.deadline = Some(at);
     }
 
@@ -537,4 +535,98 @@ pub(super) fn locked_bytes(entries: u32, completions: u32) -> u64 {
 /// too low.
 pub fn probe() -> io::Result<()> {
     make(8).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    const NOBODY: u64 = 99;
+
+    fn ring(entries: u32) -> Ring {
+        Ring::new(make(entries).unwrap(), RingFeatures::ALL)
+    }
+
+    fn outgoing(bytes: usize) -> Outgoing {
+        Outgoing { buffer: vec![7; bytes], from: 0, to: bytes }
+    }
+
+    fn turn(ring: &mut Ring, wait: Wait) -> Vec<(u32, i32)> {
+        let mut done = Vec::new();
+        ring.turn(&mut done, wait).unwrap();
+        let sent = |done| match done {
+            Completion::Sent { key, result, .. } => (key, result),
+            other => panic!("{other:?}"),
+        };
+        done.into_iter().map(sent).collect()
+    }
+
+    /// A socket whose peer reads nothing, and that takes no more.
+    fn full() -> (UnixStream, UnixStream) {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        while (&near).write(&[0; 1 << 16]).is_ok() {}
+        near.set_nonblocking(false).unwrap();
+        (near, far)
+    }
+
+    #[test]
+    fn a_quick_send_says_what_was_taken_and_ends_no_wait() {
+        let mut ring = ring(64);
+        let (near, _far) = UnixStream::pair().unwrap();
+        let (full, _reads_nothing) = full();
+        ring.send(near.as_raw_fd(), outgoing(1000), 3, true);
+        let begun = Instant::now();
+        let sent = turn(&mut ring, Wait::Until(begun + Duration::from_millis(20)));
+        assert_eq!(sent, [(3, 1000)]);
+        assert!(begun.elapsed() >= Duration::from_millis(19), "it has waited");
+        ring.send(full.as_raw_fd(), outgoing(1000), 4, true);
+        assert_eq!(turn(&mut ring, Wait::Indefinitely), [(4, -libc::EAGAIN)]);
+    }
+
+    /// While there is no room for completions, nobody knows which quick sends were taken whole. One
+    /// that is known to have failed must not count as such later, when its connection has the kernel
+    /// read other memory.
+    #[test]
+    fn a_quick_send_that_failed_amid_an_overflow_is_not_mistaken_for_the_next_send() {
+        let mut ring = ring(64);
+        let (full, far) = full();
+        let (near, _far) = UnixStream::pair().unwrap();
+        ring.send(full.as_raw_fd(), outgoing(1000), 0, true);
+        ring.send(near.as_raw_fd(), outgoing(10), 1, true);
+        for _ in 0..2 * 64 * COMPLETIONS_PER_ENTRY {
+            ring.push(&opcode::Nop::new().build().user_data(user_data(NOBODY, 0)));
+        }
+        assert_eq!(turn(&mut ring, Wait::No), [(0, -libc::EAGAIN)]);
+        ring.send(full.as_raw_fd(), outgoing(500), 0, false);
+        let mut sent = Vec::new();
+        for _ in 0..10 {
+            sent.extend(turn(&mut ring, Wait::No));
+        }
+        assert_eq!(sent, [(1, 10)], "the other waits for its peer");
+        drop(far);
+        assert_eq!(turn(&mut ring, Wait::Indefinitely), [(0, -libc::EPIPE)]);
+    }
+
+    #[test]
+    fn a_deadline_that_comes_nearer_ends_the_wait_in_time() {
+        let mut ring = ring(64);
+        let begun = Instant::now();
+        let mut at = begun + Duration::from_secs(600);
+        for _ in 0..5 {
+            let waits = ring.counts().waits;
+            assert_eq!(turn(&mut ring, Wait::No), []);
+            ring.queue_timer(Wait::Until(at));
+            assert_eq!(ring.counts().waits, waits);
+            at = begun + (at - begun) / 4;
+        }
+        let soon = Instant::now() + Duration::from_millis(30);
+        assert_eq!(turn(&mut ring, Wait::Until(soon)), []);
+        assert!(Instant::now() >= soon - Duration::from_millis(1), "nothing else ended it");
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
 }

@@ -13,13 +13,36 @@ const MESSAGES_PER_TURN: u16 = 512;
 /// Receives within its share before a connection is no longer throttled.
 const THROTTLED_RECEIVES: u8 = 32;
 
-/// Bytes of a receive buffer that are still to be read: `from..to`.
+/// Bytes of a receive buffer that are still to be read: `opened`, which is what TLS has made of those
+/// that came first, and then `from..to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Received {
     pub(super) is_large: bool,
     pub(super) buffer: u16,
+    pub(super) opened: (usize, usize),
     pub(super) from: usize,
     pub(super) to: usize,
+}
+
+impl Received {
+    pub(super) fn new(is_large: bool, buffer: u16, bytes: usize) -> Self {
+        Self { is_large, buffer, opened: (0, 0), from: 0, to: bytes }
+    }
+
+    /// Whether some of it is opened and still to be read.
+    pub(super) fn is_opened(&self) -> bool {
+        self.opened.0 < self.opened.1
+    }
+
+    /// Whether all of it was read.
+    pub(super) fn is_read(&self) -> bool {
+        self.from >= self.to && !self.is_opened()
+    }
+
+    /// All of it was read.
+    pub(super) fn read(self) -> Self {
+        Self { opened: (0, 0), from: self.to, ..self }
+    }
 }
 
 /// The end of a stream, reported after what came before it.
@@ -113,7 +136,7 @@ mod tests {
     use super::*;
 
     fn received(buffer: u16) -> Received {
-        Received { is_large: false, buffer, from: 0, to: 1 }
+        Received::new(false, buffer, 1)
     }
 
     #[test]
@@ -141,7 +164,7 @@ mod tests {
         share.defer_behind(received(2));
         share.end_with(true);
         let first = share.next().unwrap();
-        share.put_back(Received { from: 1, to: 2, ..first });
+        share.put_back(Received { from: 0, ..first });
         share.defer_behind(received(3));
         let order: Vec<u16> = std::iter::from_fn(|| share.next()).map(|r| r.buffer).collect();
         assert_eq!(order, [1, 2, 3]);

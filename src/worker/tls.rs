@@ -82,13 +82,25 @@ pub struct Plain {
     pub data: Range<usize>,
     /// What they have come to.
     pub received: Received,
+    /// What opening the records took: as much as so many messages.
+    pub work: u32,
+    /// Where the records begin that were not opened, because that would have been too much work.
+    /// They are to come again before anything else.
+    pub left: Option<usize>,
 }
 
 impl Plain {
     /// No data, and the session goes on.
     #[must_use]
     pub fn nothing() -> Self {
-        Self { kept: Vec::new(), kept_data: 0..0, data: 0..0, received: Received::Open }
+        Self {
+            kept: Vec::new(),
+            kept_data: 0..0,
+            data: 0..0,
+            received: Received::Open,
+            work: 0,
+            left: None,
+        }
     }
 
     /// Data of a record that had begun before these bytes arrived; it comes first.
@@ -105,6 +117,24 @@ impl Plain {
         self.kept.extend_from_slice(data);
         self.kept_data.end = self.kept.len();
         &mut []
+    }
+}
+
+/// What came of bytes from the socket.
+struct Processed {
+    /// How many of them were whole records.
+    used: usize,
+    /// Where the data of these is now.
+    data: Range<usize>,
+    received: Received,
+    work: u32,
+    /// There may be more, which would have been too much work.
+    is_left: bool,
+}
+
+impl Processed {
+    fn nothing_but(used: usize, received: Received) -> Self {
+        Self { used, data: 0..0, received, work: 0, is_left: false }
     }
 }
 
@@ -167,13 +197,22 @@ impl Session {
     /// Bytes arrived. Their application data is left among them; what TLS itself has to say to the
     /// peer (its handshake, an alert) is appended to `out`.
     pub fn receive(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> Plain {
+        self.receive_some(input, out, u32::MAX)
+    }
+
+    /// As [`Session::receive`], but records are opened only until that has taken `most_work`. The
+    /// handshake is none of it, and what comes with the end of that is opened whole.
+    pub fn receive_some(&mut self, input: &mut [u8], out: &mut Vec<u8>, most_work: u32) -> Plain {
+        let most_work = if self.is_handshaking() { u32::MAX } else { most_work };
         let mut plain = Plain::nothing();
         let mut begin = 0;
         if !self.partial.is_empty() {
             begin = self.fill_partial(input);
             let mut kept = std::mem::take(&mut self.partial);
-            let (used, data, received) = self.process(&mut kept, out);
+            let Processed { used, data, received, work, .. } =
+                self.process(&mut kept, out, u32::MAX);
             plain.received = received;
+            plain.work = work;
             if used == 0 && plain.received == Received::Open {
                 self.partial = kept;
             } else {
@@ -184,11 +223,18 @@ impl Session {
         }
         if plain.received == Received::Open && begin < input.len() {
             let rest = input.get_mut(begin..).unwrap_or_default();
-            let (used, data, received) = self.process(rest, out);
+            let most_work = most_work.saturating_sub(plain.work);
+            let Processed { used, data, received, work, is_left } =
+                self.process(rest, out, most_work);
+            plain.work += work;
             plain.data = begin + data.start..begin + data.end;
             plain.received = received;
-            let left = rest.get(used..).unwrap_or_default();
-            self.keep(left, &plain.received);
+            if is_left {
+                plain.left = Some(begin + used);
+            } else {
+                let left = rest.get(used..).unwrap_or_default();
+                self.keep(left, &plain.received);
+            }
         }
         if plain.received == Received::Open && self.partial.len() > MAX_PARTIAL_BYTES {
             self.partial = Vec::new();
@@ -226,14 +272,13 @@ impl Session {
         taken
     }
 
-    /// Takes every whole record: how many bytes of `input` these were, where their data is now, and
-    /// what they have come to.
-    fn process(&mut self, input: &mut [u8], out: &mut Vec<u8>) -> (usize, Range<usize>, Received) {
+    /// Takes every whole record, as far as that takes no more than `most_work`.
+    fn process(&mut self, input: &mut [u8], out: &mut Vec<u8>, most_work: u32) -> Processed {
         let mut shaken = 0;
         if let Some(handshake) = self.handshake() {
             let taken = match handshake {
                 Ok(handshake) => handshake.take(input, out),
-                Err(error) => return (0, 0..0, Received::Failed(error)),
+                Err(error) => return Processed::nothing_but(0, Received::Failed(error)),
             };
             let Taken { used, shaken: outcome, rest } = taken;
             let received = match outcome {
@@ -250,19 +295,23 @@ impl Session {
                 self.stage = Stage::Shaking(rest);
             }
             if let Some(received) = received {
-                return (used, 0..0, received);
+                return Processed::nothing_but(used, received);
             }
             shaken = used;
         }
-        let Stage::Open(traffic) = &mut self.stage else { return (0, 0..0, Received::Open) };
-        let Opened { used, data, closed, fault } =
-            traffic.open(input.get_mut(shaken..).unwrap_or_default(), out);
+        let Stage::Open(traffic) = &mut self.stage else {
+            return Processed::nothing_but(0, Received::Open);
+        };
+        let records = input.get_mut(shaken..).unwrap_or_default();
+        let Opened { used, data, closed, fault, work, is_left } =
+            traffic.open(records, out, most_work);
         let received = match fault {
             Some(fault) => Received::Failed(fault.error),
             None if closed => Received::Closed,
             None => Received::Open,
         };
-        (shaken + used, shaken + data.start..shaken + data.end, received)
+        let data = shaken + data.start..shaken + data.end;
+        Processed { used: shaken + used, data, received, work, is_left }
     }
 
     /// Takes out the handshake that is under way, or begins it.

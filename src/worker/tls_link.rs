@@ -349,12 +349,13 @@ impl<C: Core> Worker<C> {
     }
 }
 
-/// What `input` holds of application data, which is left where it lies.
-pub(super) fn decrypt(link: &mut Link, input: &mut [u8]) -> Plain {
+/// What `input` holds of application data, which is left where it lies, as far as that takes no more
+/// than so many messages do.
+pub(super) fn decrypt(link: &mut Link, input: &mut [u8], most_work: u32) -> Plain {
     match &mut link.tls {
         // Once it has failed, all that is left is to let its alert arrive.
         Some(tls) if !tls.failed => {
-            let plain = tls.session.receive(input, &mut tls.out);
+            let plain = tls.session.receive_some(input, &mut tls.out, most_work);
             match plain.received {
                 Received::Open => {}
                 Received::Closed => tls.peer_closed = true,

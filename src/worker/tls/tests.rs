@@ -514,6 +514,68 @@ fn aged(session: &Session, receiving: u64, sending: u64) -> (Mirror, Session) {
     (Mirror::of(&session), session)
 }
 
+/// Records without data buy one another no time, and those that make new keys count as work.
+#[test]
+fn updates_and_empty_records_by_turns_come_to_an_end() {
+    for (mut mirror, mut session) in mirrored() {
+        let Some(suite) = mirror.protection.tls13() else { continue };
+        let update = |mirror: &mut Mirror| {
+            let record = mirror.record(HANDSHAKE, &[24, 0, 0, 1, 0]);
+            mirror.sending.update(suite);
+            record
+        };
+        let mut records = Vec::new();
+        for _ in 0..16 {
+            records.extend(update(&mut mirror));
+            records.extend(mirror.record(APPLICATION_DATA, b""));
+        }
+        records.extend(mirror.record(APPLICATION_DATA, b"!"));
+        let all = session.receive(&mut records, &mut Vec::new());
+        assert_eq!(all.received, Received::Open);
+        assert!(all.work > 16 * 32, "{}", all.work);
+        let mut ended = 0;
+        for number in 0..100 {
+            let record = match number % 2 {
+                0 => update(&mut mirror),
+                _ => mirror.record(APPLICATION_DATA, b""),
+            };
+            if receive(&mut session, &record).2 != Received::Open {
+                ended = number;
+                break;
+            }
+        }
+        assert_eq!(ended, 64, "the 33rd update since the last data");
+    }
+}
+
+/// However little is opened at a time, nothing is lost.
+#[test]
+fn records_may_be_opened_a_few_at_a_time() {
+    for (mut mirror, mut session) in mirrored() {
+        let mut records: Vec<u8> =
+            (0..200).flat_map(|n| mirror.record(APPLICATION_DATA, &[n])).collect();
+        let partial = mirror.record(APPLICATION_DATA, b"the end");
+        let (begin, end) = partial.split_at(20);
+        records.extend_from_slice(begin);
+        let (mut data, mut out, mut rest) = (Vec::new(), Vec::new(), &mut records[..]);
+        loop {
+            let mut plain = session.receive_some(rest, &mut out, 3);
+            assert!(plain.work <= 3 && plain.kept().is_empty());
+            data.extend_from_slice(&rest[plain.data.clone()]);
+            let Some(left) = plain.left else { break };
+            rest = &mut rest[left..];
+        }
+        assert_eq!((data, out.len()), ((0..200).collect(), 0));
+        let mut input = [end, &mirror.record(APPLICATION_DATA, b"!")].concat();
+        let mut plain = session.receive_some(&mut input, &mut out, 1);
+        assert_eq!(plain.kept(), b"the end");
+        assert_eq!((plain.data.len(), plain.left), (0, Some(end.len())));
+        let mut plain = session.receive_some(&mut input[end.len()..], &mut out, 1);
+        assert_eq!((plain.data.len(), plain.left), (1, None));
+        assert!(plain.kept().is_empty());
+    }
+}
+
 #[test]
 fn no_key_is_used_for_too_long() {
     for (_, session) in mirrored() {

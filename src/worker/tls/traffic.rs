@@ -23,12 +23,15 @@ use rustls::{
 use std::fmt;
 use std::ops::Range;
 
-/// Empty records in a row, which some peers send as a defence that TLS 1.0 needed.
+/// Empty records without data in between, which some peers send as a defence that TLS 1.0 needed.
 const MAX_EMPTY: u8 = 32;
 /// Warnings of a connection, as BoringSSL takes them.
 const MAX_WARNINGS: u8 = 4;
 /// Key updates without data in between, as BoringSSL takes them.
 const MAX_UPDATES: u8 = 32;
+/// What it takes to open a record with the next keys, which are still to be made: as much as so many
+/// records.
+const UPDATE_WORK: u32 = 32;
 /// Renegotiations that are declined, before they end the connection.
 const MAX_RENEGOTIATIONS: u8 = 1;
 /// The longest ClientHello that is skipped: as long as rustls would read one.
@@ -54,6 +57,10 @@ pub(super) struct Opened {
     pub(super) closed: bool,
     /// The connection cannot go on.
     pub(super) fault: Option<Fault>,
+    /// What that took: as much as so many messages.
+    pub(super) work: u32,
+    /// What is behind `used` was not looked at, because it would have been too much.
+    pub(super) is_left: bool,
 }
 
 /// What two [`Half`]s know of each other.
@@ -65,7 +72,7 @@ pub struct State {
     pub peer_closed: bool,
     /// We will send nothing more.
     pub closed: bool,
-    /// Empty records since the last that was not.
+    /// Empty records since the last data.
     pub empty: u8,
     /// Warnings of the peer.
     pub warnings: u8,
@@ -185,9 +192,9 @@ impl Traffic {
         self.protection.record_bytes(begin).ok().flatten()
     }
 
-    /// Opens the whole records at the beginning of `bytes`, and moves their data together. What
-    /// there is to say at once is appended to `out`.
-    pub(super) fn open(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Opened {
+    /// Opens the whole records at the beginning of `bytes`, and moves their data together. Begins none
+    /// when that has taken `most_work`. What there is to say at once is appended to `out`.
+    pub(super) fn open(&mut self, bytes: &mut [u8], out: &mut Vec<u8>, most_work: u32) -> Opened {
         let mut opened = Opened::default();
         if self.state.peer_closed {
             // It is nobody's (RFC 8446, section 6.1).
@@ -196,11 +203,16 @@ impl Traffic {
         }
         let offset = self.protection.data_offset();
         while !opened.closed {
+            if opened.work >= most_work && opened.used < bytes.len() {
+                opened.is_left = true;
+                break;
+            }
             match self.open_one(bytes, opened.used, out) {
                 Ok(None) => break,
                 Ok(Some(One { end, data })) => {
                     let begin = opened.used + offset;
                     opened.used = end;
+                    opened.work += if self.receiving.is_warm() { 1 } else { UPDATE_WORK };
                     if opened.data.is_empty() {
                         opened.data = begin..begin + data;
                     } else if data > 0 {
@@ -239,15 +251,15 @@ impl Traffic {
             if self.state.empty > MAX_EMPTY {
                 return Err(Fault::flood(PeerMisbehaved::TooManyEmptyFragments));
             }
-        } else {
-            self.state.empty = 0;
         }
         if kind != HANDSHAKE && self.state.message_bytes > 0 {
             let error = PeerMisbehaved::MessageInterleavedWithHandshakeMessage;
             return Err(Fault::new(AlertDescription::UnexpectedMessage, error));
         }
         if kind == APPLICATION_DATA {
-            self.state.updates = 0;
+            if data > 0 {
+                (self.state.empty, self.state.updates) = (0, 0);
+            }
             return Ok(Some(one));
         }
         one.data = 0;
