@@ -272,9 +272,9 @@ type Refusal =
 
 /// What whoever comes from the Go relay is told, where the flag was a switch.
 const SWITCH: &[&str] = &[
-    "--trust-x-forwarded-for: it names the proxies",
+    "--trust-x-forwarded-for: it names the trusted proxies",
     "as in --trust-x-forwarded-for 10.0.0.0/8",
-    "the Go relay believed whoever connects",
+    "the Go relay trusted every peer",
 ];
 
 #[test]
@@ -285,7 +285,7 @@ fn what_is_refused_is_blamed_on_where_it_comes_from() {
             &[("GRACE", "30")],
             &["PYRYCODE_RELAY_GRACE: --grace: \"30\" has no unit; write 30s"],
         ),
-        (&[], &[("GRACE", "")], &["PYRYCODE_RELAY_GRACE: --grace: it is empty; write 30s"]),
+        (&[], &[("GRACE", "")], &["PYRYCODE_RELAY_GRACE: --grace: the value is empty; write 30s"]),
         (&["-grace=30"], &[("GRACE", "1s")], &["--grace: \"30\" has no unit"]),
         (
             &[],
@@ -355,7 +355,7 @@ fn a_file_may_begin_with_a_byte_order_mark_and_must_be_utf_8() {
     let wide = "\u{feff}grace = 7s\n".encode_utf16().flat_map(u16::to_le_bytes);
     let file = folder.write("wide.conf", wide.collect::<Vec<u8>>());
     let refused = output(command(&["check", "--config", &file]));
-    assert_refused(&refused, &["wide.conf", "not text in UTF-8; save it as such"]);
+    assert_refused(&refused, &["wide.conf", "not UTF-8; save it as UTF-8"]);
 }
 
 #[test]

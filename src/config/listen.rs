@@ -67,7 +67,7 @@ pub(super) fn loopback(text: &str) -> Result<OrOff<SocketAddr>, String> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.ip().to_canonical().is_loopback() => Ok(OrOff::On(address)),
         Ok(address) => Err(format!(
-            "{} is not a loopback address, and what is served there is not for strangers; write \
+            "{} is not a loopback address, and metrics must not be public; write \
              127.0.0.1:{} and reach it through a tunnel or a proxy",
             address.ip(),
             address.port()

@@ -17,10 +17,10 @@ pub(super) fn parse(text: &str) -> Result<Networks, String> {
     entries.map(network).collect()
 }
 
-/// What the flag of the Go relay meant, of which this one has only the name.
-pub(super) const NOT_A_SWITCH: &str = "it names the proxies that are believed, as in \
-     --trust-x-forwarded-for 10.0.0.0/8; the switch of this name in the Go relay believed whoever \
-     connects, which is 0.0.0.0/0,::/0 here";
+/// The Go relay has a switch of this name, which means something else.
+pub(super) const NOT_A_SWITCH: &str = "it names the trusted proxies, as in \
+     --trust-x-forwarded-for 10.0.0.0/8; the switch of this name in the Go relay trusted every \
+     peer, which is 0.0.0.0/0,::/0 here";
 
 /// As [`parse`], and says what is different to whoever comes from the Go relay.
 pub(super) fn trusted(text: &str) -> Result<Networks, String> {

@@ -161,8 +161,8 @@ fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String
     let shown = path.display();
     let unreadable = |why: &str| Exit::refusal(&format!("--config: {shown} cannot be read: {why}"));
     let bytes = std::fs::read(path).map_err(|error| unreadable(&error.to_string()))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| unreadable("it is not text in UTF-8; save it as such"))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8; save it as UTF-8"))?;
     // What some editors write in front.
     let text = text.trim_start_matches('\u{feff}');
     let mut lines: Vec<(usize, String, String)> = Vec::new();

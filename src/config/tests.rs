@@ -197,7 +197,7 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
         (&["--grace", "--workers"], "--grace: \"--workers\" is not a duration"),
         (&["-grace", "-workers"], "--grace: \"-workers\" is not a duration"),
         (&["--grace=0s"], "--grace: \"0s\" is too short; it must be at least 1ms"),
-        (&["--grace="], "--grace: it is empty; write 30s or 500ms"),
+        (&["--grace="], "--grace: the value is empty; write 30s or 500ms"),
         (&["--grace"], "--grace: it needs a value: DURATION"),
         (&["--grace=48h"], "--grace: \"48h\" is too long; it must be at most 24h"),
         (&["--probe-timeout=0s"], "--probe-timeout: \"0s\" is too short"),

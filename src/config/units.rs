@@ -143,7 +143,7 @@ fn duration_ms(text: &str) -> Result<u64, String> {
         return Err(format!("{text:?} is not a duration of 0 or more; {HOW}"));
     }
     if text.is_empty() {
-        return Err(format!("it is empty; {HOW}"));
+        return Err(format!("the value is empty; {HOW}"));
     }
     let mut rest = text;
     let mut total_ms: u64 = 0;
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn refused_durations() {
         for (text, says) in [
-            ("", "it is empty"),
+            ("", "the value is empty"),
             ("0s", "too short"),
             ("0ms", "too short"),
             ("30", "\"30\" has no unit; write 30s or 500ms"),

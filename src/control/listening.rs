@@ -48,8 +48,8 @@ pub(super) fn listen(flag: &str, address: SocketAddr, sockets: usize) -> Result<
             return refused();
         }
         let until = *until.get_or_insert_with(|| {
-            let err = "the address is taken and nobody is there; a process that has just ended may \
-                       not have given it back yet";
+            let err = "the address is in use and no process listens there, perhaps because the kernel \
+                       still holds it for a process that has just ended; trying again";
             warn!(remote = %address, err, duration = ?PATIENCE, "address_awaited");
             Instant::now() + PATIENCE
         });

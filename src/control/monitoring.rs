@@ -115,7 +115,7 @@ impl Monitoring {
 
     async fn answer<B>(&self, request: &Request<B>) -> Answer {
         if !is_local(request) {
-            let why = "ask for this by a loopback address or localhost\n";
+            let why = "request this by a loopback address or localhost\n";
             return plain(StatusCode::MISDIRECTED_REQUEST, why);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {

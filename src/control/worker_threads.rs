@@ -58,11 +58,11 @@ impl WorkerThreads {
 struct Patience(Option<Instant>);
 
 impl Patience {
-    /// Waits a little, as long as there is hope.
+    /// Waits a little, and says whether another attempt is worth it.
     fn is_left(&mut self) -> bool {
         let until = *self.0.get_or_insert_with(|| {
-            let err = "locked memory that should be there is taken; a process that has just ended \
-                       may not have given it back yet";
+            let err = "too little locked memory is free, perhaps because the kernel still holds that \
+                       of a process that has just ended; trying again";
             warn!(err, duration = ?PATIENCE, "rings_awaited");
             Instant::now() + PATIENCE
         });

@@ -292,7 +292,7 @@ impl Relay {
     /// without TLS, for as long as it takes to say so.
     pub fn on_plain_http(&mut self, now: Millis, key: Key) {
         let Some(connection) = self.connection(key) else { return };
-        let err = "it speaks HTTP in the clear where TLS is served";
+        let err = "the peer sent plain HTTP to a TLS port";
         info!(remote = %connection.remote, err, "tls_failed");
         self.counters.count(Series::HandshakeTls);
         self.refuse(now, key, Reply::HttpOnHttps, false);

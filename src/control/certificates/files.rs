@@ -104,7 +104,7 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open(path).map_err(explain)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(explain)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(named("it is over 1 MiB, as no certificate is; give another"));
+        return Err(named("it is over 1 MiB, too large for a certificate; give another file"));
     }
     Ok(bytes)
 }

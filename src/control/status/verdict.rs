@@ -105,7 +105,7 @@ fn cores(over: &Interval, found: &mut Vec<Problem>) {
         && delays.messages() >= 20
     {
         found.push(mild(format!(
-            "Messages wait: one in a hundred stays {:.0} ms or longer. Look at the cores.",
+            "Messages wait: one in a hundred stays {:.0} ms or longer. Look at the CPU load.",
             p99 / 1000.0
         )));
     }
@@ -136,7 +136,7 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
     grown(
         mild,
         over.grown_in("connections_refused_total", "cause=\"not_upgraded\""),
-        "sockets ended that had not asked for anything yet: somebody opens very many.",
+        "connections without an upgrade request were aborted: an address opens very many. conn_cap_reached in the log names it.",
     );
     let outcomes = ["send_failed", "token_fetch_failed", "dropped"];
     let failed = |outcome: &str| over.grown(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0));
