@@ -150,7 +150,13 @@ fn counted(work: impl FnOnce()) {
 type Case = (&'static str, usize, fn(usize));
 
 /// Each case with its n; what is prepared is not counted.
-const CASES: [Case; 17] = [
+const CASES: [Case; 18] = [
+    ("a request head that comes byte by byte", 200, |n| {
+        let mut world = World::new(1 << 30);
+        let key = world.relay.accept(world.now, Remote("192.0.2.1:5".parse().unwrap()));
+        let head = [&b"GET /healthz HTTP/1.1\r\nX-Long: "[..], &b"x".repeat(n)].concat();
+        counted(|| head.chunks(1).for_each(|byte| world.bytes(key, byte)));
+    }),
     ("messages sent ahead, and their replay", 1500, |n| {
         let mut world = World::new(1 << 30);
         let (_holder, newcomer) = (world.binary(), world.binary());

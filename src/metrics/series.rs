@@ -175,6 +175,9 @@ families! {
     "memory_charged_bytes" Gauge worker "Bytes charged to the memory budget: queued, or half read." {
         ChargedBytes ""
     }
+    "invariants_broken_total" Counter process "Things that cannot happen, and did: faults of the relay." {
+        InvariantsBroken ""
+    }
     "loop_turns_total" Counter worker "Turns of the worker's loop." {
         Turns ""
     }

@@ -34,7 +34,7 @@ pub const MAX_MESSAGE_BYTES: usize = 262_144;
 /// The longest payload of a control frame, in bytes (RFC 6455, section 5.5).
 pub const MAX_CONTROL_BYTES: usize = 125;
 
-/// One message, or one control frame, from a client.
+/// One message, control frame or fragment of a message from a client.
 ///
 /// Its [`Debug`](fmt::Debug) form tells the kind and the length only: payloads never get into a log.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub enum Incoming<'a> {
     /// A close, with its code if it carried one. The code is one that may be on the wire, so it can
     /// be echoed as it is. Whatever follows a close is to be ignored (RFC 6455, section 5.5.1).
     Close(Option<u16>),
+    /// A frame that is not the last of its message: a sign of life, and work of its own, since a
+    /// message may have any number of them. What it carried comes with the message.
+    Fragment,
 }
 
 impl fmt::Debug for Incoming<'_> {
@@ -60,6 +63,7 @@ impl fmt::Debug for Incoming<'_> {
             Self::Ping(bytes) => write!(f, "Ping({} bytes)", bytes.len()),
             Self::Pong(bytes) => write!(f, "Pong({} bytes)", bytes.len()),
             Self::Close(code) => write!(f, "Close({code:?})"),
+            Self::Fragment => f.write_str("Fragment"),
         }
     }
 }

@@ -23,6 +23,18 @@ pub struct Position {
     index: u32,
 }
 
+impl Position {
+    /// The number of its list.
+    #[inline]
+    pub(super) fn list(self) -> u16 {
+        self.list
+    }
+}
+
+/// A position is outside of its list: the caller has not stored what it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Misplaced;
+
 /// The lists, smallest class first.
 pub struct Backlogs {
     lists: Vec<Vec<Key>>,
@@ -39,7 +51,7 @@ impl Default for Backlogs {
 impl Backlogs {
     /// The list of a charge; 0 for one too small to track.
     #[inline]
-    fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
+    pub(super) fn list_of(charged_bytes: u32, is_unread: bool) -> u16 {
         if charged_bytes < MIN_BYTES {
             return 0;
         }
@@ -51,7 +63,10 @@ impl Backlogs {
 
     /// Notes the new charge of `key` and whether it is unread. Where another connection had to move
     /// within its list, it is returned with its new position, which the caller must store.
-    #[must_use]
+    ///
+    /// # Errors
+    ///
+    /// [`Misplaced`] if `position` is not one that this gave out.
     #[inline]
     pub fn update(
         &mut self,
@@ -59,10 +74,10 @@ impl Backlogs {
         position: &mut Position,
         charged_bytes: u32,
         is_unread: bool,
-    ) -> Option<(Key, Position)> {
+    ) -> Result<Option<(Key, Position)>, Misplaced> {
         let list = Self::list_of(charged_bytes, is_unread);
         if list == position.list {
-            return None;
+            return Ok(None);
         }
         let moved = self.take_out(*position);
         *position = Position::default();
@@ -76,15 +91,14 @@ impl Backlogs {
         moved
     }
 
-    fn take_out(&mut self, position: Position) -> Option<(Key, Position)> {
+    fn take_out(&mut self, position: Position) -> Result<Option<(Key, Position)>, Misplaced> {
         if position.list == 0 {
-            return None;
+            return Ok(None);
         }
-        let list = self.lists.get_mut(usize::from(position.list))?;
+        let list = self.lists.get_mut(usize::from(position.list)).ok_or(Misplaced)?;
         let index = position.index as usize;
         if index >= list.len() {
-            debug_assert!(false, "position outside of its list");
-            return None;
+            return Err(Misplaced);
         }
         list.swap_remove(index);
         let moved = list.get(index).map(|key| (*key, position));
@@ -95,7 +109,7 @@ impl Backlogs {
             }
             self.mark(position.list, false);
         }
-        moved
+        Ok(moved)
     }
 
     fn mark(&mut self, list: u16, is_occupied: bool) {
@@ -142,7 +156,7 @@ mod tests {
             charges[pick] = (rng.random_range(0..1u32 << bits), rng.random_range(0..2) == 0);
             let mut position = positions[pick];
             let (bytes, unread) = charges[pick];
-            let moved = backlogs.update(Key(pick as u32), &mut position, bytes, unread);
+            let moved = backlogs.update(Key(pick as u32), &mut position, bytes, unread).unwrap();
             positions[pick] = position;
             if let Some((key, position)) = moved {
                 positions[key.0 as usize] = position;
@@ -171,7 +185,7 @@ mod tests {
         for (key, (bytes, unread)) in
             [(9000, false), (8200, true), (9900, false)].iter().enumerate()
         {
-            let _moved = backlogs.update(Key(key as u32), &mut positions[key], *bytes, *unread);
+            backlogs.update(Key(key as u32), &mut positions[key], *bytes, *unread).unwrap();
         }
         assert_eq!(backlogs.largest(), Some(Key(1)));
         assert_eq!(Backlogs::list_of(u32::MAX, true) as usize, LISTS - 1);

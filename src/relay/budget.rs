@@ -141,25 +141,41 @@ impl Budget {
         Self { shared, worker, chunk_bytes, reserve_bytes, leased_bytes, charged_bytes: 0 }
     }
 
+    /// Whether `bytes` more may be charged without leasing more.
+    #[must_use]
+    #[inline]
+    pub fn has_leased(&self, bytes: usize) -> bool {
+        self.charged_bytes + bytes as u64 <= self.leased_bytes
+    }
+
     /// Whether `bytes` more may be charged, if need be into the headroom.
     #[must_use]
     #[inline]
     pub fn has_room(&mut self, bytes: usize) -> bool {
-        let wanted = self.charged_bytes + bytes as u64;
-        if wanted <= self.leased_bytes {
+        if self.has_leased(bytes) {
             return true;
         }
+        let wanted = self.charged_bytes + bytes as u64;
         self.lease_for(wanted);
         wanted <= self.leased_bytes + self.shared.headroom_bytes
     }
 
-    /// Charges `bytes`, of which [`Budget::has_room`] was asked.
+    /// Charges `bytes`, of which [`Budget::has_room`] was asked. False if they are beyond the
+    /// headroom.
     #[inline]
-    pub fn charge(&mut self, bytes: usize) {
+    pub fn charge(&mut self, bytes: usize) -> bool {
         self.charged_bytes += bytes as u64;
-        if self.charged_bytes > self.leased_bytes {
-            self.lease_for(self.charged_bytes);
+        if self.charged_bytes <= self.leased_bytes {
+            return true;
         }
+        self.lease_for(self.charged_bytes);
+        self.is_within_headroom()
+    }
+
+    /// Whether no more is charged than is leased and the headroom.
+    #[must_use]
+    pub fn is_within_headroom(&self) -> bool {
+        self.over_bytes() <= self.shared.headroom_bytes
     }
 
     /// Takes back a charge.
@@ -341,15 +357,15 @@ mod tests {
         let shared = SharedBudget::for_events_of(50, 1200, 2);
         let (mut a, mut b) = (Budget::new(shared.clone(), 0), Budget::new(shared.clone(), 1));
         assert_eq!((shared.pool_bytes(), shared.headroom_bytes()), (1000, 100));
-        a.charge(600);
-        b.charge(300);
+        assert!(a.charge(600));
+        assert!(b.charge(300));
         assert_eq!((a.over_bytes(), b.over_bytes()), (0, 0));
-        b.charge(100);
+        assert!(b.charge(100));
         assert!(b.settle() && shared.leased_bytes() <= 1000);
         assert!(b.has_room(100) && !b.has_room(101));
-        b.charge(50);
+        assert!(b.charge(50));
         assert_eq!((b.over_bytes(), b.may_wait()), (50, true));
-        b.charge(1);
+        assert!(b.charge(1));
         assert!(!b.settle() && !b.may_wait());
         a.release(600);
         // The rest is the reserve of the other worker.
@@ -363,7 +379,7 @@ mod tests {
         let shared = SharedBudget::new(64 * 1024 * 1024, 4);
         let mut lease = Budget::new(shared.clone(), 0);
         for _ in 0..500 {
-            lease.charge(60_000);
+            assert!(lease.charge(60_000));
         }
         assert_eq!(lease.over_bytes(), 0);
         for _ in 0..500 {
@@ -381,9 +397,9 @@ mod tests {
         let (mut hoarder, mut small) = (Budget::new(shared.clone(), 0), Budget::new(shared, 1));
         hoarder.publish_largest_class(5);
         small.publish_largest_class(3);
-        hoarder.charge(700);
+        assert!(hoarder.charge(700));
         assert!(!hoarder.owes_others(5, 100), "nobody wants anything");
-        small.charge(310);
+        assert!(small.charge(310));
         assert!(!small.settle(), "10 bytes are wanted");
         assert_eq!(hoarder.larger_elsewhere(5), None);
         assert_eq!(small.larger_elsewhere(3), Some(0));

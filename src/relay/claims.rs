@@ -18,7 +18,9 @@ impl Relay {
     /// Answers a checked request for an id of this worker with 101. The claim or the registration
     /// stands before the answer can leave. `unread` are the WebSocket bytes that came with it.
     pub(super) fn open(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
-        debug_assert_eq!(self.owners.owner_of(&upgrade.server_id), self.worker, "the owner's");
+        if self.owners.owner_of(&upgrade.server_id) != self.worker {
+            self.broken("a server-id is opened by a worker that does not own it");
+        }
         if self.shutting_down {
             return self.abort(key);
         }
@@ -59,7 +61,7 @@ impl Relay {
         let wheel = &mut self.wheel;
         let (entry, claim) =
             self.registry.claim(id, key, |entry| wheel.add(TimerOwner::Entry(entry)));
-        let Some(timer) = self.registry.entry(entry).map(|entry| entry.timer) else { return };
+        let Some(timer) = self.held_mut(entry).map(|entry| entry.timer) else { return };
         let remote = self.connection(key).map(|connection| connection.remote);
         match claim {
             Claim::Waiting { holder, first, claim_id } => {
@@ -160,7 +162,7 @@ impl Relay {
     }
 
     fn binary_left(&mut self, now: Millis, key: Key, entry: EntryKey, conn_id: ConnId) {
-        let Some(timer) = self.registry.entry(entry).map(|entry| entry.timer) else { return };
+        let Some(timer) = self.held_mut(entry).map(|entry| entry.timer) else { return };
         match self.registry.depart(entry, key) {
             Departure::Grace => {
                 self.wheel.arm_at(timer, now + self.limits.grace_ms);
@@ -189,14 +191,14 @@ impl Relay {
 
     /// The holder of an id has completed a frame: if it is being probed, it lives.
     pub(super) fn holder_lives(&mut self, now: Millis, entry: EntryKey) {
-        let Some(held) = self.registry.entry(entry) else { return };
+        let Some(held) = self.held_mut(entry) else { return };
         if !matches!(held.tenure, Tenure::Probed { .. }) {
             return;
         }
         let timer = held.timer;
         warn!(server_id = held.id.as_str(), "server_id_conflict");
         self.wheel.arm_at(timer, NEVER);
-        // Each has paid for it with its claim.
+        // O(1) for each, which has paid for it with its claim.
         for newcomer in self.registry.holder_lives(entry) {
             self.turn_away_newcomer(now, newcomer);
         }
@@ -211,7 +213,7 @@ impl Relay {
 
     /// The timer of an id: its grace is over, or its holder was silent for the probe's time.
     pub(super) fn entry_timed_out(&mut self, now: Millis, key: EntryKey) {
-        let Some(entry) = self.registry.entry(key) else { return };
+        let Some(entry) = self.held_mut(key) else { return };
         match entry.tenure {
             Tenure::Held(_) => {}
             Tenure::Grace => {
@@ -250,6 +252,7 @@ impl Relay {
         let timer = held.timer;
         self.wheel.arm_at(timer, NEVER);
         self.evict(now, phones, Close::RECLAIMED);
+        // O(1) for each, which has paid for it with its claim.
         for loser in losers {
             self.turn_away_newcomer(now, loser);
         }
@@ -262,7 +265,7 @@ impl Relay {
     fn promote(&mut self, now: Millis, winner: Key) {
         let Some(connection) = self.connections.get_mut(winner.0 as usize) else { return };
         let Stage::Newcomer(newcomer) = &mut connection.stage else {
-            return debug_assert!(false, "only a newcomer can win");
+            return self.broken("a server-id is taken over by what is no newcomer");
         };
         let Newcomer { entry, conn_id, .. } = **newcomer;
         let ahead = std::mem::take(&mut newcomer.ahead);
@@ -278,7 +281,8 @@ impl Relay {
         self.work.push_back(Work::Replay { winner, ahead, position: 0 });
     }
 
-    /// Closes phones that the registry has already forgotten, all at once: as many as an id may have.
+    /// Closes phones that the registry has already forgotten, all at once: as many as an id may have,
+    /// and each has paid for it with its registration.
     fn evict(&mut self, now: Millis, phones: Vec<Key>, close: Close) {
         self.phones -= phones.len() as u64;
         self.publish_counts();

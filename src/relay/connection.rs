@@ -124,6 +124,16 @@ impl Stage {
     pub fn is_open(&self) -> bool {
         matches!(self, Self::Newcomer(_) | Self::Binary { .. } | Self::Phone { .. })
     }
+
+    /// Memory that messages take which a newcomer has sent ahead.
+    #[must_use]
+    #[inline]
+    pub fn ahead_bytes(&self) -> usize {
+        match self {
+            Self::Newcomer(newcomer) => newcomer.ahead.held_bytes(),
+            _ => 0,
+        }
+    }
 }
 
 /// What has arrived of the request head that is expected.
@@ -258,6 +268,14 @@ impl Connection {
         }
     }
 
+    /// Whether the shell is to be told that something waits to be written, which is noted: not
+    /// twice, and not while a write is under way.
+    #[must_use]
+    #[inline]
+    pub fn asks_for_write(&mut self) -> bool {
+        !self.outbox.in_flight() && !std::mem::replace(&mut self.write_queued, true)
+    }
+
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
@@ -266,7 +284,15 @@ impl Connection {
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.
     #[must_use]
+    #[inline]
     pub fn is_open(&self) -> bool {
         self.stage.is_open()
+    }
+
+    /// Whether frames of the peer still have a meaning.
+    #[must_use]
+    #[inline]
+    pub fn reads_frames(&self) -> bool {
+        self.is_open() || matches!(self.stage, Stage::Closing(Closing { discard: false, .. }))
     }
 }

@@ -3,7 +3,7 @@
 use super::closing::series_of_directive;
 use super::connection::{Connection, Stage};
 use super::memory::Work;
-use super::outbox::charge_of;
+use super::output::BINARY_FULL_BYTES;
 use super::registry::EntryKey;
 use super::timers::Millis;
 use super::{Action, Key, Relay};
@@ -23,29 +23,29 @@ const CONGESTED_PHONE_BYTES: u32 = 16 * 1024;
 
 impl Relay {
     /// One JSON value of a phone, trimmed: wrapped and queued for the holder of its id.
-    pub(super) fn on_phone_frame(&mut self, now: Millis, phone: Key, frame: &[u8]) {
-        let Some(Connection { stage: Stage::Phone { entry, conn_id, .. }, .. }) =
-            self.connection(phone)
-        else {
-            return;
-        };
-        let (entry, conn_id) = (*entry, *conn_id);
+    pub(super) fn on_phone_frame(
+        &mut self,
+        now: Millis,
+        phone: Key,
+        (entry, conn_id): (EntryKey, ConnId),
+        frame: &[u8],
+    ) {
         let payload_bytes = envelope::wrapped_len(frame.len());
         let holder = self.registry.entry(entry).and_then(|entry| entry.holder());
-        let forwarded = holder.is_some_and(|holder| {
-            self.push_text(holder, payload_bytes, |out| {
+        let queued_bytes = holder.and_then(|holder| {
+            self.push_text(holder, payload_bytes, usize::MAX, |out| {
                 envelope::push_wrapped(out, &conn_id, frame);
             })
         });
-        match holder {
-            Some(holder) if forwarded => {
+        match queued_bytes {
+            Some(queued_bytes) => {
                 self.counters.count(Series::FramesPhoneToBinary);
                 self.counters.add(Series::BytesPhoneToBinary, frame.len() as u64);
-                if self.is_full(holder) {
+                if queued_bytes >= BINARY_FULL_BYTES {
                     self.slow_down(phone, entry, payload_bytes);
                 }
             }
-            _ => {
+            None => {
                 let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
                 info!(server_id, conn_id = conn_id.as_str(), "phone_frame_undeliverable");
                 self.close_now(now, phone, Close::NORMAL, Some(GONE_WITHOUT_CLOSE));
@@ -68,7 +68,7 @@ impl Relay {
     /// The binary's outbox has drained, or there is no binary any more: its phones are read again.
     /// O(1) for each that has sent something meanwhile.
     pub(super) fn resume_phones(&mut self, now: Millis, entry: EntryKey) {
-        let Some(held) = self.registry.entry_mut(entry) else { return };
+        let Some(held) = self.held_mut(entry) else { return };
         for phone in std::mem::take(&mut held.congested) {
             let Some(connection) = self.connection_mut(phone) else { continue };
             // One that has left may have been followed by anybody.
@@ -85,27 +85,21 @@ impl Relay {
         }
     }
 
-    /// An envelope in a text message of the holder.
-    pub(super) fn on_binary_text(&mut self, now: Millis, binary: Key, text: &str) {
-        self.on_envelope(now, binary, envelope::unwrap_str(text));
+    /// What the holder of an id has sent ahead, unless it has ended meanwhile.
+    pub(super) fn on_message_ahead(&mut self, now: Millis, binary: Key, message: &[u8]) {
+        if let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) = self.connection(binary)
+        {
+            self.on_envelope(now, *entry, envelope::unwrap(message));
+        }
     }
 
-    /// An envelope in a message of the holder that is not known to be UTF-8.
-    pub(super) fn on_binary_message(&mut self, now: Millis, binary: Key, bytes: &[u8]) {
-        self.on_envelope(now, binary, envelope::unwrap(bytes));
-    }
-
-    fn on_envelope(
+    /// A message of the holder of an id.
+    pub(super) fn on_envelope(
         &mut self,
         now: Millis,
-        binary: Key,
+        entry: EntryKey,
         envelope: Result<Envelope<'_>, EnvelopeError>,
     ) {
-        let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) = self.connection(binary)
-        else {
-            return;
-        };
-        let entry = *entry;
         match envelope {
             Ok(Envelope::Frame { to, frame, close_code }) => {
                 self.deliver(now, entry, to, Some(frame), close_code);
@@ -134,9 +128,10 @@ impl Relay {
         };
         let close = close_code.map(|code| Close::directive(code.get()));
         if let Some(frame) = frame {
-            let queued = self.connection(phone).map_or(0, |c| c.outbox.charged());
-            let fits = queued + charge_of(frame.len()) <= PHONE_OUTBOX_BYTES;
-            if !fits || !self.push_text(phone, frame.len(), |out| out.extend(frame)) {
+            let queued = self.push_text(phone, frame.len(), PHONE_OUTBOX_BYTES, |out| {
+                out.extend_from_slice(frame);
+            });
+            if queued.is_none() {
                 return match close {
                     Some(asked) => {
                         self.close_as(series_of_directive(asked), now, phone, asked, None);
@@ -171,10 +166,10 @@ impl Relay {
             return;
         };
         let payload_bytes = envelope::close_notice_len(code);
-        let told = self.push_text(holder, payload_bytes, |out| {
+        let told = self.push_text(holder, payload_bytes, usize::MAX, |out| {
             envelope::push_close_notice(out, &conn_id, code);
         });
-        if !told {
+        if told.is_none() {
             self.work.push_back(Work::Lose(holder));
         }
     }

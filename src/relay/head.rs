@@ -367,7 +367,7 @@ impl Relay {
         if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::HandingOver(_)) {
             return;
         }
-        // Before it is dead: the backlogs must not remember a key that is about to be reused.
+        // Before it is closed: the backlogs must not remember a key that is about to be reused.
         self.charge_input(now, key, 0);
         self.ledger.set(key, Part::Transport, 0);
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
@@ -382,6 +382,7 @@ impl Relay {
             }
             other => {
                 connection.enter(other, &mut self.population);
+                self.broken("a connection is handed over that is not on its way");
             }
         }
     }

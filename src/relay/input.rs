@@ -5,6 +5,7 @@ use super::timers::{Millis, NEVER};
 use super::{Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
+use crate::protocol::envelope;
 use crate::protocol::frames::{self, Incoming};
 use crate::protocol::json;
 
@@ -12,8 +13,9 @@ impl Relay {
     /// Bytes arrived. They are changed in place (unmasked) and need not outlive the call.
     ///
     /// No more than `messages` of them are dealt with, which is counted down; how many bytes that
-    /// took. What is left must come again, before anything else of this connection: a peer may put
-    /// ten thousand messages into what one receive brings, and others wait for their turn.
+    /// took. A fragment of a message counts as one. What is left must come again, before anything
+    /// else of this connection: a peer may put ten thousand messages into what one receive brings,
+    /// and others wait for their turn.
     pub fn on_bytes(
         &mut self,
         now: Millis,
@@ -31,19 +33,13 @@ impl Relay {
                 }
             }
             Stage::Closed => {}
-            Stage::HandingOver(_) => debug_assert!(false, "read while handing over"),
+            Stage::HandingOver(_) => {
+                self.broken("a connection is read that is on its way to another worker")
+            }
             _ => taken -= self.on_frame_bytes(now, key, input, messages),
         }
         self.settle(now);
         taken
-    }
-
-    /// Whether frames of this connection still have a meaning.
-    fn reads_frames(&self, key: Key) -> bool {
-        self.connection(key).is_some_and(|connection| {
-            connection.is_open()
-                || matches!(connection.stage, Stage::Closing(Closing { discard: false, .. }))
-        })
     }
 
     /// How many bytes are left, because there are no more `messages` to spend on them.
@@ -65,14 +61,16 @@ impl Relay {
                     *messages = messages.saturating_sub(1);
                     self.on_message(now, key, message);
                     self.settle(now);
-                    if !self.reads_frames(key) {
+                    let connection = self.connection_mut(key);
+                    let Some(connection) = connection.filter(|c| c.reads_frames()) else {
                         // What was half read goes with the decoder.
                         self.charge_input(now, key, 0);
                         return 0;
-                    }
-                    // A ping amid fragments buys the message that they belong to no time.
+                    };
+                    // The next message has its full time. A ping amid fragments buys the message
+                    // that they belong to none.
                     if !decoder.is_mid_message() {
-                        self.message_completed(key);
+                        connection.due.message = NEVER;
                     }
                 }
                 Ok(None) => break,
@@ -85,39 +83,20 @@ impl Relay {
         let left = rest.len();
         let message_due = now + self.limits.message_timeout_ms;
         let (half_read, buffered) = (decoder.is_mid_message(), decoder.buffered_bytes());
-        let fragment_completed = decoder.take_fragment_completed();
-        let Some(connection) = self.connection_mut(key) else { return 0 };
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return 0 };
         connection.decoder = decoder;
-        if fragment_completed && let Stage::Binary { entry, .. } = connection.stage {
-            self.holder_lives(now, entry);
-        }
-        let Some(connection) = self.connection_mut(key) else { return 0 };
         if !half_read {
             connection.due.message = NEVER;
         } else if connection.due.message == NEVER && connection.is_open() {
             connection.due.message = message_due;
-            self.arm(key);
+            self.wheel.arm_by(connection.timer, message_due);
         }
-        self.charge_half_read(now, key, buffered);
+        // Once for all that arrived together: the cost of a message is that of its bytes.
+        let held = buffered + connection.stage.ahead_bytes();
+        if self.ledger.charges(key).input as usize != held {
+            self.charge_input(now, key, held);
+        }
         left
-    }
-
-    /// The next half-read message has its full time.
-    fn message_completed(&mut self, key: Key) {
-        if let Some(connection) = self.connection_mut(key) {
-            connection.due.message = NEVER;
-        }
-    }
-
-    /// Charges what the decoder holds, beside what a newcomer has sent ahead. Once for all that
-    /// arrived together: the cost of a message is that of its bytes.
-    fn charge_half_read(&mut self, now: Millis, key: Key, buffered: usize) {
-        let Some(connection) = self.connection(key) else { return };
-        let held = match &connection.stage {
-            Stage::Newcomer(newcomer) => newcomer.ahead.held_bytes(),
-            _ => 0,
-        };
-        self.charge_input(now, key, buffered + held);
     }
 
     fn on_frame_error(&mut self, now: Millis, key: Key, error: frames::FrameError) {
@@ -139,17 +118,18 @@ impl Relay {
 
     fn on_message(&mut self, now: Millis, key: Key, message: Incoming<'_>) {
         let Some(connection) = self.connection(key) else { return };
-        if let Stage::Closing(_) = connection.stage {
-            // Our close frame is queued or sent: only the peer's answer to it still counts.
-            if let Incoming::Close(code) = message {
-                self.on_peer_close(now, key, code);
+        match connection.stage {
+            Stage::Closing(_) => {
+                // Our close frame is queued or sent: only the peer's answer to it still counts.
+                if let Incoming::Close(code) = message {
+                    self.on_peer_close(now, key, code);
+                }
+                return;
             }
-            return;
-        }
-        if let Stage::Binary { entry, .. } = connection.stage
-            && !matches!(message, Incoming::Close(_))
-        {
-            self.holder_lives(now, entry);
+            Stage::Binary { entry, .. } if !matches!(message, Incoming::Close(_)) => {
+                self.holder_lives(now, entry);
+            }
+            _ => {}
         }
         match message {
             Incoming::Text(text) => self.on_data(now, key, text.as_bytes(), Some(text)),
@@ -163,6 +143,7 @@ impl Relay {
             }
             Incoming::Pong(payload) => self.on_pong(now, key, payload),
             Incoming::Close(code) => self.on_peer_close(now, key, code),
+            Incoming::Fragment => {}
         }
     }
 
@@ -170,13 +151,14 @@ impl Relay {
     fn on_data(&mut self, now: Millis, key: Key, bytes: &[u8], text: Option<&str>) {
         let Some(connection) = self.connection_mut(key) else { return };
         match &mut connection.stage {
-            Stage::Phone { .. } => {
+            Stage::Phone { entry, conn_id, .. } => {
+                let (entry, conn_id) = (*entry, *conn_id);
                 let frame = match text {
                     Some(text) => json::validate_str(text).map(str::as_bytes),
                     None => json::validate(bytes),
                 };
                 match frame {
-                    Ok(frame) => self.on_phone_frame(now, key, frame),
+                    Ok(frame) => self.on_phone_frame(now, key, (entry, conn_id), frame),
                     Err(error) => {
                         let remote = connection.remote;
                         tracing::info!(%remote, err = %error, "phone_sent_no_json");
@@ -185,10 +167,14 @@ impl Relay {
                     }
                 }
             }
-            Stage::Binary { .. } => match text {
-                Some(text) => self.on_binary_text(now, key, text),
-                None => self.on_binary_message(now, key, bytes),
-            },
+            Stage::Binary { entry, .. } => {
+                let entry = *entry;
+                let envelope = match text {
+                    Some(text) => envelope::unwrap_str(text),
+                    None => envelope::unwrap(bytes),
+                };
+                self.on_envelope(now, entry, envelope);
+            }
             Stage::Newcomer(newcomer) => {
                 newcomer.ahead.push(bytes);
                 connection.paused = newcomer.ahead.is_full();

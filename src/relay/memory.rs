@@ -59,7 +59,7 @@ impl Relay {
         match work {
             Work::Replay { winner, ahead, mut position } => {
                 let Some(message) = ahead.message_at(&mut position) else { return };
-                self.on_binary_message(now, winner, message);
+                self.on_message_ahead(now, winner, message);
                 // Before anything that came up later: its messages stay in order.
                 self.work.push_front(Work::Replay { winner, ahead, position });
             }
@@ -82,7 +82,8 @@ impl Relay {
     }
 
     /// Another worker is short of memory, and this one held the largest backlog when it asked. It is
-    /// looked at again: others may have paid meanwhile, and nothing is taken from a reserve.
+    /// looked at again: others may have paid meanwhile, and nothing is taken from a reserve. Each
+    /// round costs a connection its backlog, and no more of them than others are short of.
     pub fn shed_under_pressure(&mut self, now: Millis) {
         self.ledger.budget().take_request();
         self.ledger.give_back_idle();
@@ -100,8 +101,8 @@ impl Relay {
             return false;
         };
         let Some(connection) = self.connection(key) else {
-            debug_assert!(false, "a backlog of nobody");
             self.ledger.clear(key);
+            self.broken("a backlog of no connection");
             return true;
         };
         tracing::warn!(

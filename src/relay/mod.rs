@@ -21,6 +21,7 @@
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
+//! - `invariants`: what cannot happen, and what is done where it does
 //! - [`ahead`]: what a newcomer says before it has won
 //! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
 //!   data they stand on
@@ -40,6 +41,7 @@ mod faults;
 mod forward;
 mod head;
 mod input;
+mod invariants;
 mod memory;
 mod output;
 
@@ -199,6 +201,7 @@ pub struct Relay {
     /// Kept for its capacity.
     pong: Vec<u8>,
     actions: Vec<Action>,
+    queued_behind: bool,
     shutting_down: bool,
     push: bool,
     binaries: u64,
@@ -218,10 +221,11 @@ impl Relay {
     pub fn new(settings: Settings) -> Self {
         let Settings { worker, owners, domain, limits, budget, admission, metrics, seed, push } =
             settings;
+        let counters = metrics.worker(worker);
         Self {
-            counters: metrics.worker(worker),
             registry: Registry::new(owners.hasher.clone(), limits.max_phones),
-            ledger: Ledger::new(Budget::new(budget, worker)),
+            ledger: Ledger::new(Budget::new(budget, worker), counters.clone()),
+            counters,
             work: VecDeque::new(),
             rng: StdRng::from_seed(seed),
             connections: Slab::new(),
@@ -231,6 +235,7 @@ impl Relay {
             spare: SpareBuffers::default(),
             pong: Vec::new(),
             actions: Vec::new(),
+            queued_behind: false,
             shutting_down: false,
             push,
             binaries: 0,
@@ -293,11 +298,13 @@ impl Relay {
     /// The socket is gone and the kernel holds none of its buffers: the key may be reused.
     pub fn release(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        debug_assert!(matches!(connection.stage, Stage::Closed), "released while alive");
-        let timer = connection.timer;
+        let (is_closed, timer) = (matches!(connection.stage, Stage::Closed), connection.timer);
         self.population.leave(&connection.stage);
         self.wheel.remove(timer);
         self.connections.remove(key.0 as usize);
+        if !is_closed {
+            self.broken("a connection is released that is alive");
+        }
     }
 
     /// Whether the shell should have a read under way for this connection.
@@ -323,7 +330,7 @@ impl Relay {
         into.append(&mut self.actions);
     }
 
-    /// How many connections there are, dead ones that are not released included.
+    /// How many connections there are, closed ones that are not released included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()

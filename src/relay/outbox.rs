@@ -33,6 +33,12 @@ pub const fn charge_of(payload_bytes: usize) -> usize {
     payload_bytes + FRAME_OVERHEAD_BYTES
 }
 
+/// What [`Outbox::most_growth`] is at most for a frame of this length, whatever is queued.
+#[must_use]
+pub const fn growth_bound(bytes: usize) -> usize {
+    CHUNK_BYTES + 2 * bytes + CHUNK_OVERHEAD_BYTES
+}
+
 /// Bytes on their way to the kernel: `buffer[from..to]`. The buffer comes back with
 /// [`Outbox::on_written`].
 #[derive(Debug)]
@@ -130,6 +136,13 @@ impl Outbox {
         self.in_flight > 0
     }
 
+    /// Whether pings or pongs wait.
+    #[must_use]
+    #[inline]
+    pub fn has_control(&self) -> bool {
+        !self.control.is_empty()
+    }
+
     /// Whether a ping waits for the kernel to take it: then it serves whoever asks for another.
     #[must_use]
     pub fn has_ping(&self) -> bool {
@@ -187,12 +200,13 @@ impl Outbox {
     }
 
     /// Takes what should be written next, if nothing is in flight: the oldest chunk whole, so
-    /// that a turn's frames leave in one write. Pings and pongs go first, but not twice in a row.
+    /// that a turn's frames leave in one write. Pings and pongs go first, but not twice in a row:
+    /// then [`Outbox::held_bytes`] may become less.
     pub fn take_write(&mut self) -> Option<Write> {
         if self.in_flight() {
             return None;
         }
-        if self.head.is_empty() {
+        if self.head.is_empty() && !self.tail.is_empty() {
             self.next_head();
         }
         let mut to = self.head.len();
@@ -208,11 +222,12 @@ impl Outbox {
                     0 => std::mem::take(&mut self.head),
                     leading => self.head.split_off(leading),
                 };
-                let mut control = std::mem::take(&mut self.control);
-                match self.head.is_empty() {
-                    true => self.head = control,
-                    false => self.head.append(&mut control),
-                }
+                let control = std::mem::take(&mut self.control);
+                // To measure: it takes no more than the two have taken.
+                self.head = match self.head.is_empty() {
+                    true => control,
+                    false => [self.head.as_slice(), &control].concat(),
+                };
                 if !overtaken.is_empty() {
                     self.tail_capacity += overtaken.capacity() as u32;
                     self.tail.push_front(overtaken);
@@ -246,7 +261,10 @@ impl Outbox {
         }
         if self.head_sent >= self.head.len() {
             spare.keep(std::mem::take(&mut self.head));
-            self.next_head();
+            self.head_sent = 0;
+            if !self.tail.is_empty() {
+                self.next_head();
+            }
         } else if self.head.capacity() > COMPACT_BYTES
             && self.head_unsent() <= self.head.capacity() / 4
         {
@@ -272,6 +290,8 @@ impl Outbox {
 
     /// Drops everything that the kernel has not begun to take, but for HTTP bytes and the rest of
     /// a half-sent frame: what is pushed next follows these at once. Returns the charge released.
+    /// O(1) for each frame that is dropped, so it was paid for when that was queued; who is closed
+    /// gets no others, so nothing is walked twice but HTTP bytes, of which there are few.
     pub fn drop_pending(&mut self) -> usize {
         let mut released = 0;
         for_each_frame(&std::mem::take(&mut self.control), |_, charge| released += charge);

@@ -1,9 +1,9 @@
 //! What is queued for a socket, and what the kernel took.
 
 use super::closing::Loss;
-use super::connection::{Connection, Stage};
+use super::connection::Stage;
 use super::ledger::Part;
-use super::outbox::{MAX_CONTROL_GROWTH_BYTES, Write};
+use super::outbox::{MAX_CONTROL_GROWTH_BYTES, Write, charge_of, growth_bound};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
 use crate::protocol::close::Close;
@@ -11,7 +11,7 @@ use crate::protocol::frames;
 
 /// An outbox of a binary that is over this is full: its phones are not read until it has drained
 /// to half of it. Beyond it come at most the messages that were being read already.
-const BINARY_FULL_BYTES: usize = 1024 * 1024;
+pub(super) const BINARY_FULL_BYTES: usize = 1024 * 1024;
 
 impl Relay {
     /// What should be written to the connection now, if anything, and if no write is under way.
@@ -22,7 +22,11 @@ impl Relay {
         if matches!(connection.stage, Stage::Closed) {
             return None;
         }
+        let has_control = connection.outbox.has_control();
         let write = connection.outbox.take_write()?;
+        if has_control {
+            self.ledger.set(key, Part::Outbox, connection.outbox.held_bytes());
+        }
         connection.due.write = due;
         let timer = connection.timer;
         self.wheel.arm_by(timer, due);
@@ -44,13 +48,25 @@ impl Relay {
         connection.outbox.on_written(&mut self.spare, buffer, taken);
         let (held, is_empty) = (connection.outbox.held_bytes(), connection.outbox.is_empty());
         self.ledger.set(key, Part::Outbox, held);
-        if taken > 0 {
-            connection.note_progress(now + self.limits.close_timeout_ms);
+        match connection.stage {
+            Stage::Phone { .. } | Stage::Newcomer(_) => {}
+            Stage::Binary { entry, .. } => {
+                if connection.outbox.charged() < BINARY_FULL_BYTES / 2
+                    && self.registry.entry(entry).is_some_and(|entry| !entry.congested.is_empty())
+                {
+                    self.resume_phones(now, entry);
+                }
+            }
+            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {
+                if taken > 0 {
+                    connection.note_progress(now + self.limits.close_timeout_ms);
+                }
+                if is_empty {
+                    self.after_flush(now, key);
+                }
+            }
         }
-        self.resume_phones_if_drained(now, key);
-        if is_empty {
-            self.after_flush(now, key);
-        } else {
+        if !is_empty {
             self.queue_write(key);
         }
         self.settle(now);
@@ -67,57 +83,55 @@ impl Relay {
         connection.note_progress(close_due);
     }
 
-    /// Whether a binary's outbox is full: phones that go on sending must stop.
-    pub(super) fn is_full(&self, binary: Key) -> bool {
-        self.connection(binary).is_some_and(|c| c.outbox.charged() >= BINARY_FULL_BYTES)
-    }
-
-    fn resume_phones_if_drained(&mut self, now: Millis, binary: Key) {
-        if let Some(Connection { stage: Stage::Binary { entry, .. }, outbox, .. }) =
-            self.connection(binary)
-            && outbox.charged() < BINARY_FULL_BYTES / 2
-        {
-            let entry = *entry;
-            if self.registry.entry(entry).is_some_and(|entry| !entry.congested.is_empty()) {
-                self.resume_phones(now, entry);
-            }
-        }
-    }
-
     /// Has the shell ask for a write at the end of its turn.
     pub(super) fn queue_write(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key.0 as usize)
-            && !connection.write_queued
-            && !connection.outbox.in_flight()
-            && !connection.outbox.is_empty()
-        {
-            connection.write_queued = true;
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        self.queued_behind |= connection.outbox.in_flight();
+        if !connection.outbox.is_empty() && connection.asks_for_write() {
             self.actions.push(Action::Write(key));
         }
     }
 
-    /// Queues one text message, whose payload `write` appends. False if the connection is not
-    /// open, or memory is so short that the message must be lost.
+    /// Whether something was queued, since this was asked last, behind a write that was under way.
+    /// Whoever does not hear of a write as soon as it is over must look then.
+    pub fn take_queued_behind(&mut self) -> bool {
+        std::mem::take(&mut self.queued_behind)
+    }
+
+    /// Queues one text message, whose payload `write` appends. What is queued then, by charge;
+    /// `None` if that would be over `limit_bytes`, if the connection is not open, or if memory is
+    /// so short that the message must be lost.
     pub(super) fn push_text(
         &mut self,
         to: Key,
         payload_bytes: usize,
+        limit_bytes: usize,
         write: impl FnOnce(&mut Vec<u8>),
-    ) -> bool {
+    ) -> Option<usize> {
         let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
-        let Some(connection) = self.connections.get_mut(to.0 as usize) else { return false };
+        let connection = self.connections.get_mut(to.0 as usize)?;
         let outbox = &mut connection.outbox;
-        let growth = outbox.most_growth(frame_bytes);
-        if !connection.stage.is_open() || !self.ledger.has_room(growth) {
-            return false;
+        let queued_bytes = outbox.charged() + charge_of(payload_bytes);
+        if queued_bytes > limit_bytes || !connection.stage.is_open() {
+            return None;
+        }
+        debug_assert!(outbox.most_growth(frame_bytes) <= growth_bound(frame_bytes), "a bound");
+        // Nearly always there is room for whatever it may be.
+        if !self.ledger.has_leased(growth_bound(frame_bytes))
+            && !self.ledger.has_room(outbox.most_growth(frame_bytes))
+        {
+            return None;
         }
         outbox.push_frame(&mut self.spare, frame_bytes, payload_bytes, |out| {
             frames::push_text_header(out, payload_bytes);
             write(out);
         });
         self.ledger.set(to, Part::Outbox, outbox.held_bytes());
-        self.queue_write(to);
-        true
+        self.queued_behind |= outbox.in_flight();
+        if connection.asks_for_write() {
+            self.actions.push(Action::Write(to));
+        }
+        Some(queued_bytes)
     }
 
     /// Queues a close frame, the last frame of a connection. Without room for it, the connection

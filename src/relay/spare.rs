@@ -64,6 +64,10 @@ impl SpareBuffers {
     }
 
     fn exchange(&mut self, buffer: &mut Vec<u8>, bytes: usize, grow_to: usize) {
+        if buffer.capacity() == 0 {
+            *buffer = self.take(bytes);
+            return;
+        }
         let needed = (buffer.len() + bytes).max((2 * buffer.len()).min(grow_to));
         let mut larger = self.take(needed);
         larger.extend_from_slice(buffer);

@@ -6,7 +6,7 @@ use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
 use crate::config::{Limits, LogFormat};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Series};
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
 use crate::telemetry::tests::logged;
@@ -384,6 +384,28 @@ fn who_sends_many_messages_at_once_has_them_handled_share_by_share() {
     assert_eq!(shares, [4, 4, 1], "and half of the last");
     world.bytes(phone, &bytes[bytes.len() - half..]);
     assert!(world.texts(binary)[0].ends_with(r#""frame":9}"#));
+}
+
+#[test]
+fn fragments_have_their_share_like_messages() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let (mut first, mut empty, mut last) = (masked(1, b"1"), masked(0, b""), masked(0, b"2"));
+    first[0] = 1;
+    empty[0] = 0;
+    last[0] = 0x80;
+    let mut left = [first, empty.repeat(1000), last].concat();
+    let mut turns = 0;
+    while !left.is_empty() {
+        let mut messages = 100;
+        let taken = world.relay.on_bytes(world.now, phone, &mut left, &mut messages);
+        assert!(taken <= 100 * empty.len() + 2, "{taken} bytes in one turn");
+        left.drain(..taken);
+        world.settle();
+        turns += 1;
+    }
+    assert_eq!(turns, 11);
+    assert!(world.texts(binary)[0].ends_with(r#""frame":12}"#));
 }
 
 #[test]
@@ -884,4 +906,16 @@ fn what_a_binary_does_wrong_over_and_over_is_counted_and_told() {
     world.bytes(flooder, &flood);
     let ends: Vec<String> = lines(&mut world, &|world| world.relay.shut_down(world.now));
     assert!(ends.iter().any(|line| line.contains("err=\"995 more like these")), "{ends:?}");
+}
+
+#[test]
+fn a_broken_invariant_is_counted_and_logged_and_an_assertion_in_debug_builds() {
+    let mut world = World::new();
+    let alive = world.connect();
+    let log = logged(LogFormat::Json, || {
+        let released = std::panic::AssertUnwindSafe(|| world.relay.release(alive));
+        assert_eq!(std::panic::catch_unwind(released).is_err(), cfg!(debug_assertions));
+    });
+    assert!(log.contains(r#""event":"invariant_broken""#), "{log}");
+    assert_eq!(world.metrics.worker(0).get(Series::InvariantsBroken), 1);
 }

@@ -71,7 +71,7 @@ impl Relay {
         if !self.push {
             return self.on_wake_while_off(now, entry);
         }
-        let Some(held) = self.registry.entry_mut(entry) else { return };
+        let Some(held) = self.held_mut(entry) else { return };
         let verdict = held.wakes.take(now);
         let server_id = held.id.clone();
         if let Verdict::Refused { first } = verdict {

@@ -45,6 +45,8 @@ pub trait Core {
     fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>);
     /// See [`Relay::on_unsent`].
     fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize);
+    /// See [`Relay::take_queued_behind`].
+    fn take_queued_behind(&mut self) -> bool;
     /// See [`Relay::on_timers`].
     fn on_timers(&mut self, now: Millis);
     /// See [`Relay::next_wake_ms`].
@@ -142,6 +144,11 @@ impl Core for Relay {
     #[inline]
     fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize) {
         self.on_unsent(now, key, bytes);
+    }
+
+    #[inline]
+    fn take_queued_behind(&mut self) -> bool {
+        self.take_queued_behind()
     }
 
     #[inline]

@@ -334,9 +334,9 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&mut self) -> Wait {
-        let is_busy = std::mem::take(&mut self.skip_wait)
-            || !self.starved.is_empty()
-            || !self.deferred.is_empty();
+        // What waits behind a quick send goes on when that is over, of which nothing tells.
+        let is_behind = self.core.take_queued_behind() || std::mem::take(&mut self.skip_wait);
+        let is_busy = is_behind || !self.starved.is_empty() || !self.deferred.is_empty();
         if is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }

@@ -261,6 +261,7 @@ impl Ring {
                 sending.get(*key as usize).is_some_and(|outgoing| outgoing.is_some())
             });
         }
+        let others = into.len();
         for key in self.quick_sends.drain(..) {
             // It is gone where a completion has told of it.
             if let Some(outgoing) = self.sending.get_mut(key as usize).and_then(Option::take) {
@@ -268,6 +269,9 @@ impl Ring {
                 into.push(Completion::Sent { key, outgoing, result });
             }
         }
+        // They were done before the others: what these bring about finds nobody sending.
+        let settled = into.len() - others;
+        into.rotate_right(settled);
     }
 
     #[allow(unsafe_code)]

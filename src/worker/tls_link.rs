@@ -284,7 +284,12 @@ impl<C: Core> Worker<C> {
     fn flush_tls(&mut self, key: Key) {
         let Some(link) = self.link(key) else { return };
         let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.is_sending || link.is_closing {
+        if link.is_closing {
+            return;
+        }
+        if link.is_sending {
+            // It may be a quick send, of whose end nothing tells.
+            self.skip_wait = true;
             return;
         }
         if !tls.out.is_empty() {

@@ -72,6 +72,7 @@ struct Echo {
     peers: Slab<Peer>,
     spare: SpareBuffers,
     actions: Vec<Action>,
+    queued_behind: bool,
 }
 
 struct Peer {
@@ -138,7 +139,7 @@ impl Peer {
                     frames::push_pong(&mut pong, payload);
                     outbox.push_control(&pong);
                 }
-                Ok(Some(Incoming::Pong(_))) => {}
+                Ok(Some(Incoming::Pong(_) | Incoming::Fragment)) => {}
                 Ok(Some(Incoming::Close(code))) => break Ok(code),
                 Err(error) => break Err(error),
             }
@@ -185,8 +186,9 @@ impl Echo {
             return;
         }
         if !peer.outbox.is_empty() {
-            if !peer.outbox.in_flight() {
-                self.actions.push(Action::Write(key));
+            match peer.outbox.in_flight() {
+                true => self.queued_behind = true,
+                false => self.actions.push(Action::Write(key)),
             }
         } else if peer.ended {
             peer.stage = Stage::Dead;
@@ -264,6 +266,10 @@ impl Core for Echo {
         }
         self.go_on(key);
         taken
+    }
+
+    fn take_queued_behind(&mut self) -> bool {
+        std::mem::take(&mut self.queued_behind)
     }
 
     fn on_end(&mut self, _now: Millis, key: Key, clean: bool) {

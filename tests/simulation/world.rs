@@ -733,6 +733,7 @@ impl World {
                 pairs.push((Some(Event::Bytes(link, end)), Event::Bytes(link, bytes - end)));
             }
         }
+        let mut found: Option<(Model, Vec<Seen>, Vec<Link>)> = None;
         for (first, second) in &pairs {
             let mut model = before.clone();
             let mut seen = Vec::new();
@@ -741,12 +742,20 @@ impl World {
             }
             let mut shed = self.explain_some(&mut model, worker);
             seen.extend(model.apply(second, self.now));
-            if let Some(more) = self.explain(&mut model, worker) {
-                shed.extend(more);
-                return Some((model, seen, shed));
+            let Some(more) = self.explain(&mut model, worker) else { continue };
+            shed.extend(more);
+            match &mut found {
+                None => found = Some((model, seen, shed)),
+                // Who was closed in either order may be told the reason of either.
+                Some((chosen, ..)) => {
+                    for link in &self.workers[worker].links {
+                        let also = std::mem::take(&mut model.conn(*link).out.closes);
+                        chosen.conn(*link).out.closes.extend(also);
+                    }
+                }
             }
         }
-        None
+        found
     }
 
     /// Takes one step towards what the relay says: a connection that paid for a shortage.

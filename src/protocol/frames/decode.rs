@@ -24,7 +24,7 @@ const NOT_BEGUN: FrameError = FrameError::Protocol("continuation frame without a
 ///     while let Some(incoming) = decoder.next(&mut input)? {
 ///         match incoming {
 ///             Incoming::Text(_) | Incoming::Binary(_) => texts += 1,
-///             Incoming::Ping(_) | Incoming::Pong(_) => {}
+///             Incoming::Ping(_) | Incoming::Pong(_) | Incoming::Fragment => {}
 ///             Incoming::Close(_) => break,
 ///         }
 ///         // False here even if the next message follows at once; true if what came was a
@@ -66,8 +66,9 @@ impl<const LIMIT: usize> Decoder<LIMIT> {
         Self { partial: None }
     }
 
-    /// Takes the next message from the front of `input`, which advances past what was consumed.
-    /// Payloads are unmasked where they lie. The result borrows from `input`'s buffer if the
+    /// Takes the next message, or fragment of one, from the front of `input`, which advances past
+    /// what was consumed: one frame, or the rest of one. So a call costs no more than its bytes and
+    /// a fixed amount, and the caller decides how many of them a peer may have at once. Payloads are unmasked where they lie. The result borrows from `input`'s buffer if the
     /// message is whole in it, else from the decoder, which frees it at the next call: call until
     /// `Ok(None)`, which means that all input was consumed (an incomplete rest is kept in the
     /// decoder).
@@ -106,12 +107,6 @@ impl<const LIMIT: usize> Decoder<LIMIT> {
     #[inline]
     pub fn is_mid_message(&self) -> bool {
         self.partial.as_ref().is_some_and(|partial| partial.is_open())
-    }
-
-    /// Whether a frame that is not the last of its message was completed since the last call: a
-    /// sign of life that no message shows yet.
-    pub fn take_fragment_completed(&mut self) -> bool {
-        self.partial.as_mut().is_some_and(|partial| std::mem::take(&mut partial.fragment_completed))
     }
 
     /// Bytes on the heap, by capacity: what the memory budget is charged. At most 4 KiB or, if that
@@ -200,8 +195,6 @@ struct Partial<const LIMIT: usize> {
     message: Option<Message>,
     /// `message` is complete and was handed out: it is let go at the next call.
     is_handed_out: bool,
-    /// See [`Decoder::take_fragment_completed`].
-    fragment_completed: bool,
     control: ControlPayload,
 }
 
@@ -212,7 +205,6 @@ impl<const LIMIT: usize> Default for Partial<LIMIT> {
             frame: None,
             message: None,
             is_handed_out: false,
-            fragment_completed: false,
             control: ControlPayload { bytes: [0; MAX_CONTROL_BYTES], len: 0 },
         }
     }
@@ -227,36 +219,31 @@ impl<const LIMIT: usize> Partial<LIMIT> {
 
     #[inline(never)]
     fn next(&mut self, input: &mut &mut [u8]) -> Result<Option<Incoming<'_>>, FrameError> {
-        // Each turn consumes a header or ends the loop.
-        while let Some(mut frame) = self.open_frame(input)? {
-            let piece = frame.take_piece(input);
-            match frame.header.opcode {
-                OpCode::Control(_) => self.control.append(piece),
-                OpCode::Data(_) => {
-                    let message = self.message.as_mut().ok_or(NOT_BEGUN)?;
-                    let limit = match frame.header.is_final {
-                        true => message.len() + piece.len() + frame.missing_bytes(),
-                        false => LIMIT,
-                    };
-                    message.append(piece, limit)?;
-                }
-            }
-            if frame.missing_bytes() > 0 {
-                self.frame = Some(frame);
-                return Ok(None);
-            }
-            match frame.header.opcode {
-                OpCode::Control(control) => {
-                    return control_frame(control, self.control.as_bytes()).map(Some);
-                }
-                OpCode::Data(_) if frame.header.is_final => {
-                    self.is_handed_out = true;
-                    return self.message.as_ref().ok_or(NOT_BEGUN)?.whole().map(Some);
-                }
-                OpCode::Data(_) => self.fragment_completed = true,
+        let Some(mut frame) = self.open_frame(input)? else { return Ok(None) };
+        let piece = frame.take_piece(input);
+        match frame.header.opcode {
+            OpCode::Control(_) => self.control.append(piece),
+            OpCode::Data(_) => {
+                let message = self.message.as_mut().ok_or(NOT_BEGUN)?;
+                let limit = match frame.header.is_final {
+                    true => message.len() + piece.len() + frame.missing_bytes(),
+                    false => LIMIT,
+                };
+                message.append(piece, limit)?;
             }
         }
-        Ok(None)
+        if frame.missing_bytes() > 0 {
+            self.frame = Some(frame);
+            return Ok(None);
+        }
+        match frame.header.opcode {
+            OpCode::Control(control) => control_frame(control, self.control.as_bytes()).map(Some),
+            OpCode::Data(_) if frame.header.is_final => {
+                self.is_handed_out = true;
+                self.message.as_ref().ok_or(NOT_BEGUN)?.whole().map(Some)
+            }
+            OpCode::Data(_) => Ok(Some(Incoming::Fragment)),
+        }
     }
 
     /// The frame that is half read, else the next one. `None` if the input ends in its header.

@@ -43,15 +43,17 @@ impl fmt::Debug for Owned {
     }
 }
 
-impl From<Incoming<'_>> for Owned {
-    fn from(incoming: Incoming<'_>) -> Self {
-        match incoming {
+impl Owned {
+    /// `None` for a fragment, which says nothing by itself.
+    fn of(incoming: Incoming<'_>) -> Option<Self> {
+        Some(match incoming {
             Incoming::Text(text) => Self::Text(text.to_owned()),
             Incoming::Binary(bytes) => Self::Binary(bytes.to_owned()),
             Incoming::Ping(bytes) => Self::Ping(bytes.to_owned()),
             Incoming::Pong(bytes) => Self::Pong(bytes.to_owned()),
             Incoming::Close(code) => Self::Close(code),
-        }
+            Incoming::Fragment => return None,
+        })
     }
 }
 
@@ -80,7 +82,7 @@ fn feed(decoder: &mut Decoder, read: &[u8], out: &mut Vec<Owned>) -> Result<(), 
     let mut read = read.to_vec();
     let mut input = &mut read[..];
     while let Some(incoming) = decoder.next(&mut input)? {
-        out.push(incoming.into());
+        out.extend(Owned::of(incoming));
     }
     assert!(input.is_empty(), "Ok(None) means that all input was consumed");
     Ok(())
@@ -287,12 +289,31 @@ fn a_message_handed_out_is_not_mid_message_although_more_follows() {
         [frame(TEXT, b"a"), frame(PING, b""), frame(FIN, b"b"), frame(TEXT, b"c")].concat();
     let mut input = &mut stream[..];
     let mut decoder = Decoder::default();
+    assert_eq!(decoder.next(&mut input), Ok(Some(Incoming::Fragment)));
     assert_eq!(decoder.next(&mut input), Ok(Some(Incoming::Ping(b""))));
     assert!(decoder.is_mid_message());
     assert_eq!(decoder.next(&mut input), Ok(Some(Incoming::Text("ab"))));
     assert!(!decoder.is_mid_message());
-    assert_eq!(decoder.next(&mut input), Ok(None));
+    assert_eq!(decoder.next(&mut input), Ok(Some(Incoming::Fragment)));
     assert!(decoder.is_mid_message());
+    assert_eq!(decoder.next(&mut input), Ok(None));
+}
+
+#[test]
+fn each_call_takes_one_frame_however_little_it_says() {
+    let fragments = 3000;
+    let mut stream = frame(TEXT, b"a");
+    stream.extend(frame(CONTINUE, b"").repeat(fragments));
+    stream.extend(frame(FIN | CONTINUE, b"b"));
+    let one = frame(CONTINUE, b"").len();
+    let mut decoder = Decoder::default();
+    let mut input = &mut stream[..];
+    for _ in 0..=fragments {
+        let before = input.len();
+        assert_eq!(decoder.next(&mut input), Ok(Some(Incoming::Fragment)));
+        assert!(before - input.len() <= one + 1);
+    }
+    assert_eq!(decoder.next(&mut input), Ok(Some(Incoming::Text("ab"))));
 }
 
 #[test]
@@ -333,7 +354,13 @@ fn a_message_over_the_limit_fails_at_the_header_that_says_so() {
 fn another_limit_takes_its_place() {
     let stream = |length: usize| frame(FIN | BINARY, &vec![7; length]);
     let whole = |mut read: &mut [u8]| {
-        Decoder::<9>::with_limit().next(&mut read).map(|message| message.map(Owned::from))
+        let mut decoder = Decoder::<9>::with_limit();
+        loop {
+            match decoder.next(&mut read)? {
+                Some(Incoming::Fragment) => {}
+                other => return Ok(other.and_then(Owned::of)),
+            }
+        }
     };
     assert_eq!(whole(&mut stream(9)), Ok(Some(Owned::Binary(vec![7; 9]))));
     assert_eq!(whole(&mut stream(10)), Err(FrameError::TooBig));

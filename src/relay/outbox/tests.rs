@@ -223,7 +223,10 @@ impl Pair {
     }
 
     fn take(&mut self) -> Result<(), TestCaseError> {
+        let (held_bytes, has_control) = (self.outbox.held_bytes(), self.outbox.has_control());
         let write = self.outbox.take_write();
+        let grown = self.outbox.held_bytes() as i64 - held_bytes as i64;
+        prop_assert!(grown == 0 || (has_control && grown < 0), "{grown} bytes more are held");
         if self.model.in_flight {
             prop_assert!(write.is_none(), "one write at a time");
             return Ok(());

@@ -16,15 +16,17 @@ enum Message {
     Close(Option<u16>),
 }
 
-impl From<Incoming<'_>> for Message {
-    fn from(incoming: Incoming<'_>) -> Self {
-        match incoming {
+impl Message {
+    /// `None` for a fragment, which says nothing by itself.
+    fn of(incoming: Incoming<'_>) -> Option<Self> {
+        Some(match incoming {
             Incoming::Text(text) => Self::Text(text.into()),
             Incoming::Binary(bytes) => Self::Binary(bytes.into()),
             Incoming::Ping(bytes) => Self::Ping(bytes.into()),
             Incoming::Pong(bytes) => Self::Pong(bytes.into()),
             Incoming::Close(code) => Self::Close(code),
-        }
+            Incoming::Fragment => return None,
+        })
     }
 }
 
@@ -72,7 +74,7 @@ fn feed<const LIMIT: usize>(
     let mut input = &mut read[..];
     loop {
         match decoder.next(&mut input) {
-            Ok(Some(message)) => messages.push(message.into()),
+            Ok(Some(incoming)) => messages.extend(Message::of(incoming)),
             Ok(None) => break,
             Err(error) => return Some(error.close().code),
         }

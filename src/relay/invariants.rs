@@ -1,0 +1,37 @@
+//! What cannot happen. Where it happens all the same, the relay has a fault: an assertion in debug
+//! builds, and in release builds a line in the log and a count, for the relay goes on for everybody
+//! whom it does not concern.
+
+use super::Relay;
+use super::registry::{Entry, EntryKey};
+use crate::metrics::{Series, WorkerMetrics};
+
+/// `err` says which invariant does not hold.
+///
+/// # Panics
+///
+/// In debug builds.
+#[cold]
+#[inline(never)]
+pub(super) fn broken(counters: &WorkerMetrics, err: &'static str) {
+    counters.count(Series::InvariantsBroken);
+    tracing::error!(err, "invariant_broken");
+    debug_assert!(false, "{err}");
+}
+
+impl Relay {
+    /// As [`broken`].
+    #[cold]
+    pub(super) fn broken(&self, err: &'static str) {
+        broken(&self.counters, err);
+    }
+
+    /// The entry that a connection's stage or a timer names: it exists for as long as that does.
+    pub(super) fn held_mut(&mut self, entry: EntryKey) -> Option<&mut Entry> {
+        let held = self.registry.entry_mut(entry);
+        if held.is_none() {
+            broken(&self.counters, "a server-id is named that is free");
+        }
+        held
+    }
+}
