@@ -323,6 +323,40 @@ async fn garbage_on_the_port() {
     scene.end().await;
 }
 
+#[tokio::test]
+async fn handshakes_without_end() {
+    // More than newcomers need; one whole handshake after the other would take much more.
+    let args = ["--handshake-rate", "40/20ms"];
+    let scene = Scene::begin_tls("handshakes without end", &args).await;
+    let (begun, attacker) = (Instant::now(), "127.0.0.9".parse().unwrap());
+    let attack = async || {
+        let (mut served, mut refused) = (0, 0);
+        for _ in 0..scaled(200) {
+            match Raw::try_connect_from(&scene, attacker).await {
+                Ok(peer) => {
+                    served += 1;
+                    peer.abort();
+                }
+                Err(error) => {
+                    assert!(error.to_string().contains("AccessDenied"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        (served, refused)
+    };
+    let all = tokio::join!(attack(), attack(), attack(), attack());
+    let served = all.0.0 + all.1.0 + all.2.0 + all.3.0;
+    let refused = all.0.1 + all.1.1 + all.2.1 + all.3.1;
+    let most = 40 + begun.elapsed().as_millis() / 20 + 1;
+    println!("{served} handshakes of one address, of {most} at most; {refused} refused");
+    assert!((40..=most).contains(&served), "{served} served, not 40 to {most}");
+    let said = scene.logs().iter().filter(|line| line.event() == "handshake_rate_limited").count();
+    assert!(said <= 2, "said {said} times");
+    assert_eq!(said > 0, refused > 0);
+    scene.end().await;
+}
+
 // ---- records
 
 #[tokio::test]

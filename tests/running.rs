@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 32] = [
+const FLAGS: [(&str, &str); 33] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -49,6 +49,7 @@ const FLAGS: [(&str, &str); 32] = [
     ("--trust-x-forwarded-for", ""),
     ("--metrics-listen", "127.0.0.1:9090"),
     ("--rate-limit", "20/6s"),
+    ("--handshake-rate", "60/1s"),
     ("--max-connections", "what descriptors and memory allow"),
     ("--max-connections-per-address", "a quarter of --max-connections, at least 16"),
     ("--insecure-listen", "127.0.0.1:8080"),

@@ -22,10 +22,12 @@ const PLAIN_ARGUMENTS: [&str; 2] = ["--insecure-listen", "{listen}"];
 const TLS_ARGUMENTS: [&str; 6] =
     ["--https-listen", "{listen}", "--tls-cert", "{cert}", "--tls-key", "{key}"];
 /// On how many threads, and that it is not to hold this load for an attack.
-const RELAY_ARGUMENTS: [&str; 8] = [
+const RELAY_ARGUMENTS: [&str; 10] = [
     "--workers",
     "{workers}",
     "--rate-limit",
+    "off",
+    "--handshake-rate",
     "off",
     "--max-connections-per-address",
     "off",

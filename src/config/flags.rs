@@ -122,6 +122,13 @@ pub(super) struct Flags {
     )]
     pub(super) rate_limit: units::OrOff<RateLimit>,
 
+    /// Rate limit on one address's TLS handshakes: a burst, and the time that refills one; or `off`
+    #[arg(
+        help_heading = "Resources", long, value_name = "BURST/DURATION", default_value = "60/1s",
+        value_parser = units::rate
+    )]
+    pub(super) handshake_rate: units::OrOff<RateLimit>,
+
     /// WebSocket connections in all [default: what descriptors and memory allow]
     #[arg(
         help_heading = "Resources", long, value_name = "COUNT",

@@ -92,6 +92,8 @@ pub struct Config {
     pub limits: Limits,
     /// Upgrade requests of one address.
     pub rate_limit: Option<RateLimit>,
+    /// TLS handshakes of one address.
+    pub handshake_rate: Option<RateLimit>,
     /// WebSocket connections that there is room for.
     pub capacity: Capacity,
     /// WebSocket connections of the process, at least 1.
@@ -357,6 +359,7 @@ impl Config {
             memory_limit_bytes: memory_limit,
             limits: flags.limits(),
             rate_limit: flags.rate_limit.on(),
+            handshake_rate: flags.handshake_rate.on(),
             capacity,
             max_connections,
             max_connections_per_address: per_address.on(),

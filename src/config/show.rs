@@ -90,7 +90,7 @@ impl Config {
             None => {}
         }
         let limits = &self.limits;
-        let rate = self.rate_limit.map_or("off".to_owned(), show_rate);
+        let rate = |limit: Option<_>| limit.map_or("off".to_owned(), show_rate);
         vec![
             ("insecure-listen", self.insecure.map_or(String::new(), |l| place(l.addr))),
             ("domain", https.and_then(|https| https.domain.clone()).unwrap_or_default()),
@@ -105,7 +105,8 @@ impl Config {
             ("proxy-protocol-from", networks(&self.proxy_protocol_from)),
             ("trust-x-forwarded-for", networks(&self.trust_x_forwarded_for)),
             ("metrics-listen", self.metrics_listen.map_or(String::new(), |l| place(l.addr))),
-            ("rate-limit", rate),
+            ("rate-limit", rate(self.rate_limit)),
+            ("handshake-rate", rate(self.handshake_rate)),
             ("max-connections", self.max_connections.to_string()),
             ("max-connections-per-address", limit(self.max_connections_per_address)),
             ("workers", self.workers.to_string()),

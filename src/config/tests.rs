@@ -52,6 +52,7 @@ fn bare_run_takes_the_documented_defaults() {
             is_default: true,
         }),
         rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
+        handshake_rate: Some(RateLimit { burst: 60, refill_ms: 1000 }),
         capacity: Capacity {
             by_descriptors: 19_464,
             by_memory: 325_920,
@@ -130,6 +131,10 @@ fn every_flag_sets_its_own_field_in_every_spelling() {
         ("rate-limit", "off", |c| c.rate_limit = None),
         ("rate-limit", "3/200ms", |c| {
             c.rate_limit = Some(RateLimit { burst: 3, refill_ms: 200 });
+        }),
+        ("handshake-rate", "off", |c| c.handshake_rate = None),
+        ("handshake-rate", "7/30s", |c| {
+            c.handshake_rate = Some(RateLimit { burst: 7, refill_ms: 30_000 });
         }),
         ("max-connections", "100", |c| {
             c.max_connections = 100;

@@ -9,8 +9,9 @@ use tracing::{error, info, warn};
 
 /// The flags that take effect at once. Certificates are read again whether their flags have
 /// changed or not.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 15] = [
     "rate-limit",
+    "handshake-rate",
     "max-connections",
     "max-connections-per-address",
     "max-phones",
@@ -69,6 +70,7 @@ impl Live {
     fn take_over(&mut self, newer: &Config) {
         let config = &mut self.config;
         config.rate_limit = newer.rate_limit;
+        config.handshake_rate = newer.handshake_rate;
         config.max_connections = newer.max_connections;
         config.max_connections_per_address = newer.max_connections_per_address;
         config.limits = newer.limits;

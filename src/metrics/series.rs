@@ -115,6 +115,7 @@ families! {
         HandshakeTimeout "kind=\"head_timeout\""
         HandshakeMisdirected "kind=\"other_host\""
         HandshakeTls "kind=\"tls\""
+        HandshakeRate "kind=\"tls_rate_limit\""
         HandshakeProxyHeader "kind=\"proxy_header\""
     }
     "takeovers_total" Counter process "Server-ids that a newcomer took from a holder that did not answer." {
@@ -136,6 +137,7 @@ families! {
     "closes_total" Counter process "WebSocket connections that ended with a close frame, by the code that was sent." {
         CloseNormal "code=\"1000\",reason=\"normal\""
         CloseShuttingDown "code=\"1001\",reason=\"shutting_down\""
+        CloseKeysUsedUp "code=\"1001\",reason=\"tls_keys_used_up\""
         CloseProtocolError "code=\"1002\",reason=\"protocol_error\""
         CloseInvalidUtf8 "code=\"1007\",reason=\"invalid_utf8\""
         CloseTooBig "code=\"1009\",reason=\"too_big\""

@@ -19,6 +19,9 @@ impl Close {
     pub const NORMAL: Self = Self::new(1000, "");
     /// To both: the process was asked to stop.
     pub const SHUTTING_DOWN: Self = Self::new(1001, "shutting down");
+    /// To both, over TLS 1.2: the connection's keys have protected as many records as they may, and
+    /// cannot be changed.
+    pub const KEYS_USED_UP: Self = Self::new(1001, "TLS keys used up");
     /// To both: the peer broke the framing rules of RFC 6455.
     pub const PROTOCOL_ERROR: Self = Self::new(1002, "");
     /// To both: a text message was not UTF-8.

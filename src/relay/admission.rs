@@ -14,7 +14,7 @@ use crate::protocol::forwarded;
 use crate::telemetry::Remote;
 pub use address::Address;
 use ahash::RandomState;
-use rates::Rates;
+use rates::{NoToken, Rates};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -37,6 +37,8 @@ const MIN_ROOM: usize = 64;
 pub struct AdmissionLimits {
     /// Upgrade requests of one address.
     pub rate: Option<RateLimit>,
+    /// TLS handshakes of one address.
+    pub handshake_rate: Option<RateLimit>,
     /// Connections of the process that are upgraded, or about to be.
     pub max_connections: usize,
     /// The same, of one address; also the sockets that it may hold before they are upgraded, if
@@ -53,6 +55,7 @@ impl AdmissionLimits {
     /// Everybody may, always.
     pub const NONE: Self = Self {
         rate: None,
+        handshake_rate: None,
         max_connections: usize::MAX,
         max_per_address: None,
         max_visitors: usize::MAX,
@@ -64,6 +67,7 @@ impl From<&Config> for AdmissionLimits {
     fn from(config: &Config) -> Self {
         Self {
             rate: config.rate_limit,
+            handshake_rate: config.handshake_rate,
             max_connections: config.max_connections,
             max_per_address: config.max_connections_per_address,
             max_visitors: config.capacity.visitors,
@@ -143,6 +147,13 @@ pub struct Refusal {
     pub say: bool,
 }
 
+impl Refusal {
+    fn for_want_of_a_token(no_token: NoToken) -> Self {
+        let retry_after_s = no_token.wait_ms.div_ceil(1000);
+        Self { cause: Cause::Rate, retry_after_s, say: no_token.say }
+    }
+}
+
 /// Counts callers for all workers.
 pub struct Admission {
     proxies: Proxies,
@@ -164,6 +175,7 @@ impl Admission {
         let tables = Tables {
             limits,
             rates: Rates::new(limits.rate, hasher.clone()),
+            handshakes: Rates::new(limits.handshake_rate, hasher.clone()),
             holdings: HashMap::with_hasher(hasher),
             live: 0,
             silent_until: 0,
@@ -178,6 +190,7 @@ impl Admission {
         let mut tables = self.tables();
         tables.limits = limits;
         tables.rates.set(limits.rate);
+        tables.handshakes.set(limits.handshake_rate);
     }
 
     /// The limits that apply.
@@ -287,6 +300,18 @@ impl Pass {
         Ok(())
     }
 
+    /// A TLS handshake is to begin on the connection: takes one token. One of a proxy that speaks
+    /// for many takes none.
+    ///
+    /// # Errors
+    ///
+    /// There is no token.
+    pub fn admit_handshake(&mut self, now: Millis) -> Result<(), Refusal> {
+        let Standing::Visitor(address) = self.standing else { return Ok(()) };
+        let taken = self.admission.tables().handshakes.take(now, address);
+        taken.map_err(Refusal::for_want_of_a_token)
+    }
+
     /// The connection asks for an upgrade, on behalf of `caller`: takes one token, then one place
     /// among the live connections.
     ///
@@ -325,6 +350,7 @@ impl Drop for Pass {
 struct Tables {
     limits: AdmissionLimits,
     rates: Rates,
+    handshakes: Rates,
     /// Has an address for as long as it has connections, so descriptors bound it.
     holdings: HashMap<Address, Holding, RandomState>,
     live: usize,
@@ -362,11 +388,7 @@ impl Tables {
     }
 
     fn take_token(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {
-        self.rates.take(now, address).map_err(|no_token| Refusal {
-            cause: Cause::Rate,
-            retry_after_s: no_token.wait_ms.div_ceil(1000),
-            say: no_token.say,
-        })
+        self.rates.take(now, address).map_err(Refusal::for_want_of_a_token)
     }
 
     fn take_place(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {

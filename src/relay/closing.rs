@@ -88,6 +88,7 @@ fn series_of(close: Close) -> Series {
     match close {
         Close::NORMAL => Series::CloseNormal,
         Close::SHUTTING_DOWN => Series::CloseShuttingDown,
+        Close::KEYS_USED_UP => Series::CloseKeysUsedUp,
         Close::PROTOCOL_ERROR => Series::CloseProtocolError,
         Close::INVALID_UTF8 => Series::CloseInvalidUtf8,
         Close::TOO_BIG => Series::CloseTooBig,
@@ -216,6 +217,11 @@ impl Relay {
     /// Ends a connection that is not registered, or no longer.
     pub(super) fn abort(&mut self, key: Key) {
         self.terminate(key, Action::Abort(key));
+    }
+
+    /// As [`Relay::abort`], but the kernel delivers what it still holds.
+    pub(super) fn close_socket(&mut self, key: Key) {
+        self.terminate(key, Action::Close(key));
     }
 
     /// Forgets all about a connection but its key; returns the stage that it leaves.
@@ -370,6 +376,12 @@ impl Relay {
             self.lose(now, key, Loss::Tls);
         }
         self.settle(now);
+    }
+
+    /// The layer below can carry little more, though it could tell the peer nothing but good so far
+    /// (PROTOCOL.md, chapter 7: TLS). Who is not upgraded will be gone before that.
+    pub fn on_transport_used_up(&mut self, now: Millis, key: Key) {
+        self.close_now(now, key, Close::KEYS_USED_UP, Some(Close::KEYS_USED_UP.code));
     }
 
     /// The process is asked to stop: everybody is told at once, nothing waits behind an outbox.

@@ -298,6 +298,24 @@ impl Relay {
         self.refuse(now, key, Reply::HttpOnHttps, false);
     }
 
+    /// A TLS handshake is to begin, which costs more than anything else that an unknown peer may ask
+    /// for. False if the connection is over, because its address has begun too many.
+    pub fn admit_handshake(&mut self, now: Millis, key: Key) -> bool {
+        let Some(connection) = self.connection_mut(key) else { return false };
+        if matches!(connection.stage, Stage::Closed) {
+            return false;
+        }
+        let admitted = connection.pass.as_mut().map_or(Ok(()), |pass| pass.admit_handshake(now));
+        let Err(refusal) = admitted else { return true };
+        if refusal.say {
+            let err = "its address begins more TLS handshakes than --handshake-rate allows";
+            info!(remote = %connection.remote, err, "handshake_rate_limited");
+        }
+        self.counters.count(Series::HandshakeRate);
+        self.close_socket(key);
+        false
+    }
+
     /// Answers with an error and ends the connection.
     fn refuse(&mut self, now: Millis, key: Key, reply: Reply, head_only: bool) {
         let mut answer = Vec::with_capacity(256);

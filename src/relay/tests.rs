@@ -643,6 +643,32 @@ fn half_read_messages_are_charged_and_have_a_deadline() {
 }
 
 #[test]
+fn whose_keys_are_used_up_is_told_once_and_may_come_again() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    for _ in 0..2 {
+        world.relay.on_transport_used_up(world.now, phone);
+        world.settle();
+    }
+    let told = (1001, "TLS keys used up".to_owned());
+    assert_eq!(world.closed(phone), told);
+    assert!(world.texts(binary)[0].ends_with(r#","close_code":1001}"#));
+    let other = world.phone("a");
+    world.relay.on_transport_used_up(world.now, binary);
+    world.settle();
+    assert_eq!(world.closed(binary), told);
+    // Its phones wait for it, and its id is its own.
+    assert_eq!(world.counts(), (0, 1));
+    world.binary("a");
+    assert_eq!(world.closed(other).0, 4404);
+    // Who has not asked for anything is not concerned.
+    let visitor = world.connect();
+    world.relay.on_transport_used_up(world.now, visitor);
+    world.settle();
+    assert!(!world.ended.contains(&visitor));
+}
+
+#[test]
 fn a_head_has_its_time_and_an_idle_connection_none() {
     let mut world = World::new();
     let (silent, slow) = (world.connect(), world.connect());

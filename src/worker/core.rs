@@ -33,6 +33,10 @@ pub trait Core {
     fn on_end(&mut self, now: Millis, key: Key, clean: bool);
     /// See [`Relay::on_transport_failed`].
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display);
+    /// See [`Relay::on_transport_used_up`].
+    fn on_transport_used_up(&mut self, now: Millis, key: Key);
+    /// See [`Relay::admit_handshake`].
+    fn admit_handshake(&mut self, now: Millis, key: Key) -> bool;
     /// See [`Relay::on_plain_http`].
     fn on_plain_http(&mut self, now: Millis, key: Key);
     /// See [`Relay::charge_transport`].
@@ -114,6 +118,16 @@ impl Core for Relay {
     #[inline]
     fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
         self.on_transport_failed(now, key, error);
+    }
+
+    #[inline]
+    fn on_transport_used_up(&mut self, now: Millis, key: Key) {
+        self.on_transport_used_up(now, key);
+    }
+
+    #[inline]
+    fn admit_handshake(&mut self, now: Millis, key: Key) -> bool {
+        self.admit_handshake(now, key)
     }
 
     #[inline]

@@ -263,6 +263,8 @@ struct Worker<C> {
     completed: Vec<Completion>,
     actions: Vec<Action>,
     warm: Warm,
+    /// Connections whose TLS has something to say, with what the core writes in this turn.
+    unflushed: Vec<Key>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -313,6 +315,7 @@ impl<C: Core> Worker<C> {
             completed: Vec::new(),
             actions: Vec::new(),
             warm: Warm::default(),
+            unflushed: Vec::new(),
             spare: Vec::new(),
         })
     }
@@ -381,6 +384,7 @@ impl<C: Core> Worker<C> {
         self.resume_accepting(now);
         self.end_overdue_hand_overs(now);
         self.carry_out(now);
+        self.flush_the_rest();
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
             if let Some(key) = self.starved.pop_front() {
                 self.receive(key);

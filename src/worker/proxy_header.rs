@@ -78,6 +78,13 @@ impl<C: Core> Worker<C> {
         }
         let begin = to - rest.len();
         let records = if first.is_empty() { rest } else { first.as_mut_slice() };
+        if let Some(tls) = link.tls.as_deref_mut()
+            && tls.is_new()
+            && !self.core.admit_handshake(now, key)
+        {
+            tls.refuse();
+            return nothing;
+        }
         // Before that the core wants all at once: what is behind its request may be for another worker.
         let is_open = self.core.is_open(key);
         let most_work = if is_open { *messages } else { u32::MAX };

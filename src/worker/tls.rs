@@ -57,6 +57,8 @@ enum Stage {
     Shaking(Box<Handshake>),
     /// The handshake is done.
     Open(Box<Traffic>),
+    /// There is to be no handshake.
+    Refused,
     /// The handshake has failed.
     Failed,
 }
@@ -173,6 +175,17 @@ impl Session {
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
         matches!(self.stage, Stage::Expecting(_) | Stage::Shaking(_))
+    }
+
+    /// Whether nothing has arrived.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        matches!(self.stage, Stage::Expecting(_))
+    }
+
+    /// There is to be no handshake: all that is left to say is why, which [`Session::close`] does.
+    pub fn refuse(&mut self) {
+        self.stage = Stage::Refused;
     }
 
     /// Bytes that wait for the rest of their record.
@@ -326,6 +339,13 @@ impl Session {
         }
     }
 
+    /// Whether its keys, which cannot be changed, are good for few records more: it is time to take
+    /// leave.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        matches!(&self.stage, Stage::Open(traffic) if traffic.is_used_up())
+    }
+
     /// Appends `data`, encrypted, to `out`. False if the session cannot send.
     #[must_use]
     pub fn encrypt(&mut self, data: &[u8], out: &mut Vec<u8>) -> bool {
@@ -341,6 +361,11 @@ impl Session {
         match &mut self.stage {
             Stage::Open(traffic) => traffic.close(out),
             Stage::Shaking(handshake) => handshake.close(&mut self.partial, out),
+            Stage::Refused => {
+                out.extend_from_slice(&record::ACCESS_DENIED);
+                self.stage = Stage::Failed;
+                true
+            }
             _ => false,
         }
     }

@@ -93,6 +93,16 @@ impl TlsLink {
         })
     }
 
+    /// Whether not a byte of a handshake has come yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.session.is_new()
+    }
+
+    /// There is to be no handshake; the peer is told so as it is parted from.
+    pub(super) fn refuse(&mut self) {
+        self.session.refuse();
+    }
+
     /// Whether the handshake is still under way.
     pub(super) fn is_handshaking(&self) -> bool {
         self.session.is_handshaking()
@@ -146,11 +156,19 @@ impl<C: Core> Worker<C> {
     pub(super) fn on_decrypted(&mut self, now: Millis, key: Key, received: &Received) {
         self.note_use(key);
         self.charge_tls(now, key);
-        self.flush_tls(key);
         match received {
-            Received::Open => {}
-            Received::Closed => self.core.on_end(now, key, true),
+            Received::Open => {
+                // It leaves along with what the core has to say to that.
+                if self.tls(key).is_some_and(|tls| !tls.out.is_empty()) {
+                    self.unflushed.push(key);
+                }
+            }
+            Received::Closed => {
+                self.flush_tls(key);
+                self.core.on_end(now, key, true);
+            }
             Received::Failed(error) => {
+                self.flush_tls(key);
                 self.core.on_transport_failed(now, key, &tls::explain(error));
             }
         }
@@ -215,11 +233,15 @@ impl<C: Core> Worker<C> {
         if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
             return self.core.on_written(now, key, write.buffer, None);
         }
+        let is_used_up = tls.session.is_used_up();
         let all = write.all && bytes == write.to - write.from;
         tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, all, in_flight: false });
         self.note_use(key);
         self.flush_tls(key);
         self.charge_tls(now, key);
+        if is_used_up {
+            self.core.on_transport_used_up(now, key);
+        }
     }
 
     /// Ends the session, and the sending direction after it.
@@ -279,6 +301,13 @@ impl<C: Core> Worker<C> {
         }
     }
 
+    /// At the end of a turn: sends what TLS has to say where the core had nothing to add.
+    pub(super) fn flush_the_rest(&mut self) {
+        let mut unflushed = std::mem::take(&mut self.unflushed);
+        unflushed.drain(..).for_each(|key| self.flush_tls(key));
+        self.unflushed = unflushed;
+    }
+
     /// Sends what is encrypted, unless a send is under way; without any, takes the step that
     /// waits for that.
     fn flush_tls(&mut self, key: Key) {
@@ -299,7 +328,8 @@ impl<C: Core> Worker<C> {
                 write.in_flight = true;
             }
             let outgoing = Outgoing { from: 0, to: out.len(), buffer: out };
-            let all = tls.write.as_ref().is_none_or(|write| write.all);
+            // What comes from TLS alone may be in the way of what the core will write.
+            let all = tls.write.as_ref().is_some_and(|write| write.all);
             self.send(key, outgoing, all);
         } else if let Some(PendingHandOver { worker, hand_over, .. }) = tls.hand_over.take() {
             self.hand_over(key, worker, hand_over);

@@ -210,6 +210,12 @@ impl Core for Echo {
         Key(self.peers.insert(peer) as u32)
     }
 
+    fn on_transport_used_up(&mut self, _now: Millis, _key: Key) {}
+
+    fn admit_handshake(&mut self, _now: Millis, _key: Key) -> bool {
+        true
+    }
+
     fn take_census(&self) {}
 
     fn set_limits(&mut self, _limits: Limits) {}

@@ -270,6 +270,7 @@ impl Relay {
             ("--workers", "2"),
             ("--log-format", "json"),
             ("--rate-limit", "off"),
+            ("--handshake-rate", "off"),
             ("--metrics-listen", ""),
         ];
         let is_https = |arg: &&str| matches!(*arg, "--domain" | "--tls-cert");

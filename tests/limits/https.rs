@@ -83,6 +83,31 @@ async fn a_proxy_in_front_of_tls_names_the_caller() {
     assert_eq!(site.ask("192.0.2.1:1", healthy).await.status, 200);
 }
 
+/// The PROXY header names whose handshake it is, before there is one.
+#[tokio::test]
+async fn handshakes_are_limited_by_the_address_that_a_proxy_names() {
+    let site = Site::open(&["--handshake-rate", "2/1h"]).await;
+    let healthy = || Request::get("/healthz").set("Host", DOMAIN);
+    for source in ["192.0.2.1:1", "192.0.2.1:2", "[2001:db8::1]:80", "[2001:db8::ffff]:80"] {
+        assert_eq!(site.ask(source, healthy()).await.status, 200);
+    }
+    let refused = async |source: &str| {
+        let mut tcp = TcpStream::connect(site.relay.addr()).await.unwrap();
+        tcp.write_all(&proxy_header(source)).await.unwrap();
+        let name = ServerName::try_from(DOMAIN).unwrap();
+        let connector = TlsConnector::from(Arc::new(client_config(site.roots.clone())));
+        let error = soon("a refusal", connector.connect(name, tcp)).await.unwrap_err();
+        error.to_string()
+    };
+    for source in ["192.0.2.1:3", "[::ffff:192.0.2.1]:4", "[2001:db8::abc]:5"] {
+        let error = refused(source).await;
+        assert!(error.contains("AccessDenied"), "{source}: {error}");
+    }
+    let line = site.relay.wait_for_log("handshake_rate_limited").await;
+    assert!(line.get("remote").unwrap().starts_with("192.0.2.1:"), "{}", line.raw);
+    assert_eq!(site.ask("192.0.2.2:1", healthy()).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_header_in_front_of_tls_that_names_nobody_leaves_the_peers_own_address() {
     let site = Site::open(&[]).await;

@@ -146,6 +146,7 @@ async fn what_goes_wrong_with_tls_is_counted() {
         addr,
         &[
             ("handshake_failures_total{kind=\"tls\"}", 2.0),
+            ("handshake_failures_total{kind=\"tls_rate_limit\"}", 0.0),
             ("handshake_failures_total{kind=\"other_host\"}", 1.0),
         ],
     )

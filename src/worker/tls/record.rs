@@ -36,6 +36,10 @@ pub(super) const MAX_KEY_BYTES: usize = 32;
 /// The version that every record names, whatever was agreed on (RFC 8446, section 5.1).
 const VERSION: [u8; 2] = [3, 3];
 
+/// A fatal alert in the clear, for whom there is to be no handshake: access_denied (RFC 8446,
+/// section 6.2).
+pub(super) const ACCESS_DENIED: [u8; 7] = [ALERT, 3, 3, 0, 2, 2, 49];
+
 /// Why a connection cannot go on, and what its peer is told.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Fault {
@@ -209,7 +213,7 @@ impl fmt::Debug for Keys {
 pub(super) struct Half {
     pub(super) keys: Keys,
     /// What the cipher makes of the key, which is much longer than the key: only while in use.
-    cipher: Option<Cipher>,
+    cipher: Option<LessSafeKey>,
 }
 
 impl Half {
@@ -236,9 +240,11 @@ impl Half {
     fn cipher(&mut self, protection: &Protection) -> Option<&LessSafeKey> {
         if self.cipher.is_none() {
             let key = self.keys.key.get(..protection.algorithm.key_len())?;
-            self.cipher = Some(Cipher::new(protection.algorithm, key)?);
+            let key = UnboundKey::new(protection.algorithm, key).ok()?;
+            // The library zeroes its memory when it is freed.
+            self.cipher = Some(LessSafeKey::new(key));
         }
-        self.cipher.as_ref().map(Cipher::key)
+        self.cipher.as_ref()
     }
 
     /// The nonce of the next record (RFC 8446, section 5.3; RFC 7905, section 2; for AES-GCM in
@@ -375,19 +381,5 @@ impl Additional {
 
     fn for_cipher(&self) -> Aad<&[u8]> {
         Aad::from(self.bytes.get(..self.used).unwrap_or_default())
-    }
-}
-
-/// A cipher with its key.
-struct Cipher(Box<LessSafeKey>);
-
-impl Cipher {
-    fn new(algorithm: &'static aead::Algorithm, key: &[u8]) -> Option<Self> {
-        let key = UnboundKey::new(algorithm, key).ok()?;
-        Some(Self(Box::new(LessSafeKey::new(key))))
-    }
-
-    fn key(&self) -> &LessSafeKey {
-        &self.0
     }
 }

@@ -610,6 +610,19 @@ fn no_key_is_used_for_too_long() {
 }
 
 #[test]
+fn keys_that_cannot_be_changed_are_used_up_some_time_before_their_end() {
+    for (_, session) in mirrored() {
+        let limit = Protection::of(suite(session.data().unwrap().suite)).unwrap().max_records();
+        for (sequence, is_used_up) in [(0, false), (limit - 65_537, false), (limit - 65_536, true)]
+        {
+            let (_, mut aged_session) = aged(&session, 0, sequence);
+            assert_eq!(aged_session.is_used_up(), is_used_up && !is_13(&session));
+            assert!(aged_session.encrypt(b"still good", &mut Vec::new()));
+        }
+    }
+}
+
+#[test]
 fn numbers_of_records_do_not_begin_anew() {
     for (_, session) in mirrored() {
         let (mut mirror, mut aged_session) = aged(&session, u64::MAX - 1, 0);
@@ -646,7 +659,7 @@ fn keys_are_never_shown() {
 /// What is resident of an idle phone over TLS is 1.5 KiB at most, of which this is a part.
 #[test]
 fn an_idle_session_is_small() {
-    assert!(size_of::<Traffic>() <= 320, "{} bytes", size_of::<Traffic>());
+    assert!(size_of::<Traffic>() <= 352, "{} bytes", size_of::<Traffic>());
     assert!(size_of::<Session>() <= 48, "{} bytes", size_of::<Session>());
     for (mut mirror, mut session) in mirrored() {
         assert!(!session.is_warm());

@@ -34,6 +34,9 @@ const MAX_UPDATES: u8 = 32;
 const UPDATE_WORK: u32 = 32;
 /// Renegotiations that are declined, before they end the connection.
 const MAX_RENEGOTIATIONS: u8 = 1;
+/// Records of a key that are kept for what is to be said before an end, where it cannot be updated:
+/// a few seconds of a busy connection.
+const FAREWELL_RECORDS: u64 = 1 << 16;
 /// The longest ClientHello that is skipped: as long as rustls would read one.
 const MAX_HELLO_BYTES: usize = 0xffff;
 
@@ -418,6 +421,12 @@ impl Traffic {
             }
         }
         true
+    }
+
+    /// Whether the keys for what is sent, which cannot be updated, have few records left.
+    pub(super) fn is_used_up(&self) -> bool {
+        let limit = self.max_records.saturating_sub(FAREWELL_RECORDS);
+        self.protection.tls13().is_none() && self.sending.keys.sequence >= limit
     }
 
     /// Takes the next keys for what is sent, and tells the peer. False in TLS 1.2, which cannot.
