@@ -74,7 +74,7 @@ impl Monitoring {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Serves for ever.
+    /// Serves until the process ends.
     pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {

@@ -54,7 +54,7 @@ fn tell(socket: &OsStr, lines: &str) -> io::Result<()> {
     datagrams.send_to_addr(lines.as_bytes(), &address).map(drop)
 }
 
-/// Tells the watchdog, for ever and twice in its time, that all is well; not while a worker does
+/// Feeds the watchdog, twice in each of its intervals, until the process ends; not while a worker does
 /// not answer. Then systemd ends the process and starts it again, as the unit says.
 pub(super) async fn watchdog(fleet: Fleet) {
     let Some(time) = sd_notify::watchdog_enabled() else { return std::future::pending().await };

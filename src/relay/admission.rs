@@ -167,7 +167,7 @@ impl fmt::Debug for Admission {
 }
 
 impl Admission {
-    /// Nobody has come yet. `seeds` must be random: addresses are chosen by peers.
+    /// No counts yet. `seeds` must be random: addresses are chosen by peers.
     #[must_use]
     pub fn new(limits: AdmissionLimits, proxies: Proxies, seeds: [u64; 4]) -> Arc<Self> {
         let [a, b, c, d] = seeds;

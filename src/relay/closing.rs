@@ -1,7 +1,7 @@
 //! How connections end: one close frame each, then the end of TCP (PROTOCOL.md, chapter 2).
 //!
-//! A registered connection leaves the registry at the moment its end is decided, not when TCP is
-//! through with it. There are three ways out:
+//! A registered connection leaves the registry at the moment its end is decided, not when TCP has
+//! closed. There are three ways out:
 //!
 //! - *close*: a close frame of ours, then up to the close timeout for the peer's answer;
 //! - *echo*: the answer to the peer's close frame;
@@ -16,9 +16,10 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
 use crate::protocol::frames::{Decoder, FrameError};
 use std::fmt::Display;
 
-/// How long a peer that owes us nothing more has to end its direction, if the close timeout is not
-/// shorter, and how often it is looked whether bytes still leave the kernel for a peer whose time is
-/// over. To end TCP under bytes that are still coming or going would destroy what we said last.
+/// How long a peer that has answered our close frame has to end its direction, unless the close
+/// timeout is shorter; and how often the kernel is asked whether bytes still leave it for a peer whose
+/// time is over. To close TCP while bytes are still in flight would reset the connection, and the peer
+/// would lose our close frame.
 const LINGER_MS: Millis = 1000;
 
 /// Why a connection ends without a close frame.
@@ -179,7 +180,7 @@ impl Relay {
         if let Stage::Closing(closing) = &mut connection.stage {
             closing.answered = true;
             closing.discard = true;
-            // Whatever still waited for its turn, the peer has had enough.
+            // The peer reads nothing after its own close frame: what was still queued is dropped.
             if let Some(close) = closing.then.take() {
                 self.drop_pending(key);
                 self.push_close(key, close);
@@ -236,7 +237,7 @@ impl Relay {
         connection.decoder = Decoder::default();
         connection.due = Due::NONE;
         connection.outbox.clear();
-        // Before its peer can know of the end: whoever has seen it may count on the place.
+        // Before its peer can see the end, and connect again counting on the freed place.
         connection.pass = None;
         let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
         self.visitors.remove(visit);
@@ -364,7 +365,7 @@ impl Relay {
         self.settle(now);
     }
 
-    /// The layer below can carry nothing more (PROTOCOL.md, chapter 7: TLS). A peer that has not
+    /// The layer below has failed (PROTOCOL.md, chapter 7: TLS). A peer that has not
     /// been upgraded may still read an alert; any other is lost.
     pub fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
         let Some(connection) = self.connection(key) else { return };

@@ -76,7 +76,7 @@ pub enum Stage {
     Closed,
 }
 
-/// How many connections of a worker there are at each stage, so that nobody has to count them.
+/// How many connections of a worker there are at each stage, so that reading the gauges is O(1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Population([u64; 6]);
 
@@ -94,7 +94,7 @@ impl Population {
         series.into_iter().zip(self.0)
     }
 
-    /// A connection has come to this stage.
+    /// A connection has entered this stage.
     pub fn enter(&mut self, stage: &Stage) {
         *self.count_mut(stage) += 1;
     }
@@ -252,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// Comes to this stage, and returns the one that it leaves: the only way from one to another.
+    /// Enters this stage, and returns the one that it leaves: the only way from one to another.
     pub fn enter(&mut self, stage: Stage, population: &mut Population) -> Stage {
         population.enter(&stage);
         let left = std::mem::replace(&mut self.stage, stage);

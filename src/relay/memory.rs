@@ -1,4 +1,4 @@
-//! Who pays when memory runs short (PROTOCOL.md, chapter 5).
+//! Which connections end when memory runs short (PROTOCOL.md, chapter 5).
 //!
 //! What happens to a connection is charged to it and costs nobody anything at once. When a message,
 //! a deadline or whatever else came from outside has been dealt with, [`Relay::settle`] looks whether

@@ -16,7 +16,7 @@
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `output`: what is queued for a socket, and what the kernel took
 //! - [`ledger`]: what each connection is charged for (chapter 5)
-//! - `memory`: who goes when memory runs short (chapter 5)
+//! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator

@@ -1,8 +1,8 @@
-//! Connections of a worker that are not upgraded: who goes where there are too many.
+//! Connections of a worker that are not upgraded, and which is aborted where there are too many.
 //!
-//! The one that has waited longest goes: of an address that has most of them, or of all where none
-//! has more than one. So those who dial again and again drive out one another, and not somebody
-//! whose handshake takes a few round trips.
+//! That is the one that has waited longest: of an address that has most of them, or of all where none
+//! has more than one. So an address that opens many only displaces its own, and not a peer whose
+//! handshake takes a few round trips.
 //!
 //! Lists through a slab, and addresses sorted by how many they have: each operation is O(1), and it
 //! takes memory for those alone that are there.
@@ -100,7 +100,7 @@ pub struct Visitors {
 }
 
 impl Visitors {
-    /// Nobody is there. `hasher` must be of random seeds: addresses are chosen by peers.
+    /// Empty. `hasher` must be of random seeds: addresses are chosen by peers.
     #[must_use]
     pub fn new(hasher: RandomState) -> Self {
         let of_address = HashMap::with_hasher(hasher);
@@ -180,7 +180,7 @@ impl Visitors {
         self.by_number.pop_if(|most| most.is_empty());
     }
 
-    /// Who goes, if there may be `most`, at least one; `None` if there is room.
+    /// Which one to abort, if at most `most` are allowed, at least one; `None` if there is room.
     #[must_use]
     pub fn eviction_candidate(&self, most: usize) -> Option<Key> {
         if self.all.len <= most.max(1) {

@@ -1,4 +1,4 @@
-//! What the shell asks of whoever decides.
+//! What the shell asks of the sans-IO core.
 
 use crate::config::Limits;
 use crate::relay::outbox::Write;

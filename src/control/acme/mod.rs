@@ -147,7 +147,7 @@ impl Acme {
         present(&self.server.certificates, pair, path);
     }
 
-    /// Orders and renews, for ever.
+    /// Orders and renews until the process ends.
     pub async fn keep(mut self) {
         loop {
             let due = self.due();

@@ -42,7 +42,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Looks at the files for ever: every two seconds, and at once when asked to by
+    /// Watches the files until the process ends: every two seconds, and at once when asked to by
     /// [`Certificates::reload`].
     pub async fn watch(mut self) {
         let mut settling = self.seen;
