@@ -83,7 +83,7 @@ impl World {
             for action in actions.drain(..) {
                 match action {
                     Action::Write(key) => self.write(key),
-                    Action::Cut(key) | Action::Part(key) => {
+                    Action::Abort(key) | Action::Close(key) => {
                         self.ended += 1;
                         self.relay.release(key);
                     }

@@ -53,12 +53,12 @@ impl fmt::Display for Remote {
 }
 
 thread_local! {
-    static CORE: Cell<Option<usize>> = const { Cell::new(None) };
+    static WORKER: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Lines of this thread carry `core=number` from now on.
-pub fn set_core(number: usize) {
-    CORE.set(Some(number));
+/// From now on, lines of this thread name the worker: `core=number`.
+pub fn set_worker(number: usize) {
+    WORKER.set(Some(number));
 }
 
 /// Keeps the log going; when it is dropped, what waits is written, unless stderr is stuck.
@@ -182,8 +182,8 @@ impl Log {
         let fields_in = |format| {
             let mut fields = Line::new(format);
             record(&mut fields);
-            if let Some(core) = CORE.get() {
-                fields.push_bare("core", core);
+            if let Some(worker) = WORKER.get() {
+                fields.push_bare("core", worker);
             }
             fields
         };

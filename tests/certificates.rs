@@ -194,7 +194,7 @@ async fn bad_files_are_refused_at_start() {
         (&huge, &key, "--tls-cert", &huge, "over 1 MiB", "give another"),
         (&cert, &cert, "--tls-key", &cert, "no private key", "BEGIN PRIVATE KEY"),
         (&cert, &passphrase, "--tls-key", &passphrase, "passphrase", "openssl pkey"),
-        (&cert, &unknown, "--tls-key", &unknown, "no kind that serves", "use RSA"),
+        (&cert, &unknown, "--tls-key", &unknown, "unsupported type", "use RSA"),
         (&cert, &other_key, "--tls-key", &other_key, "does not belong", "give the one"),
         (&reversed, &key, "--tls-cert", &reversed, "not the one of the private key", "leaf first"),
     ] {

@@ -690,8 +690,8 @@ async fn alerts_at_every_moment() {
 }
 
 #[tokio::test]
-async fn goodbyes_amid_messages() {
-    let scene = Scene::begin_tls("goodbyes amid messages", &["--workers", "2"]).await;
+async fn close_notifies_amid_messages() {
+    let scene = Scene::begin_tls("close_notify amid messages", &["--workers", "2"]).await;
     let mut binary = Raw::binary(&scene, "amid").await;
     for number in 0..scaled(40) {
         let mut phone = Raw::phone(&scene, "amid").await;
@@ -701,7 +701,7 @@ async fn goodbyes_amid_messages() {
         let mut bytes = phone.seal(&message[..1 + number * 100]);
         phone.tls().send_close_notify();
         bytes.extend(phone.sealed());
-        // What comes behind a goodbye is nobody's.
+        // What comes after close_notify is ignored (RFC 8446, section 6.1).
         if number % 2 == 0 {
             bytes.extend(record(DATA, &[7; 5000]));
         }

@@ -178,7 +178,7 @@ async fn check_shows_every_flag_with_its_value_and_where_it_comes_from() {
     assert_eq!(checked(&exit, "grace"), ("7s", "line 2 of --config"));
     assert_eq!(checked(&exit, "rate-limit"), ("20/6s", "default"));
     assert_eq!(checked(&exit, "insecure-listen"), ("127.0.0.1:0", "flag"));
-    assert!(checked(&exit, "workers").1.starts_with("worked out: the CPUs"));
+    assert!(checked(&exit, "workers").1.starts_with("computed: the CPUs"));
     assert!(checked(&exit, "max-connections").1.contains("descriptors allow"));
     // Every flag of the help is there.
     let help = run(&["--help"]).await.stdout;

@@ -394,8 +394,8 @@ async fn what_fcm_answers_is_told_by_its_code_alone() {
         (Reply::Json(500, ACCESS_TOKEN.to_owned()), "push_wake_failed", "500"),
         (Reply::Redirect(elsewhere.url().to_owned()), "push_wake_failed", "307"),
         (Reply::Endless, "push_wake_failed", "65536"),
-        (Reply::Half, "push_wake_failed", "broke"),
-        (Reply::HangUp, "push_wake_failed", "broke"),
+        (Reply::Half, "push_wake_failed", "complete HTTP answer"),
+        (Reply::HangUp, "push_wake_failed", "complete HTTP answer"),
     ];
     for (number, (reply, event, err)) in rows.into_iter().enumerate() {
         let shown = format!("{reply:?}");
@@ -429,8 +429,8 @@ async fn without_an_access_token_nothing_is_sent() {
         ),
         (Reply::Redirect(elsewhere.url().to_owned()), "307"),
         (Reply::Endless, "65536"),
-        (Reply::Half, "broke"),
-        (Reply::HangUp, "broke"),
+        (Reply::Half, "complete HTTP answer"),
+        (Reply::HangUp, "complete HTTP answer"),
     ];
     for (number, (reply, err)) in rows.into_iter().enumerate() {
         let shown = format!("{reply:?}");

@@ -224,14 +224,14 @@ const REFUSALS: &[(&[&str], &[&str])] = &[
     (&["--message-timeout", "0s"], &["--message-timeout", "at least 1ms"]),
     (&["--write-timeout", "0s"], &["--write-timeout", "at least 1ms"]),
     (&["--close-timeout", "0s"], &["--close-timeout", "at least 1ms"]),
-    (&["--drain-timeout", "-1s"], &["--drain-timeout", "from 0 up"]),
+    (&["--drain-timeout", "-1s"], &["--drain-timeout", "0 or more"]),
     (&["--drain-timeout", "0"], &["--drain-timeout", "has no unit"]),
     (&["--drain-timeout", "25h"], &["--drain-timeout", "at most 24h"]),
     // Sizes.
     (&["--memory-budget", "256M"], &["--memory-budget", "write 256MiB or 256MB"]),
-    (&["--memory-budget", "much"], &["--memory-budget", "\"much\" is no size", "256MiB"]),
-    (&["--memory-budget", ""], &["--memory-budget", "no size"]),
-    (&["--memory-budget", "-1MiB"], &["--memory-budget", "no size"]),
+    (&["--memory-budget", "much"], &["--memory-budget", "\"much\" is not a size", "256MiB"]),
+    (&["--memory-budget", ""], &["--memory-budget", "is not a size"]),
+    (&["--memory-budget", "-1MiB"], &["--memory-budget", "is not a size"]),
     (&["--memory-budget", "0"], &["--memory-budget", "too little", "at least 1MiB"]),
     (&["--memory-budget", "1023KiB"], &["--memory-budget", "at least 1MiB"]),
     (&["--memory-budget", "99999999TiB"], &["--memory-budget", "too large", "at most"]),
@@ -1061,7 +1061,7 @@ async fn without_io_uring_it_says_why_and_what_to_do() {
         let what = format!("call {call}, errno {errno}");
         assert_code(&exit, 1, &what);
         assert_one_line(&exit, &what);
-        for words in says.iter().chain(&["io_uring is not to be had"]) {
+        for words in says.iter().chain(&["io_uring is not available"]) {
             assert!(exit.stderr.contains(words), "{what}: no {words:?} in: {}", exit.stderr);
         }
     }

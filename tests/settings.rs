@@ -127,11 +127,11 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("metrics-listen", Needs::Nothing, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:9090"),
     ("rate-limit", Needs::Nothing, "1/2s", "off", "20/6s"),
     ("handshake-rate", Needs::Nothing, "3/2s", "off", "60/1s"),
-    ("max-connections", Needs::Nothing, "11", "22", "worked out"),
-    ("max-connections-per-address", Needs::Nothing, "11", "off", "worked out"),
-    ("workers", Needs::Nothing, "3", "5", "worked out"),
+    ("max-connections", Needs::Nothing, "11", "22", "computed"),
+    ("max-connections-per-address", Needs::Nothing, "11", "off", "computed"),
+    ("workers", Needs::Nothing, "3", "5", "computed"),
     ("io-uring-without", Needs::Nothing, "quick-sends", "no-iowait", ""),
-    ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "worked out"),
+    ("memory-budget", Needs::Nothing, "600MiB", "700MiB", "computed"),
     ("max-phones", Needs::Nothing, "3", "5", "16"),
     ("grace", Needs::Nothing, "1s", "2h", "30s"),
     ("probe-timeout", Needs::Nothing, "1s", "1m30s", "10s"),
@@ -214,8 +214,8 @@ fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
             true => (default.clone(), "default".to_owned()),
             false => check(&[], &variables),
         };
-        if default == "worked out" {
-            assert!(origin.starts_with("worked out: "), "{name}: {origin}");
+        if default == "computed" {
+            assert!(origin.starts_with("computed: "), "{name}: {origin}");
         } else if variables.iter().any(|(name, _)| *name == variable) {
             assert_eq!((value, origin), (default, from_variable.clone()), "{name}");
         } else {
@@ -273,9 +273,9 @@ type Refusal =
 
 /// What whoever comes from the Go relay is told, where the flag was a switch.
 const SWITCH: &[&str] = &[
-    "--trust-x-forwarded-for: it names the proxies",
+    "--trust-x-forwarded-for: it names the trusted proxies",
     "as in --trust-x-forwarded-for 10.0.0.0/8",
-    "the Go relay believed whoever connects",
+    "the Go relay trusted every peer",
 ];
 
 #[test]
@@ -286,7 +286,7 @@ fn what_is_refused_is_blamed_on_where_it_comes_from() {
             &[("GRACE", "30")],
             &["PYRYCODE_RELAY_GRACE: --grace: \"30\" has no unit; write 30s"],
         ),
-        (&[], &[("GRACE", "")], &["PYRYCODE_RELAY_GRACE: --grace: it is empty; write 30s"]),
+        (&[], &[("GRACE", "")], &["PYRYCODE_RELAY_GRACE: --grace: the value is empty; write 30s"]),
         (&["-grace=30"], &[("GRACE", "1s")], &["--grace: \"30\" has no unit"]),
         (
             &[],
@@ -356,7 +356,7 @@ fn a_file_may_begin_with_a_byte_order_mark_and_must_be_utf_8() {
     let wide = "\u{feff}grace = 7s\n".encode_utf16().flat_map(u16::to_le_bytes);
     let file = folder.write("wide.conf", wide.collect::<Vec<u8>>());
     let refused = output(command(&["check", "--config", &file]));
-    assert_refused(&refused, &["wide.conf", "not text in UTF-8; save it as such"]);
+    assert_refused(&refused, &["wide.conf", "not UTF-8; save it as UTF-8"]);
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn check_refuses_an_address_that_is_taken_and_shows_no_secret() {
 fn check_works_out_what_is_left_open() {
     let rows = checked(&["--max-connections=100"], &[]);
     let says = |name: &str, how: &str| {
-        assert!(rows[name].1.starts_with(&format!("worked out: {how}")), "{:?}", rows[name]);
+        assert!(rows[name].1.starts_with(&format!("computed: {how}")), "{:?}", rows[name]);
     };
     says("workers", "the CPUs that this process may use");
     assert_eq!(rows["https-listen"].0, ":443", "where it would be");

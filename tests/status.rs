@@ -133,7 +133,7 @@ async fn nothing_to_show_is_one_line_with_a_cure() {
     for (addr, says) in [
         (free, "start the relay"),
         (answering("404 Not Found", String::new()).await, "404"),
-        (answering("200 OK", "{}".to_owned()).await, "no relay of this version"),
+        (answering("200 OK", "{}".to_owned()).await, "not a relay of this version"),
         (answering("200 OK", endless).await, "length limit exceeded"),
     ] {
         let why = status(addr).await.unwrap_err();

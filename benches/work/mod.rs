@@ -10,7 +10,7 @@ use pyrycode_relay::protocol::envelope;
 use pyrycode_relay::protocol::frames::{self, Decoder, Incoming};
 use pyrycode_relay::protocol::ids::{ConnId, ServerId};
 use pyrycode_relay::protocol::json;
-use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Upgrade};
+use pyrycode_relay::protocol::upgrade::{HeadScanner, ParsedHead, Upgrade};
 use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::Outbox;
@@ -65,7 +65,7 @@ pub fn head(path: &str, id: &str) -> Vec<u8> {
 
 pub fn parse_upgrade(head: &[u8]) -> Upgrade {
     match HeadScanner::default().parse(head) {
-        Head::Complete { request, .. } => match request.route() {
+        ParsedHead::Complete { request, .. } => match request.route() {
             pyrycode_relay::protocol::upgrade::Route::Server => request.server_upgrade().unwrap(),
             _ => request.client_upgrade().unwrap(),
         },

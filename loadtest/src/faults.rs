@@ -60,7 +60,7 @@ const FAULTS: [(&str, u64, Fault); 12] = [
     ("reset amid fragments", 4, reset_amid_fragments),
     ("left amid a head", 8, left_amid_a_head),
     ("garbage for a head", 8, garbage_for_a_head),
-    ("broke RFC 6455", 8, broke_the_framing),
+    ("violated RFC 6455", 8, broke_the_framing),
     ("sent no JSON", 8, sent_no_json),
     ("did not read", 1, did_not_read),
     ("closed by its binary", 8, closed_by_its_binary),

@@ -23,7 +23,7 @@ pub enum Command {
 
 /// Each by its name, and what it does, for the help.
 pub(super) const COMMANDS: [(&str, Command, &str); 6] = [
-    ("check", Command::Check, "Show what all flags come to and where from, or what is wrong"),
+    ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),

@@ -22,7 +22,7 @@ const MAX_CONNECTIONS: usize = 1 << 30;
 /// The most phones that one server-id may be given.
 const MAX_PHONES: usize = 65_536;
 
-/// A switch in the Go relay.
+/// A flag without a value in the Go relay.
 const NAMES_PROXIES: &str = "--trust-x-forwarded-for";
 
 const ABOUT: &str = "\
@@ -48,8 +48,8 @@ pub(super) struct Flags {
     #[arg(help_heading = "Listening", long, value_name = "HOST:PORT", value_parser = listen::parse)]
     pub(super) insecure_listen: Option<SocketAddr>,
 
-    /// Serve wss://DOMAIN, with a certificate that is ordered by ACME (Let's Encrypt) and renewed
-    /// by itself; requests for any other host are turned away
+    /// Serve wss://DOMAIN, with a certificate that ACME (Let's Encrypt) issues and the relay
+    /// renews; requests for any other host are refused
     #[arg(help_heading = "HTTPS", long, value_name = "DOMAIN", value_parser = listen::domain)]
     pub(super) domain: Option<String>,
 
@@ -57,17 +57,17 @@ pub(super) struct Flags {
     #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::parse)]
     pub(super) https_listen: Option<SocketAddr>,
 
-    /// Where to answer the challenges of ACME that come to port 80 of the domain; empty for
-    /// nowhere: then only those that come to HTTPS are answered (tls-alpn-01) [default: :80]
-    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::or_nowhere)]
-    pub(super) http_listen: Option<listen::Place>,
+    /// Where to answer ACME's http-01 challenges, which come to port 80 of the domain. If empty,
+    /// only tls-alpn-01 challenges are answered, on the HTTPS port [default: :80]
+    #[arg(help_heading = "HTTPS", long, value_name = "HOST:PORT", value_parser = listen::or_off)]
+    pub(super) http_listen: Option<units::OrOff<SocketAddr>>,
 
-    /// Folder for the ACME account and certificate; only this process's user may see into it
+    /// Folder for the ACME account and certificate; only the relay's user has access
     /// [default: $STATE_DIRECTORY/certificates, or /var/lib/pyrycode-relay/certificates]
     #[arg(help_heading = "HTTPS", long, value_name = "FOLDER")]
     pub(super) cert_cache: Option<PathBuf>,
 
-    /// Serve HTTPS with this certificate chain (PEM, the leaf first), which is read again when it
+    /// Serve HTTPS with this certificate chain (PEM, the leaf first), which is reloaded when it
     /// changes
     #[arg(help_heading = "HTTPS", long, value_name = "FILE")]
     pub(super) tls_cert: Option<PathBuf>,
@@ -99,7 +99,7 @@ pub(super) struct Flags {
     )]
     pub(super) proxy_protocol_from: networks::Networks,
 
-    /// Proxies whose X-Forwarded-For is believed: the client is its right-most address that is in
+    /// Proxies whose X-Forwarded-For is trusted: the client is its right-most address that is in
     /// none of these networks
     #[arg(
         help_heading = "Behind a proxy", long, value_name = "CIDR,…", default_value = "",
@@ -107,21 +107,22 @@ pub(super) struct Flags {
     )]
     pub(super) trust_x_forwarded_for: networks::Networks,
 
-    /// Where metrics and the status page are served: a loopback address; empty for nowhere
+    /// Where metrics and the status page are served: a loopback address; empty for none
     /// [default: 127.0.0.1:9090]
     #[arg(
         help_heading = "Watching it", long, value_name = "IP:PORT", value_parser = listen::loopback
     )]
-    pub(super) metrics_listen: Option<listen::Place>,
+    pub(super) metrics_listen: Option<units::OrOff<SocketAddr>>,
 
-    /// Upgrade requests of one address: how many at once, and the time for one more; or `off`
+    /// Rate limit on one address's upgrade requests: a burst, and the time that refills one; or
+    /// `off`
     #[arg(
         help_heading = "Resources", long, value_name = "BURST/DURATION", default_value = "20/6s",
         value_parser = units::rate
     )]
     pub(super) rate_limit: units::OrOff<RateLimit>,
 
-    /// TLS handshakes of one address: how many at once, and the time for one more; or `off`
+    /// Rate limit on one address's TLS handshakes: a burst, and the time that refills one; or `off`
     #[arg(
         help_heading = "Resources", long, value_name = "BURST/DURATION", default_value = "60/1s",
         value_parser = units::rate
@@ -151,17 +152,17 @@ pub(super) struct Flags {
     )]
     pub(super) workers: Option<usize>,
 
-    /// What newer kernels offer that the workers' io_uring is to do without, for a kernel in which
-    /// it is at fault: registered-ring, no-iowait, quick-sends
+    /// io_uring features of newer kernels that are not to be used, where one is at fault:
+    /// registered-ring, no-iowait, quick-sends
     #[arg(
         help_heading = "Resources", long, value_name = "FEATURE,…", default_value = "",
         hide_default_value = true, value_parser = ring_features::without
     )]
     pub(super) io_uring_without: RingFeatures,
 
-    /// Memory for all messages that wait to be sent or are half read, in the whole process; past
-    /// it the largest backlog is cut. At least 1MiB for each worker [default: a quarter
-    /// of the memory limit of the cgroup or the machine]
+    /// Memory for all messages that wait to be sent or are half read, in the whole process; beyond
+    /// it the connection with the largest backlog is ended. At least 1MiB for each worker
+    /// [default: a quarter of the memory limit of the cgroup or the machine]
     #[arg(
         help_heading = "Resources", long, value_name = "SIZE",
         value_parser = units::size(MIN_BUDGET_BYTES)
@@ -218,28 +219,28 @@ pub(super) struct Flags {
     )]
     pub(super) message_timeout: u64,
 
-    /// How long a write may make no progress before the connection is cut
+    /// How long a write may make no progress before the connection is aborted
     #[arg(
         help_heading = "Deadlines", long, value_name = "DURATION",
         default_value = "10s", value_parser = units::duration(1)
     )]
     pub(super) write_timeout: u64,
 
-    /// How long a peer has to answer a close before TCP is cut
+    /// How long a peer has to answer a close before its TCP connection is aborted
     #[arg(
         help_heading = "Deadlines", long, value_name = "DURATION",
         default_value = "5s", value_parser = units::duration(1)
     )]
     pub(super) close_timeout: u64,
 
-    /// How long everyone has to leave after SIGTERM or SIGINT; 0s does not wait
+    /// How long connections have to close after SIGTERM or SIGINT; 0s does not wait
     #[arg(
         help_heading = "Deadlines", long, value_name = "DURATION",
         default_value = "10s", value_parser = units::duration(0)
     )]
     pub(super) drain_timeout: u64,
 
-    /// Read what is not given otherwise from this file, which SIGHUP has read again: a line for
+    /// Read settings that are not given otherwise from this file, which SIGHUP reloads: a line for
     /// each flag, `name = value`, without dashes; # begins a comment
     #[arg(help_heading = "Logs and configuration", long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
@@ -326,10 +327,10 @@ pub(super) fn command() -> clap::Command {
         })
         .after_help(format!(
             "Commands, in front of the flags:\n{commands}\n\
-             Every flag can also be given as a variable, PYRYCODE_RELAY_ and its name in capitals: \
-             PYRYCODE_RELAY_MAX_PHONES=8. A flag goes before a variable, and that before the file \
-             of --config. PYRYCODE_RELAY_PRODUCTION=1 refuses what must not be in production; it \
-             wants PYRYCODE_RELAY_SINGLE_INSTANCE=1 as the word that no other relay serves the \
+             Every flag can also be given as an environment variable, PYRYCODE_RELAY_ and its name in capitals: \
+             PYRYCODE_RELAY_MAX_PHONES=8. A flag overrides a variable, which overrides the file \
+             of --config. PYRYCODE_RELAY_PRODUCTION=1 refuses settings that are unsafe in production; \
+             it requires PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that no other relay serves the \
              same daemons. PYRYCODE_RELAY_FCM_CREDENTIALS is the key to push messages, or the \
              path to it.\n\n\
              A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
@@ -415,7 +416,7 @@ fn exit(err: &clap::Error) -> (Exit, String) {
             } else if value.is_empty() {
                 format!("{flag}: it needs a value: {choices}")
             } else {
-                format!("{flag}: {value:?} is none of {choices}")
+                format!("{flag}: {value:?} is not one of {choices}")
             }
         }
         ErrorKind::UnknownArgument if flag.starts_with('-') => {

@@ -1,5 +1,6 @@
 //! Listening addresses, as Go's `net.Listen` reads them.
 
+use super::units::OrOff;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 const HOW: &str = "write 127.0.0.1:8080, [::1]:8080, or :8080 for all interfaces";
@@ -32,9 +33,9 @@ pub(super) fn parse(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// As [`parse`]; an empty text means nowhere.
-pub(super) fn or_nowhere(text: &str) -> Result<Place, String> {
-    if text.is_empty() { Ok(Place::Nowhere) } else { parse(text).map(Place::At) }
+/// As [`parse`]; an empty text means no listener.
+pub(super) fn or_off(text: &str) -> Result<OrOff<SocketAddr>, String> {
+    if text.is_empty() { Ok(OrOff::Off) } else { parse(text).map(OrOff::On) }
 }
 
 /// Whether `host` may be a host name. All digits and dots may not: that is a mistyped address,
@@ -57,23 +58,16 @@ fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("{host:?} has no address; write an IP address"))
 }
 
-/// An address, or nowhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    At(SocketAddr),
-    Nowhere,
-}
-
 /// Reads the address of a listener that strangers must not reach: a loopback IP address and a
 /// port, or nothing for no listener.
-pub(super) fn loopback(text: &str) -> Result<Place, String> {
+pub(super) fn loopback(text: &str) -> Result<OrOff<SocketAddr>, String> {
     if text.is_empty() {
-        return Ok(Place::Nowhere);
+        return Ok(OrOff::Off);
     }
     match text.parse::<SocketAddr>() {
-        Ok(address) if address.ip().to_canonical().is_loopback() => Ok(Place::At(address)),
+        Ok(address) if address.ip().to_canonical().is_loopback() => Ok(OrOff::On(address)),
         Ok(address) => Err(format!(
-            "{} is not a loopback address, and what is served there is not for strangers; write \
+            "{} is not a loopback address, and metrics must not be public; write \
              127.0.0.1:{} and reach it through a tunnel or a proxy",
             address.ip(),
             address.port()
@@ -157,9 +151,9 @@ mod tests {
 
     #[test]
     fn loopback_addresses() {
-        assert_eq!(loopback(""), Ok(Place::Nowhere));
+        assert_eq!(loopback(""), Ok(OrOff::Off));
         for text in ["127.0.0.1:9090", "[::1]:0", "127.9.9.9:1", "[::ffff:127.0.0.1]:9"] {
-            assert_eq!(loopback(text), Ok(Place::At(text.parse().unwrap())), "{text}");
+            assert_eq!(loopback(text), Ok(OrOff::On(text.parse().unwrap())), "{text}");
         }
         for text in ["0.0.0.0:9090", "[::]:9090", "10.0.0.1:9090", ":9090", "localhost:9090", "x"] {
             assert!(loopback(text).is_err(), "{text}");

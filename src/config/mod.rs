@@ -30,7 +30,6 @@ pub use sources::Origin;
 pub use tracing::Level;
 
 use flags::Flags;
-use listen::Place;
 use machine::Machine;
 use sources::Given;
 use units::OrOff;
@@ -350,8 +349,8 @@ impl Config {
             https,
             metrics_listen: match flags.metrics_listen {
                 None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
-                Some(Place::At(addr)) => Some(MetricsListen { addr, is_default: false }),
-                Some(Place::Nowhere) => None,
+                Some(OrOff::On(addr)) => Some(MetricsListen { addr, is_default: false }),
+                Some(OrOff::Off) => None,
             },
             workers,
             ring_features: flags.io_uring_without,
@@ -452,7 +451,7 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
     let acme_given = [
         ("--cert-cache", flags.cert_cache.is_some()),
         // Nowhere is where nothing but ACME listens anyway.
-        ("--http-listen", matches!(flags.http_listen, Some(Place::At(_)))),
+        ("--http-listen", matches!(flags.http_listen, Some(OrOff::On(_)))),
         ("--acme-directory", flags.acme_directory.is_some()),
         ("--acme-ca", flags.acme_ca.is_some()),
     ];
@@ -490,8 +489,8 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
             cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
             http_listen: match flags.http_listen {
                 None => Some(DEFAULT_HTTP_LISTEN),
-                Some(Place::At(address)) => Some(address),
-                Some(Place::Nowhere) => None,
+                Some(OrOff::On(address)) => Some(address),
+                Some(OrOff::Off) => None,
             },
             directory: flags
                 .acme_directory

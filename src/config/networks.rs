@@ -17,10 +17,10 @@ pub(super) fn parse(text: &str) -> Result<Networks, String> {
     entries.map(network).collect()
 }
 
-/// What the flag of the Go relay meant, of which this one has only the name.
-pub(super) const NOT_A_SWITCH: &str = "it names the proxies that are believed, as in \
-     --trust-x-forwarded-for 10.0.0.0/8; the switch of this name in the Go relay believed whoever \
-     connects, which is 0.0.0.0/0,::/0 here";
+/// The Go relay has a switch of this name, which means something else.
+pub(super) const NOT_A_SWITCH: &str = "it names the trusted proxies, as in \
+     --trust-x-forwarded-for 10.0.0.0/8; the switch of this name in the Go relay trusted every \
+     peer, which is 0.0.0.0/0,::/0 here";
 
 /// As [`parse`], and says what is different to whoever comes from the Go relay.
 pub(super) fn trusted(text: &str) -> Result<Networks, String> {
@@ -34,7 +34,7 @@ fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }
-    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is no network; {HOW}"))?;
+    let net: IpNet = text.parse().map_err(|_| format!("{text:?} is not a network; {HOW}"))?;
     if net.addr() != net.network() {
         return Err(format!(
             "{text:?} has bits beyond its prefix; write {} for the network, or {} for the address",
@@ -67,10 +67,10 @@ mod tests {
     fn refused_networks() {
         for (text, says) in [
             ("10.0.0.1/8", "write 10.0.0.0/8 for the network"),
-            ("10.0.0.0/33", "is no network"),
-            ("10.0.0.0/8,", "\"\" is no network"),
-            ("example.com", "is no network"),
-            ("10.0.0.0/8;::1", "is no network"),
+            ("10.0.0.0/33", "is not a network"),
+            ("10.0.0.0/8,", "\"\" is not a network"),
+            ("example.com", "is not a network"),
+            ("10.0.0.0/8;::1", "is not a network"),
         ] {
             let refusal = parse(text).unwrap_err();
             assert!(refusal.contains(says), "{text:?}: {refusal}");

@@ -67,7 +67,7 @@ pub(super) fn without(text: &str) -> Result<RingFeatures, String> {
             Some(feature) => *feature = false,
             None => {
                 let names = RingFeatures::ALL.named().map(|(name, _)| name).join(", ");
-                return Err(format!("{name:?} is none of {names}"));
+                return Err(format!("{name:?} is not one of {names}"));
             }
         }
     }
@@ -88,6 +88,6 @@ mod tests {
         }
         let features = without("quick-sends, no-iowait").unwrap();
         assert_eq!(features.unwanted(), "no-iowait,quick-sends");
-        assert!(without("speed").unwrap_err().contains("is none of registered-ring, no-iowait"));
+        assert!(without("speed").unwrap_err().contains("is not one of registered-ring, no-iowait"));
     }
 }

@@ -33,13 +33,13 @@ impl Config {
     /// Every flag with its value, in the order of `--help`.
     #[must_use]
     pub fn settings(&self) -> Vec<Setting> {
-        let connections = format!("worked out: {}", self.capacity);
+        let connections = format!("computed: {}", self.capacity);
         let budget = self.explain_budget();
         self.values()
             .into_iter()
             .map(|(name, value)| {
                 let default = match name {
-                    "workers" => "worked out: the CPUs that this process may use",
+                    "workers" => "computed: the CPUs that this process may use",
                     "memory-budget" => &budget,
                     "max-connections" => &connections,
                     "max-connections-per-address" => self.explain_share(),
@@ -58,18 +58,18 @@ impl Config {
     fn explain_budget(&self) -> String {
         let limit = show_bytes(self.memory_limit_bytes);
         if self.memory_budget_bytes == self.memory_limit_bytes / 4 {
-            format!("worked out: a quarter of {limit}")
+            format!("computed: a quarter of {limit}")
         } else {
-            format!("worked out: what {} workers need of {limit}", self.workers)
+            format!("computed: what {} workers need of {limit}", self.workers)
         }
     }
 
     /// How the default for one address came about.
     fn explain_share(&self) -> &'static str {
         if self.max_connections_per_address == Some(self.max_connections / 4) {
-            "worked out: a quarter of max-connections"
+            "computed: a quarter of max-connections"
         } else {
-            "worked out: more than a quarter of max-connections, which would be too few"
+            "computed: more than a quarter of max-connections, which would be too few"
         }
     }
 

@@ -161,8 +161,8 @@ fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String
     let shown = path.display();
     let unreadable = |why: &str| Exit::refusal(&format!("--config: {shown} cannot be read: {why}"));
     let bytes = std::fs::read(path).map_err(|error| unreadable(&error.to_string()))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| unreadable("it is not text in UTF-8; save it as such"))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8; save it as UTF-8"))?;
     // What some editors write in front.
     let text = text.trim_start_matches('\u{feff}');
     let mut lines: Vec<(usize, String, String)> = Vec::new();
@@ -179,7 +179,7 @@ fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String
             return refuse(&format!("{name:?} is not the name of a flag that a file may set"));
         }
         if lines.iter().any(|(_, other, _)| other == name) {
-            return refuse(&format!("{name} stands there twice; leave one of them out"));
+            return refuse(&format!("{name} is set twice; remove one of the lines"));
         }
         lines.push((number, name.to_owned(), value.to_owned()));
     }
@@ -251,7 +251,7 @@ mod tests {
             ("grce = 1s", "\"grce\" is not the name of a flag"),
             ("config = x", "\"config\" is not the name of a flag that a file may set"),
             ("--grace = 1s", "\"--grace\" is not the name"),
-            ("grace = 1s\ngrace = 2s", "line 2: grace stands there twice"),
+            ("grace = 1s\ngrace = 2s", "line 2: grace is set twice"),
         ] {
             let message = refusal(&[], &[], Some(line));
             assert!(message.contains(says), "{line}: {message}");

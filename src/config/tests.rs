@@ -195,11 +195,14 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
     let table: &[(&[&str], &str)] = &[
         (&["--grace", "30"], "--grace: \"30\" has no unit; write 30s or 500ms"),
         (&["-grace=30"], "--grace: \"30\" has no unit; write 30s or 500ms"),
-        (&["--grace", "-5s"], "--grace: \"-5s\" is no duration from 0 up; write 30s or 500ms"),
-        (&["--grace", "--workers"], "--grace: \"--workers\" is no duration"),
-        (&["-grace", "-workers"], "--grace: \"-workers\" is no duration"),
+        (
+            &["--grace", "-5s"],
+            "--grace: \"-5s\" is not a duration of 0 or more; write 30s or 500ms",
+        ),
+        (&["--grace", "--workers"], "--grace: \"--workers\" is not a duration"),
+        (&["-grace", "-workers"], "--grace: \"-workers\" is not a duration"),
         (&["--grace=0s"], "--grace: \"0s\" is too short; it must be at least 1ms"),
-        (&["--grace="], "--grace: it is empty; write 30s or 500ms"),
+        (&["--grace="], "--grace: the value is empty; write 30s or 500ms"),
         (&["--grace"], "--grace: it needs a value: DURATION"),
         (&["--grace=48h"], "--grace: \"48h\" is too long; it must be at most 24h"),
         (&["--probe-timeout=0s"], "--probe-timeout: \"0s\" is too short"),
@@ -226,9 +229,9 @@ fn refusals_say_which_flag_and_how_to_mend_it() {
         (&["--insecure-listen=8080"], "--insecure-listen: \"8080\" is not host:port; write"),
         (&["--insecure-listen="], "--insecure-listen: \"\" is not host:port; write"),
         (&["--insecure-listen"], "--insecure-listen: it needs a value: HOST:PORT"),
-        (&["--log-format=xml"], "--log-format: \"xml\" is none of text, json"),
+        (&["--log-format=xml"], "--log-format: \"xml\" is not one of text, json"),
         (&["--log-format"], "--log-format: it needs a value: text, json"),
-        (&["--log-level=loud"], "--log-level: \"loud\" is none of error, warn, info, debug"),
+        (&["--log-level=loud"], "--log-level: \"loud\" is not one of error, warn, info, debug"),
         (&["--grce=3s"], "--grce is not a flag of this relay; did you mean --grace? "),
         (&["-grce=3s"], "--grce is not a flag of this relay; did you mean --grace? "),
         (&["--subprotocol=x"], "--subprotocol is not a flag of this relay; "),
@@ -383,7 +386,7 @@ fn contradictions_are_refused() {
         (&["--max-connections=off"], "is not a number"),
         (&["--max-connections-per-address=none"], "or off"),
         (&["--trust-x-forwarded-for=10.0.0.1/8"], "bits beyond its prefix"),
-        (&["--proxy-protocol-from=localhost"], "is no network"),
+        (&["--proxy-protocol-from=localhost"], "is not a network"),
     ];
     for (args, says) in table {
         let refusal = refusal(args);

@@ -140,10 +140,10 @@ pub(super) fn show_rate(RateLimit { burst, refill_ms }: RateLimit) -> String {
 fn duration_ms(text: &str) -> Result<u64, String> {
     const HOW: &str = "write 30s or 500ms";
     if text.starts_with('-') {
-        return Err(format!("{text:?} is no duration from 0 up; {HOW}"));
+        return Err(format!("{text:?} is not a duration of 0 or more; {HOW}"));
     }
     if text.is_empty() {
-        return Err(format!("it is empty; {HOW}"));
+        return Err(format!("the value is empty; {HOW}"));
     }
     let mut rest = text;
     let mut total_ms: u64 = 0;
@@ -152,7 +152,7 @@ fn duration_ms(text: &str) -> Result<u64, String> {
         let (unit, after) = split_while(after, |c| !is_number(c));
         rest = after;
         let unit_ms = match unit {
-            _ if number.is_empty() => return Err(format!("{text:?} is no duration; {HOW}")),
+            _ if number.is_empty() => return Err(format!("{text:?} is not a duration; {HOW}")),
             "ms" => 1,
             "s" => SECOND_MS,
             "m" => MINUTE_MS,
@@ -165,8 +165,8 @@ fn duration_ms(text: &str) -> Result<u64, String> {
             }
         };
         let part = times(number, unit_ms).map_err(|flaw| match flaw {
-            Flaw::NotANumber => format!("{text:?} is no duration; {HOW}"),
-            Flaw::NotWhole => format!("{text:?} is no whole number of milliseconds; {HOW}"),
+            Flaw::NotANumber => format!("{text:?} is not a duration; {HOW}"),
+            Flaw::NotWhole => format!("{text:?} is not a whole number of milliseconds; {HOW}"),
             Flaw::TooLarge => format!("{text:?} is too long; it must be at most 24h"),
         })?;
         total_ms = total_ms.saturating_add(part);
@@ -178,7 +178,7 @@ fn size_bytes(text: &str) -> Result<u64, String> {
     const HOW: &str = "write bytes, or a unit as in 64KiB, 256MiB, 1GiB, 64kB, 256MB, 1GB";
     let (number, unit) = split_while(text, is_number);
     if number.is_empty() {
-        return Err(format!("{text:?} is no size; {HOW}"));
+        return Err(format!("{text:?} is not a size; {HOW}"));
     }
     let unit_bytes = match unit {
         "" | "B" => 1,
@@ -204,8 +204,8 @@ fn size_bytes(text: &str) -> Result<u64, String> {
         }
     };
     times(number, unit_bytes).map_err(|flaw| match flaw {
-        Flaw::NotANumber => format!("{text:?} is no size; {HOW}"),
-        Flaw::NotWhole => format!("{text:?} is no whole number of bytes; {HOW}"),
+        Flaw::NotANumber => format!("{text:?} is not a size; {HOW}"),
+        Flaw::NotWhole => format!("{text:?} is not a whole number of bytes; {HOW}"),
         Flaw::TooLarge => too_large(text, &show_bytes(MAX_SIZE_BYTES)),
     })
 }
@@ -273,25 +273,25 @@ mod tests {
     #[test]
     fn refused_durations() {
         for (text, says) in [
-            ("", "it is empty"),
+            ("", "the value is empty"),
             ("0s", "too short"),
             ("0ms", "too short"),
             ("30", "\"30\" has no unit; write 30s or 500ms"),
             ("0", "has no unit"),
             ("1m30", "has no unit"),
-            ("-5s", "from 0 up"),
-            ("s", "no duration"),
-            ("+5s", "no duration"),
-            (" 5s", "no duration"),
-            ("1..5s", "no duration"),
-            (".5s", "no duration"),
-            ("5.s", "no duration"),
-            ("1.2.3s", "no duration"),
+            ("-5s", "of 0 or more"),
+            ("s", "not a duration"),
+            ("+5s", "not a duration"),
+            (" 5s", "not a duration"),
+            ("1..5s", "not a duration"),
+            (".5s", "not a duration"),
+            ("5.s", "not a duration"),
+            ("1.2.3s", "not a duration"),
             ("5s ", "unknown unit \"s \""),
             ("5d", "unknown unit \"d\""),
             ("5S", "unknown unit"),
             ("5us", "unknown unit"),
-            ("٣s", "no duration"),
+            ("٣s", "not a duration"),
             ("0.5ms", "whole number of milliseconds"),
             ("0.00000000000000000000000000000000000000000001s", "whole number"),
             ("24h1ms", "too long"),
@@ -325,12 +325,12 @@ mod tests {
     #[test]
     fn refused_sizes() {
         for (text, says) in [
-            ("", "no size"),
+            ("", "not a size"),
             ("0", "too little; it must be at least 1MiB"),
             ("1023KiB", "too little"),
-            ("-1MiB", "no size"),
-            ("MiB", "no size"),
-            ("1.MiB", "no size"),
+            ("-1MiB", "not a size"),
+            ("MiB", "not a size"),
+            ("1.MiB", "not a size"),
             ("0.3B", "whole number of bytes"),
             ("256M", "write 256MiB or 256MB"),
             ("64K", "write 64KiB or 64kB"),

@@ -180,13 +180,13 @@ pub(super) fn present(certificates: &Certificates, pair: Pair, path: &Path) {
     let expires_at = pair.validity.not_after.duration_since(SystemTime::UNIX_EPOCH);
     certificates.expires_at.store(expires_at.map_or(0, |at| at.as_secs()), Ordering::Relaxed);
     certificates.replace(pair.key);
-    info!(%path, duration = %Whole(left), "certificate_loaded");
+    info!(%path, duration = %Approximate(left), "certificate_loaded");
 }
 
-/// A time to read at a glance, in its two largest units.
-pub(super) struct Whole(pub(super) Duration);
+/// A duration to read at a glance, in its two largest units.
+pub(super) struct Approximate(pub(super) Duration);
 
-impl fmt::Display for Whole {
+impl fmt::Display for Approximate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs();
         let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);

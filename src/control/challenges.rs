@@ -92,7 +92,7 @@ impl Drop for Offer {
     }
 }
 
-/// Answers for ever.
+/// Answers until the process ends.
 pub async fn serve(listener: TcpListener, challenges: Arc<Challenges>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut is_short = false;

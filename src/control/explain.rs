@@ -1,8 +1,8 @@
 //! What an operator is told when the kernel refuses an address or a ring: whose fault it is, and how to
 //! mend it.
 
-use super::holder::Holder;
 use super::locked_memory;
+use super::port_owner::PortOwner;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use std::net::SocketAddr;
 /// Why there is no listener for `flag` on `address`.
 pub(super) fn explain_no_listener(flag: &str, address: SocketAddr, error: &io::Error) -> String {
     let mend = match (error.kind(), error.raw_os_error()) {
-        (io::ErrorKind::AddrInUse, _) => match Holder::of(address) {
-            Holder::Process(pid, name) => format!(
+        (io::ErrorKind::AddrInUse, _) => match PortOwner::of(address) {
+            PortOwner::Process(pid, name) => format!(
                 "another process listens there, {name} with pid {pid}; stop it first if this relay \
                  is to replace it, or choose another port"
             ),
-            Holder::Nobody | Holder::Unknown => {
+            PortOwner::Nobody | PortOwner::Unknown => {
                 "another process listens there; stop it or choose another port".to_owned()
             }
         },
@@ -38,7 +38,7 @@ pub(super) const MEND_DESCRIPTORS: &str = "raise the limit on descriptors (ulimi
 /// Why there is no ring.
 pub(super) fn explain_no_ring(error: &io::Error) -> String {
     let mend = mend_ring(error.raw_os_error(), Rules::observe());
-    format!("io_uring is not to be had: {error}: {mend}")
+    format!("io_uring is not available: {error}: {mend}")
 }
 
 /// What may forbid this process a ring.

@@ -1,8 +1,8 @@
 //! The workers, as the control plane sees them: it starts them, sends them mail, and asks them for
 //! a census, which a worker that is stuck does not answer.
 
-use super::crew::{Crew, End};
 use super::failure;
+use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
@@ -20,7 +20,7 @@ use tracing::error;
 const DESCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the workers are started with, beside the configuration.
-pub(super) struct Equipment {
+pub(super) struct Resources {
     pub(super) listeners: Vec<socket2::Socket>,
     pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) push: Option<Push>,
@@ -44,7 +44,7 @@ impl Ends {
     pub(super) async fn failure(&mut self) -> Exit {
         let why = match self.0.recv().await {
             Some(Err(error)) => format!("a worker failed: {error}"),
-            _ => "a worker ended although nobody asked it to".to_owned(),
+            _ => "a worker ended unexpectedly".to_owned(),
         };
         error!(err = why, "worker_failed");
         failure(why)
@@ -59,10 +59,14 @@ impl Ends {
 }
 
 impl Fleet {
-    /// Tells each of the crew what to do. There is a listener for each.
-    pub(super) fn start(config: &Config, crew: Crew, equipment: Equipment) -> (Self, Ends) {
-        let Crew { starts, ends } = crew;
-        let Equipment { listeners, tls, push, epoch } = equipment;
+    /// Gives each thread what it is to serve. There is a listener for each.
+    pub(super) fn start(
+        config: &Config,
+        threads: WorkerThreads,
+        resources: Resources,
+    ) -> (Self, Ends) {
+        let WorkerThreads { starts, ends } = threads;
+        let Resources { listeners, tls, push, epoch } = resources;
         let proxy_headers = match &config.https {
             Some(https) if https.proxy_protocol => ProxyHeaders::Always,
             _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),

@@ -1,8 +1,8 @@
-//! Taking the addresses that are listened on, and finding out beforehand whether they can be had.
+//! Binds the listeners, and checks beforehand whether their addresses are free.
 
 use super::explain::explain_no_listener;
 use super::failure;
-use super::holder::Holder;
+use super::port_owner::PortOwner;
 use crate::config::{CertificateSource, Config, Exit, MetricsListen};
 use crate::worker::listener;
 use socket2::Socket;
@@ -44,12 +44,12 @@ pub(super) fn listen(flag: &str, address: SocketAddr, sockets: usize) -> Result<
         };
         let is_taken = error.kind() == io::ErrorKind::AddrInUse;
         let refused = || Err(failure(explain_no_listener(flag, address, &error)));
-        if !is_taken || Holder::of(address) != Holder::Nobody {
+        if !is_taken || PortOwner::of(address) != PortOwner::Nobody {
             return refused();
         }
         let until = *until.get_or_insert_with(|| {
-            let err = "the address is taken and nobody is there; a process that has just ended may \
-                       not have given it back yet";
+            let err = "the address is in use and no process listens there, perhaps because the kernel \
+                       still holds it for a process that has just ended; trying again";
             warn!(remote = %address, err, duration = ?PATIENCE, "address_awaited");
             Instant::now() + PATIENCE
         });
@@ -65,7 +65,7 @@ pub(super) fn listen(flag: &str, address: SocketAddr, sockets: usize) -> Result<
 ///
 /// # Errors
 ///
-/// It was asked for, and cannot be had.
+/// The flag names an address that cannot be bound.
 pub(super) fn for_metrics(listen_on: MetricsListen) -> Result<Option<TcpListener>, Exit> {
     let MetricsListen { addr, is_default } = listen_on;
     if is_default && let Err(error) = listener::look(addr) {
@@ -104,7 +104,7 @@ fn no_metrics(address: SocketAddr, error: &io::Error) {
 ///
 /// # Errors
 ///
-/// An address cannot be had, and how to mend it.
+/// An address cannot be bound, and how to mend it.
 pub(super) fn check(config: &Config) -> Result<(), Exit> {
     let mut places = vec![place(config)?];
     if let Some(CertificateSource::Acme { http_listen: Some(address), .. }) =

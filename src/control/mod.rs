@@ -1,36 +1,36 @@
-//! The other plane: one ordinary tokio thread for everything that is slow or standard. It starts
-//! the workers, hears the signals, and ends the process.
-
+//! The control plane: one ordinary tokio thread for everything that is slow or standard. It starts
+//! the workers, handles signals, and ends the process.
 //!
-//! - `crew`, `locked_memory`: the workers' threads and rings, before they have anything to do
+//! - `worker_threads`, `locked_memory`: spawns the workers' threads, each with its ring
 //! - `fleet`: the workers, as they are seen from here
-//! - [`keeper`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates that look after themselves
+//! - [`certificate_manager`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates, from
+//!   files or by ACME, that are renewed while the relay runs
 //! - [`push`]: wake requests to Firebase Cloud Messaging
-//! - [`assets`]: what it brings along for the tools around it
+//! - [`assets`]: the systemd unit, the Dockerfile and the like
 //! - `monitoring`, [`process`]: metrics, health, status
-//! - `notify`: what systemd is told
-//! - `listening`, `holder`: the addresses that are listened on, and who else has them
-//! - `production`: what must not be in production; `explain`: what the kernel refuses
+//! - `notify`: systemd's readiness and watchdog protocol
+//! - `listening`, `port_owner`: listeners, and which process has an address that is taken
+//! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
-mod crew;
 mod dump;
 mod explain;
 mod fleet;
-mod holder;
 mod listening;
 mod locked_memory;
 mod monitoring;
 mod notify;
 mod pem;
+mod port_owner;
 mod production;
 mod reload;
+mod worker_threads;
 
 pub mod acme;
 pub mod assets;
+pub mod certificate_manager;
 pub mod certificates;
 pub mod challenges;
-pub mod keeper;
 pub mod process;
 pub mod push;
 pub mod status;
@@ -38,10 +38,9 @@ pub mod status;
 use crate::config::{Config, Exit, MetricsListen, TRIAL};
 use crate::telemetry::{self, Log};
 use crate::worker::ring;
-use crew::Crew;
+use certificate_manager::CertificateManager;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
-use fleet::{Equipment, Fleet};
-use keeper::Keeper;
+use fleet::{Fleet, Resources};
 use monitoring::Monitoring;
 use push::Push;
 use reload::Live;
@@ -52,6 +51,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
+use worker_threads::WorkerThreads;
 
 /// How often the log is asked for what it did not write.
 const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
@@ -60,7 +60,7 @@ const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 ///
-/// How the process is to end, if not with 0: io_uring is not to be had, a listener cannot be
+/// How the process is to end, if not with 0: io_uring is not available, a listener cannot be
 /// bound, or a worker failed.
 pub fn run(
     config: &Config,
@@ -68,17 +68,17 @@ pub fn run(
     reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
     let epoch = Instant::now();
-    let (keeper, push) = open(config, false)?;
+    let (manager, push) = open(config, false)?;
     raise_descriptor_limit(config.workers)?;
-    let crew = Crew::muster(config)?;
+    let threads = WorkerThreads::spawn(config)?;
     let (flag, address) = listening::place(config)?;
-    let listeners = listening::listen(flag, address, crew.starts.len())?;
+    let listeners = listening::listen(flag, address, threads.starts.len())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    let ready = (crew, listeners);
-    let ended = runtime.block_on(supervise(config, log, ready, (keeper, push), epoch, reread));
+    let ready = (threads, listeners);
+    let ended = runtime.block_on(supervise(config, log, ready, (manager, push), epoch, reread));
     // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
     runtime.shutdown_background();
     ended
@@ -88,7 +88,7 @@ pub fn run(
 ///
 /// # Errors
 ///
-/// A refusal, or why io_uring is not to be had (exit code 1): what is wrong, and how to mend it.
+/// A refusal, or why io_uring is not available (exit code 1): what is wrong, and how to mend it.
 pub fn check(config: &Config) -> Result<(), Exit> {
     open(config, true)?;
     let plan = locked_memory::plan(config.workers)?;
@@ -101,15 +101,22 @@ pub fn check(config: &Config) -> Result<(), Exit> {
 
 /// All that can be found out before anything listens. A misspelt variable comes first: it may be
 /// why the rest is refused. `only_look` changes nothing on disk.
-fn open(config: &Config, only_look: bool) -> Result<(Option<Keeper>, Option<Push>), Exit> {
+fn open(
+    config: &Config,
+    only_look: bool,
+) -> Result<(Option<CertificateManager>, Option<Push>), Exit> {
     for variable in &config.unknown_variables {
         let err = "no flag has this name; is it misspelt?";
         warn!(path = variable, err, "unknown_variable");
     }
     production::check(config)?;
-    let keeper = config.https.as_ref().map(|https| Keeper::open(https, only_look)).transpose()?;
+    let manager = config
+        .https
+        .as_ref()
+        .map(|https| CertificateManager::open(https, only_look))
+        .transpose()?;
     let push = Push::from_config(config)?;
-    Ok((keeper, push))
+    Ok((manager, push))
 }
 
 /// How the relay is doing that serves metrics where `config` says, as text.
@@ -119,7 +126,7 @@ fn open(config: &Config, only_look: bool) -> Result<(Option<Keeper>, Option<Push
 /// There is none, or it does not answer; exit code 1.
 pub fn status(config: &Config) -> Result<String, Exit> {
     let Some(MetricsListen { addr, .. }) = config.metrics_listen else {
-        return Err(failure("--metrics-listen is empty, so there is nobody to ask".to_owned()));
+        return Err(failure("--metrics-listen is empty, so no relay can be asked".to_owned()));
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -128,29 +135,29 @@ pub fn status(config: &Config) -> Result<String, Exit> {
     runtime.block_on(status::status(addr)).map_err(failure)
 }
 
-/// Puts the crew to work and waits: for a signal, or for a worker that fails.
+/// Starts the workers and waits: for a signal, or for a worker that fails.
 async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
-    (crew, listeners): (Crew, Vec<socket2::Socket>),
-    (keeper, push): (Option<Keeper>, Option<Push>),
+    (threads, listeners): (WorkerThreads, Vec<socket2::Socket>),
+    (manager, push): (Option<CertificateManager>, Option<Push>),
     epoch: Instant,
     reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
-    let no_signals = |error| failure(format!("signals cannot be heard: {error}"));
+    let no_signals = |error| failure(format!("signal handlers cannot be installed: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;
     let mut user_1 = signal(SignalKind::user_defined1()).map_err(no_signals)?;
     let metrics_listener = config.metrics_listen.map(listening::for_metrics).transpose()?.flatten();
-    let tls = keeper.as_ref().map(Keeper::server_config);
-    let certificates = keeper.as_ref().map(Keeper::certificates);
-    if let Some(keeper) = keeper {
-        keeper.start()?;
+    let tls = manager.as_ref().map(CertificateManager::server_config);
+    let certificates = manager.as_ref().map(CertificateManager::certificates);
+    if let Some(manager) = manager {
+        manager.start()?;
     }
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
-    let equipment = Equipment { listeners, tls, push, epoch };
-    let (fleet, mut ends) = Fleet::start(config, crew, equipment);
+    let resources = Resources { listeners, tls, push, epoch };
+    let (fleet, mut ends) = Fleet::start(config, threads, resources);
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
         log: log.log(),

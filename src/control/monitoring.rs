@@ -74,7 +74,7 @@ impl Monitoring {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Serves for ever.
+    /// Serves until the process ends.
     pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -115,7 +115,7 @@ impl Monitoring {
 
     async fn answer<B>(&self, request: &Request<B>) -> Answer {
         if !is_local(request) {
-            let why = "ask for this by a loopback address or localhost\n";
+            let why = "request this by a loopback address or localhost\n";
             return plain(StatusCode::MISDIRECTED_REQUEST, why);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {

@@ -54,7 +54,7 @@ fn tell(socket: &OsStr, lines: &str) -> io::Result<()> {
     datagrams.send_to_addr(lines.as_bytes(), &address).map(drop)
 }
 
-/// Tells the watchdog, for ever and twice in its time, that all is well; not while a worker does
+/// Feeds the watchdog, twice in each of its intervals, until the process ends; not while a worker does
 /// not answer. Then systemd ends the process and starts it again, as the unit says.
 pub(super) async fn watchdog(fleet: Fleet) {
     let Some(time) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
@@ -71,7 +71,7 @@ async fn watch(fleet: Fleet, time: Duration, mut all_is_well: impl FnMut()) {
             stuck = false;
             all_is_well();
         } else if !std::mem::replace(&mut stuck, true) {
-            let err = "a worker's loop does not turn; without it its server-ids are not served";
+            let err = "a worker's event loop is stuck, so its server-ids are not served";
             error!(err, "worker_stuck");
         }
     }

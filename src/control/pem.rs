@@ -92,7 +92,7 @@ fn explain(error: &Error) -> String {
         }
         Error::IllegalSectionStart { .. } => "a BEGIN line does not end in five dashes",
         Error::Base64Decode(_) => "what stands between BEGIN and END is not base64",
-        Error::NoItemsFound => "nothing in it is of use here",
+        Error::NoItemsFound => "it holds neither a certificate nor a key",
         Error::SectionTooLarge => "a part of it is too large",
         Error::Io(error) => return format!("it cannot be read: {error}"),
         _ => "it cannot be read",

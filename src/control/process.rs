@@ -15,7 +15,7 @@ pub fn open_descriptors() -> u64 {
     }
 }
 
-/// Descriptors that may be open.
+/// Maximum number of open descriptors.
 #[must_use]
 pub fn max_descriptors() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)

@@ -55,12 +55,12 @@ impl Live {
             if LIVE.contains(name) {
                 info!(path = name, from, to, "reloaded");
             } else {
-                let err = "it takes a restart";
+                let err = "it takes effect after a restart";
                 warn!(path = name, from, to, err, "not_reloaded");
             }
         }
         if changes.is_empty() {
-            info!(err = "nothing but certificates may have changed", "reloaded");
+            info!(err = "no setting has changed; certificate files were read again", "reloaded");
         }
         // By the old level it is still told that the level has changed.
         self.config.log_level = newer.log_level;

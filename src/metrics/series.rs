@@ -19,7 +19,7 @@ pub struct Family {
     /// What it tells, in one line.
     pub help: &'static str,
     /// Shown for each worker, rather than for all together.
-    pub by_core: bool,
+    pub by_worker: bool,
     /// The labels of each of its series, as they stand between the braces.
     pub series: &'static [(&'static str, Series)],
 }
@@ -44,12 +44,12 @@ macro_rules! families {
             name: concat!("pyrycode_relay_", $name),
             kind: Kind::$kind,
             help: $help,
-            by_core: families!(@scope $scope),
+            by_worker: families!(@scope $scope),
             series: &[$(($labels, Series::$series),)*],
         },)*];
     };
     (@scope process) => { false };
-    (@scope core) => { true };
+    (@scope worker) => { true };
 }
 
 families! {
@@ -70,7 +70,7 @@ families! {
     "grace_expiries_total" Counter process "Server-ids whose binary did not come back in time." {
         GraceExpiries ""
     }
-    "ws_upgrade_attempts_total" Counter process "Requests for a WebSocket, by what came of them." {
+    "ws_upgrade_attempts_total" Counter process "WebSocket upgrade requests, by outcome." {
         UpgradeServerAccept "endpoint=\"server\",outcome=\"accept\""
         UpgradeServerRejectHeaders "endpoint=\"server\",outcome=\"reject_headers\""
         UpgradeServerReject409 "endpoint=\"server\",outcome=\"reject_409\""
@@ -90,13 +90,13 @@ families! {
         RegisterPhonesAtCap "kind=\"phones_at_cap\""
         RegisterRateLimit "kind=\"ratelimit\""
     }
-    "connections_refused_total" Counter process "Connections turned away because there are too many (503, or at once)." {
+    "connections_refused_total" Counter process "Connections refused because a limit was reached (503, or aborted at once)." {
         RefusedConnections "cause=\"max_connections\""
         RefusedOfAddress "cause=\"max_connections_per_address\""
         RefusedVisitors "cause=\"not_upgraded_per_address\""
         RefusedOldest "cause=\"not_upgraded\""
     }
-    "connections" Gauge process "Connections by how far they have come." {
+    "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""
         ConnectionsMoving "state=\"moving\""
         ConnectionsNewcomer "state=\"newcomer\""
@@ -107,10 +107,10 @@ families! {
     "accepted_total" Counter process "TCP connections accepted." {
         Accepted ""
     }
-    "accept_pauses_total" Counter process "Times that accepting rested because descriptors or memory had run out." {
+    "accept_pauses_total" Counter process "Times that accepting paused because descriptors or memory had run out." {
         AcceptPauses ""
     }
-    "handshake_failures_total" Counter process "Connections that ended before they asked for anything that is served." {
+    "handshake_failures_total" Counter process "Connections that ended before a request that the relay serves." {
         HandshakeHead "kind=\"bad_head\""
         HandshakeTimeout "kind=\"head_timeout\""
         HandshakeMisdirected "kind=\"other_host\""
@@ -124,11 +124,11 @@ families! {
     "reclaims_total" Counter process "Server-ids that a binary took back in grace." {
         Reclaims ""
     }
-    "malformed_messages_total" Counter process "Messages that were not what the protocol asks for." {
+    "malformed_messages_total" Counter process "Messages that violate the protocol." {
         MalformedEnvelopes "from=\"binary\""
         MalformedPhoneMessages "from=\"phone\""
     }
-    "unknown_conn_ids_total" Counter process "Messages of binaries to a phone that is not theirs, or no more." {
+    "unknown_conn_ids_total" Counter process "Messages of binaries for a phone that is not connected to them." {
         UnknownConnIds ""
     }
     "memory_sheds_total" Counter process "Connections that were ended because the memory budget was used up." {
@@ -171,31 +171,31 @@ families! {
     "server_ids" Gauge process "Server-ids that are held or in grace." {
         ServerIds ""
     }
-    "timers" Gauge process "Deadlines that the workers watch." {
+    "timers" Gauge process "Timers of connections and server-ids." {
         Timers ""
     }
-    "memory_charged_bytes" Gauge core "Bytes charged to the memory budget: queued, or half read." {
+    "memory_charged_bytes" Gauge worker "Bytes charged to the memory budget: queued, or half read." {
         ChargedBytes ""
     }
     "invariants_broken_total" Counter process "Things that cannot happen, and did: faults of the relay." {
         InvariantsBroken ""
     }
-    "loop_turns_total" Counter core "Turns of the worker's loop." {
+    "loop_turns_total" Counter worker "Turns of the worker's loop." {
         Turns ""
     }
-    "ring_enters_total" Counter core "System calls of the worker's ring (io_uring_enter)." {
+    "ring_enters_total" Counter worker "System calls of the worker's ring (io_uring_enter)." {
         RingEnters ""
     }
-    "ring_waits_total" Counter core "Those of them that wait where nothing has completed: the worker's wakes." {
+    "ring_waits_total" Counter worker "Ring system calls that wait if nothing has completed: the worker's wakes." {
         RingWaits ""
     }
-    "loop_completions_total" Counter core "Ring operations that have completed." {
+    "loop_completions_total" Counter worker "Ring operations that have completed." {
         Completions ""
     }
-    "loop_completions_max" Gauge core "The most ring operations that one turn found completed; the ring holds 8192." {
+    "loop_completions_max" Gauge worker "The most ring operations that one turn found completed; the ring holds 8192." {
         CompletionsMax ""
     }
-    "starved_receives_total" Counter core "Receives that found no free buffer and were tried again." {
+    "starved_receives_total" Counter worker "Receives that found no free buffer and were tried again." {
         StarvedReceives ""
     }
 }

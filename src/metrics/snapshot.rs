@@ -117,7 +117,7 @@ fn worker(metrics: &Metrics, process: &Process, core: usize) -> Worker {
         Series::ConnectionsPhone,
         Series::ConnectionsClosing,
     ];
-    let own = FAMILIES.iter().filter(|family| family.by_core);
+    let own = FAMILIES.iter().filter(|family| family.by_worker);
     let counts = own.flat_map(|family| {
         let counters = &counters;
         family.series.iter().map(move |(_, series)| (short(family), counters.get(*series)))
@@ -150,7 +150,7 @@ pub fn exposition(metrics: &Metrics, process: &Process) -> String {
     for family in FAMILIES {
         text.family(family.name, family.kind, family.help);
         for (labels, series) in family.series {
-            if !family.by_core {
+            if !family.by_worker {
                 text.sample(family.name, labels, metrics.total(*series));
                 continue;
             }
@@ -194,7 +194,7 @@ impl Exposition {
 
     fn push_wakes(&mut self, metrics: &Metrics) {
         let name = "pyrycode_relay_push_wakes_total";
-        self.family(name, Kind::Counter, "Wake requests, by what came of them.");
+        self.family(name, Kind::Counter, "Wake requests, by outcome.");
         for outcome in PushOutcome::ALL {
             let labels = format!("outcome=\"{}\"", outcome.label());
             self.sample(name, &labels, metrics.push().total(outcome));
@@ -203,7 +203,7 @@ impl Exposition {
 
     fn delay(&mut self, delay: &Delay) {
         let name = "pyrycode_relay_delay_seconds";
-        let help = "What the relay itself adds to a message's way: from the turn of its loop that \
+        let help = "Delay that the relay itself adds to a message: from the turn of its loop that \
                     finds the last byte received to the bytes being queued for the kernel.";
         self.head(name, "histogram", help);
         let mut sum = 0;
@@ -227,7 +227,7 @@ impl Exposition {
             self.sample(name, &format!("core=\"{core}\""), seconds);
         }
         let build = "pyrycode_relay_build_info";
-        self.family(build, Gauge, "Always 1; version and commit stand in the labels.");
+        self.family(build, Gauge, "Always 1; the labels give version and commit.");
         let (version, commit) = process.version.split_once('+').unwrap_or((process.version, ""));
         self.sample(build, &format!("version=\"{version}\",commit=\"{commit}\""), 1);
         for (name, kind, help, value) in [
@@ -235,19 +235,19 @@ impl Exposition {
             (
                 "ready",
                 Gauge,
-                "1 while all workers accept and nobody has asked the relay to stop.",
+                "1 while all workers accept and the relay is not stopping.",
                 u64::from(process.ready),
             ),
             (
                 "max_connections",
                 Gauge,
-                "WebSocket connections that may be (--max-connections).",
+                "Maximum number of WebSocket connections (--max-connections).",
                 process.max_connections,
             ),
             (
                 "memory_budget_bytes",
                 Gauge,
-                "What all that is queued or half read may take (--memory-budget).",
+                "Memory for all that is queued or half read (--memory-budget).",
                 process.memory_budget_bytes,
             ),
             (
@@ -275,7 +275,7 @@ impl Exposition {
             ("process_start_time_seconds", "When it started, since 1970.", process.started_at),
             ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes),
             ("process_open_fds", "Open descriptors.", process.open_descriptors),
-            ("process_max_fds", "Descriptors that may be open.", process.max_descriptors),
+            ("process_max_fds", "Maximum number of open descriptors.", process.max_descriptors),
         ] {
             self.family(name, Gauge, help);
             self.sample(name, "", value);

@@ -83,7 +83,7 @@ impl Fault {
             Self::NoUserAgent => "the header User-Agent is missing or empty",
             Self::BadKey => "there must be one header Sec-WebSocket-Key, with 16 bytes in base64",
             Self::Body => "a request for a WebSocket must have no body",
-            Self::Http10 => "a WebSocket takes HTTP/1.1",
+            Self::Http10 => "a WebSocket requires HTTP/1.1",
             Self::NoUpgrade => {
                 "this is a WebSocket endpoint: the header Upgrade must name websocket"
             }

@@ -95,7 +95,7 @@ impl FrameError {
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Protocol(rule) => write!(f, "peer broke RFC 6455: {rule}"),
+            Self::Protocol(rule) => write!(f, "peer violated RFC 6455: {rule}"),
             Self::InvalidUtf8 => f.write_str("peer sent text that is not UTF-8"),
             Self::TooBig => {
                 write!(f, "peer sent a message over the limit of {MAX_MESSAGE_BYTES} bytes")

@@ -36,7 +36,7 @@ impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotUtf8 => f.write_str("not UTF-8"),
-            Self::Truncated => f.write_str("it ends before its JSON value does"),
+            Self::Truncated => f.write_str("the JSON value is incomplete"),
             Self::Unexpected { at } => write!(f, "not JSON at byte {at}"),
             Self::TooDeep { at } => write!(f, "nested over {MAX_DEPTH} levels at byte {at}"),
         }

@@ -4,7 +4,7 @@
 /// The five bytes by which Go knows such a peer. No TLS record begins with a letter.
 const METHODS: [&[u8; 5]; 5] = [b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO"];
 
-/// What the first bytes of a connection come to.
+/// What the first bytes of a connection are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begins {
     /// Like HTTP so far; these bytes are held.

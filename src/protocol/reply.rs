@@ -50,9 +50,7 @@ impl Reply {
             // As a Go server says it (net/http).
             Self::HttpOnHttps => "Client sent an HTTP request to an HTTPS server.",
             Self::NotFound => "not found",
-            Self::MethodNotAllowed { .. } => {
-                "the method is none of those that the header Allow names"
-            }
+            Self::MethodNotAllowed { .. } => "the method is not one of those in the header Allow",
             Self::RequestTimeout => "request timeout",
             Self::MisdirectedRequest => "the header Host names a host that is not served here",
             Self::TooManyRequests { .. } => "too many requests",

@@ -61,7 +61,7 @@ pub enum Role {
     clippy::large_enum_variant,
     reason = "lives on the stack for one call; a box would cost each request an allocation"
 )]
-pub enum Head<'b> {
+pub enum ParsedHead<'b> {
     /// More bytes are needed.
     Incomplete,
     /// Not a request that can be answered otherwise; the connection ends with the reply.
@@ -88,11 +88,11 @@ impl HeadScanner {
     /// `bytes` is everything received since the head's start. A head that is not complete is
     /// looked at each time it has doubled, so that nonsense (a TLS hello, an HTTP/2 preface) is
     /// refused when it is seen, not when its time is up.
-    pub fn parse<'b>(&mut self, bytes: &'b [u8]) -> Head<'b> {
+    pub fn parse<'b>(&mut self, bytes: &'b [u8]) -> ParsedHead<'b> {
         // One empty line before the request line is ignored (RFC 9112, section 2.2).
         let (skipped, head) = match bytes {
             [b'\r', b'\n', head @ ..] => (2, head),
-            [] | [b'\r'] => return Head::Incomplete,
+            [] | [b'\r'] => return ParsedHead::Incomplete,
             head => (0, head),
         };
         let from = (self.searched as usize).min(head.len());
@@ -100,20 +100,20 @@ impl HeadScanner {
         self.searched = head.len().saturating_sub(3) as u32;
         let Some(end) = end else {
             if bytes.len() > MAX_HEAD_BYTES {
-                return Head::Refused(Reply::HeadTooLarge(Fault::HeadTooLong));
+                return ParsedHead::Refused(Reply::HeadTooLarge(Fault::HeadTooLong));
             }
             if head.len() >= 2 * self.looked_at as usize {
                 self.looked_at = head.len() as u32;
-                return early_refusal(head).map_or(Head::Incomplete, Head::Refused);
+                return early_refusal(head).map_or(ParsedHead::Incomplete, ParsedHead::Refused);
             }
-            return Head::Incomplete;
+            return ParsedHead::Incomplete;
         };
         if skipped + end > MAX_HEAD_BYTES {
-            return Head::Refused(Reply::HeadTooLarge(Fault::HeadTooLong));
+            return ParsedHead::Refused(Reply::HeadTooLarge(Fault::HeadTooLong));
         }
         match Request::parse(head.get(..end).unwrap_or_default()) {
-            Ok(request) => Head::Complete { request, consumed: skipped + end },
-            Err(reply) => Head::Refused(reply),
+            Ok(request) => ParsedHead::Complete { request, consumed: skipped + end },
+            Err(reply) => ParsedHead::Refused(reply),
         }
     }
 }

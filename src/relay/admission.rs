@@ -167,7 +167,7 @@ impl fmt::Debug for Admission {
 }
 
 impl Admission {
-    /// Nobody has come yet. `seeds` must be random: addresses are chosen by peers.
+    /// No counts yet. `seeds` must be random: addresses are chosen by peers.
     #[must_use]
     pub fn new(limits: AdmissionLimits, proxies: Proxies, seeds: [u64; 4]) -> Arc<Self> {
         let [a, b, c, d] = seeds;
@@ -306,7 +306,7 @@ impl Pass {
     /// # Errors
     ///
     /// There is no token.
-    pub fn shake(&mut self, now: Millis) -> Result<(), Refusal> {
+    pub fn admit_handshake(&mut self, now: Millis) -> Result<(), Refusal> {
         let Standing::Visitor(address) = self.standing else { return Ok(()) };
         let taken = self.admission.tables().handshakes.take(now, address);
         taken.map_err(Refusal::for_want_of_a_token)

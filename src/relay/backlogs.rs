@@ -17,13 +17,13 @@ const LISTS: usize = ((32 - MIN_BYTES.ilog2() as usize) << STEP_BITS) * 2 + 2;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Place {
+pub struct Position {
     /// 0: not tracked; else the number of its list.
     list: u16,
     index: u32,
 }
 
-impl Place {
+impl Position {
     /// The number of its list.
     #[inline]
     pub(super) fn list(self) -> u16 {
@@ -31,7 +31,7 @@ impl Place {
     }
 }
 
-/// A place is not one of its list: the fault of whoever keeps places.
+/// A position is outside of its list: the caller has not stored what it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Misplaced;
 
@@ -62,52 +62,52 @@ impl Backlogs {
     }
 
     /// Notes the new charge of `key` and whether it is unread. Where another connection had to move
-    /// within its list, it is returned with its new place, which the caller must store.
+    /// within its list, it is returned with its new position, which the caller must store.
     ///
     /// # Errors
     ///
-    /// [`Misplaced`] if `place` is none that this has given.
+    /// [`Misplaced`] if `position` is not one that this gave out.
     #[inline]
     pub fn update(
         &mut self,
         key: Key,
-        place: &mut Place,
+        position: &mut Position,
         charged_bytes: u32,
         is_unread: bool,
-    ) -> Result<Option<(Key, Place)>, Misplaced> {
+    ) -> Result<Option<(Key, Position)>, Misplaced> {
         let list = Self::list_of(charged_bytes, is_unread);
-        if list == place.list {
+        if list == position.list {
             return Ok(None);
         }
-        let moved = self.take_out(*place);
-        *place = Place::default();
+        let moved = self.take_out(*position);
+        *position = Position::default();
         if let Some(keys) = self.lists.get_mut(usize::from(list))
             && list > 0
         {
-            *place = Place { list, index: keys.len() as u32 };
+            *position = Position { list, index: keys.len() as u32 };
             keys.push(key);
             self.mark(list, true);
         }
         moved
     }
 
-    fn take_out(&mut self, place: Place) -> Result<Option<(Key, Place)>, Misplaced> {
-        if place.list == 0 {
+    fn take_out(&mut self, position: Position) -> Result<Option<(Key, Position)>, Misplaced> {
+        if position.list == 0 {
             return Ok(None);
         }
-        let list = self.lists.get_mut(usize::from(place.list)).ok_or(Misplaced)?;
-        let index = place.index as usize;
+        let list = self.lists.get_mut(usize::from(position.list)).ok_or(Misplaced)?;
+        let index = position.index as usize;
         if index >= list.len() {
             return Err(Misplaced);
         }
         list.swap_remove(index);
-        let moved = list.get(index).map(|key| (*key, place));
+        let moved = list.get(index).map(|key| (*key, position));
         if list.is_empty() {
             // The memory of a list that a crowd has filled; a few are kept, for who comes and goes.
             if list.capacity() > 64 {
                 *list = Vec::new();
             }
-            self.mark(place.list, false);
+            self.mark(position.list, false);
         }
         Ok(moved)
     }
@@ -145,27 +145,27 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     #[test]
-    fn places_stay_right_under_random_changes() {
+    fn positions_stay_right_under_random_changes() {
         let mut rng = StdRng::seed_from_u64(3);
         let mut backlogs = Backlogs::default();
-        let mut places = [Place::default(); 30];
+        let mut positions = [Position::default(); 30];
         let mut charges = [(0u32, false); 30];
         for _ in 0..5000 {
             let pick = rng.random_range(0..30);
             let bits = rng.random_range(0..32);
             charges[pick] = (rng.random_range(0..1u32 << bits), rng.random_range(0..2) == 0);
-            let mut place = places[pick];
+            let mut position = positions[pick];
             let (bytes, unread) = charges[pick];
-            let moved = backlogs.update(Key(pick as u32), &mut place, bytes, unread).unwrap();
-            places[pick] = place;
-            if let Some((key, place)) = moved {
-                places[key.0 as usize] = place;
+            let moved = backlogs.update(Key(pick as u32), &mut position, bytes, unread).unwrap();
+            positions[pick] = position;
+            if let Some((key, position)) = moved {
+                positions[key.0 as usize] = position;
             }
-            for (key, place) in places.iter().enumerate() {
-                assert_eq!(place.list, Backlogs::list_of(charges[key].0, charges[key].1));
-                if place.list > 0 {
-                    let list = &backlogs.lists[usize::from(place.list)];
-                    assert_eq!(list[place.index as usize], Key(key as u32));
+            for (key, position) in positions.iter().enumerate() {
+                assert_eq!(position.list, Backlogs::list_of(charges[key].0, charges[key].1));
+                if position.list > 0 {
+                    let list = &backlogs.lists[usize::from(position.list)];
+                    assert_eq!(list[position.index as usize], Key(key as u32));
                 }
             }
             let tracked: usize = backlogs.lists.iter().map(Vec::len).sum();
@@ -181,11 +181,11 @@ mod tests {
     #[test]
     fn who_does_not_read_goes_before_who_is_sending() {
         let mut backlogs = Backlogs::default();
-        let mut places = [Place::default(); 3];
+        let mut positions = [Position::default(); 3];
         for (key, (bytes, unread)) in
             [(9000, false), (8200, true), (9900, false)].iter().enumerate()
         {
-            backlogs.update(Key(key as u32), &mut places[key], *bytes, *unread).unwrap();
+            backlogs.update(Key(key as u32), &mut positions[key], *bytes, *unread).unwrap();
         }
         assert_eq!(backlogs.largest(), Some(Key(1)));
         assert_eq!(Backlogs::list_of(u32::MAX, true) as usize, LISTS - 1);

@@ -1,7 +1,7 @@
 //! How connections end: one close frame each, then the end of TCP (PROTOCOL.md, chapter 2).
 //!
-//! A registered connection leaves the registry at the moment its end is decided, not when TCP is
-//! through with it. There are three ways out:
+//! A registered connection leaves the registry at the moment its end is decided, not when TCP has
+//! closed. There are three ways out:
 //!
 //! - *close*: a close frame of ours, then up to the close timeout for the peer's answer;
 //! - *echo*: the answer to the peer's close frame;
@@ -16,9 +16,10 @@ use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE, NO_CODE};
 use crate::protocol::frames::{Decoder, FrameError};
 use std::fmt::Display;
 
-/// How long a peer that owes us nothing more has to end its direction, if the close timeout is not
-/// shorter, and how often it is looked whether bytes still leave the kernel for a peer whose time is
-/// over. To end TCP under bytes that are still coming or going would destroy what we said last.
+/// How long a peer that has answered our close frame has to end its direction, unless the close
+/// timeout is shorter; and how often the kernel is asked whether bytes still leave it for a peer whose
+/// time is over. To close TCP while bytes are still in flight would reset the connection, and the peer
+/// would lose our close frame.
 const LINGER_MS: Millis = 1000;
 
 /// Why a connection ends without a close frame.
@@ -179,7 +180,7 @@ impl Relay {
         if let Stage::Closing(closing) = &mut connection.stage {
             closing.answered = true;
             closing.discard = true;
-            // Whatever still waited for its turn, the peer has had enough.
+            // The peer reads nothing after its own close frame: what was still queued is dropped.
             if let Some(close) = closing.then.take() {
                 self.drop_pending(key);
                 self.push_close(key, close);
@@ -210,31 +211,33 @@ impl Relay {
             tracing::info!(remote = %connection.remote, err = why.text(), "connection_lost");
             self.counters.count(why.series());
         }
-        let stage = self.die(key, Action::Cut(key));
+        let stage = self.terminate(key, Action::Abort(key));
         self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
     }
 
     /// Ends a connection that is not registered, or no longer.
-    pub(super) fn cut(&mut self, key: Key) {
-        self.die(key, Action::Cut(key));
+    pub(super) fn abort(&mut self, key: Key) {
+        self.terminate(key, Action::Abort(key));
     }
 
-    /// As [`Relay::cut`], but what is still to be said may arrive.
-    pub(super) fn part(&mut self, key: Key) {
-        self.die(key, Action::Part(key));
+    /// As [`Relay::abort`], but the kernel delivers what it still holds.
+    pub(super) fn close_socket(&mut self, key: Key) {
+        self.terminate(key, Action::Close(key));
     }
 
     /// Forgets all about a connection but its key; returns the stage that it leaves.
-    fn die(&mut self, key: Key, last: Action) -> Stage {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return Stage::Cut };
-        let stage = connection.enter(Stage::Cut, &mut self.population);
-        if matches!(stage, Stage::Cut) {
+    fn terminate(&mut self, key: Key, last: Action) -> Stage {
+        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
+            return Stage::Closed;
+        };
+        let stage = connection.enter(Stage::Closed, &mut self.population);
+        if matches!(stage, Stage::Closed) {
             return stage;
         }
         connection.decoder = Decoder::default();
-        connection.due = Due::NOTHING;
+        connection.due = Due::NONE;
         connection.outbox.clear();
-        // Before its peer can know of the end: whoever has seen it may count on the place.
+        // Before its peer can see the end, and connect again counting on the freed place.
         connection.pass = None;
         let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
         self.visitors.remove(visit);
@@ -271,7 +274,7 @@ impl Relay {
         self.charge_outbox(key);
     }
 
-    /// The kernel has everything that was queued: takes the next step of an ending, or of a move.
+    /// The kernel has everything that was queued: takes the next step of an end, or of a hand-over.
     pub(super) fn after_flush(&mut self, now: Millis, key: Key) {
         let close_timeout = self.limits.close_timeout_ms;
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
@@ -284,7 +287,7 @@ impl Relay {
                     return self.push_close(key, close);
                 }
                 if connection.ended {
-                    self.die(key, Action::Part(key));
+                    self.terminate(key, Action::Close(key));
                     return;
                 }
                 connection.due.stage = connection.due.stage.min(now + close_timeout);
@@ -296,7 +299,7 @@ impl Relay {
                 self.actions.push(Action::CheckUnsent(key));
                 self.arm(key);
             }
-            Stage::Moving(_) => self.move_if_flushed(now, key),
+            Stage::HandingOver(_) => self.hand_over_if_flushed(now, key),
             Stage::Head(_) => self.resume_heads(now, key),
             _ => {}
         }
@@ -313,7 +316,7 @@ impl Relay {
                 connection.due.stage = now + linger;
                 self.actions.push(Action::CheckUnsent(key));
             }
-            _ => self.cut(key),
+            _ => self.abort(key),
         }
     }
 
@@ -339,9 +342,9 @@ impl Relay {
             self.arm(key);
         } else if bytes == 0 && closing.finished {
             // It has all of it, and need not be told that by a reset.
-            self.die(key, Action::Part(key));
+            self.terminate(key, Action::Close(key));
         } else {
-            self.cut(key);
+            self.abort(key);
         }
     }
 
@@ -356,13 +359,13 @@ impl Relay {
             Stage::Head(_) if clean && connection.paused => {}
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
             // The owner of the server-id is to know it, once it has the connection.
-            Stage::Moving(_) if clean => {}
+            Stage::HandingOver(_) if clean => {}
             _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
         self.settle(now);
     }
 
-    /// The layer below can carry nothing more (PROTOCOL.md, chapter 7: TLS). A peer that has not
+    /// The layer below has failed (PROTOCOL.md, chapter 7: TLS). A peer that has not
     /// been upgraded may still read an alert; any other is lost.
     pub fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
         let Some(connection) = self.connection(key) else { return };
@@ -407,8 +410,8 @@ impl Relay {
                     }
                 }
                 Stage::Head(_) if !connection.outbox.is_empty() => self.hang_up(now, key),
-                Stage::Head(_) | Stage::Moving(_) => self.cut(key),
-                Stage::Cut => {}
+                Stage::Head(_) | Stage::HandingOver(_) => self.abort(key),
+                Stage::Closed => {}
             }
         }
         self.settle(now);

@@ -3,7 +3,7 @@
 use super::admission::Pass;
 use super::ahead::Ahead;
 use super::outbox::Outbox;
-use super::registry::{EntryKey, Seat, Ticket};
+use super::registry::{ClaimId, EntryKey, Seat};
 use super::timers::{Millis, NEVER, TimerId};
 use super::visitors::VisitId;
 use crate::metrics::Series;
@@ -46,10 +46,10 @@ pub struct Connection {
 /// How far a connection has come.
 pub enum Stage {
     /// A request head is expected; `due.stage` is its deadline.
-    Head(Box<Head>),
+    Head(Box<HeadBuffer>),
     /// The request is checked and another worker owns its id; earlier answers must leave first, and
     /// `due.stage` is the deadline for that.
-    Moving(Box<Moving>),
+    HandingOver(Box<PendingHandOver>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),
     /// A binary that holds an id.
@@ -70,13 +70,13 @@ pub enum Stage {
         /// Its place among the phones of the id.
         seat: Seat,
     },
-    /// Our last bytes are queued or sent; `due.stage` is when TCP is cut, once it is set.
+    /// Our last bytes are queued or sent; `due.stage` is when TCP is aborted, once it is set.
     Closing(Closing),
-    /// Dead; waits for its release.
-    Cut,
+    /// Aborted, closed or handed over; waits for its release.
+    Closed,
 }
 
-/// How many connections of a worker there are at each stage, so that nobody has to count them.
+/// How many connections of a worker there are at each stage, so that reading the gauges is O(1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Population([u64; 6]);
 
@@ -94,7 +94,7 @@ impl Population {
         series.into_iter().zip(self.0)
     }
 
-    /// A connection has come to this stage.
+    /// A connection has entered this stage.
     pub fn enter(&mut self, stage: &Stage) {
         *self.count_mut(stage) += 1;
     }
@@ -105,14 +105,14 @@ impl Population {
     }
 
     fn count_mut(&mut self, stage: &Stage) -> &mut u64 {
-        let [head, moving, newcomer, binary, phone, closing] = &mut self.0;
+        let [head, handing_over, newcomer, binary, phone, closing] = &mut self.0;
         match stage {
             Stage::Head(_) => head,
-            Stage::Moving(_) => moving,
+            Stage::HandingOver(_) => handing_over,
             Stage::Newcomer(_) => newcomer,
             Stage::Binary { .. } => binary,
             Stage::Phone { .. } => phone,
-            Stage::Closing(_) | Stage::Cut => closing,
+            Stage::Closing(_) | Stage::Closed => closing,
         }
     }
 }
@@ -136,9 +136,9 @@ impl Stage {
     }
 }
 
-/// A connection whose request head is expected.
+/// What has arrived of the request head that is expected.
 #[derive(Default)]
-pub struct Head {
+pub struct HeadBuffer {
     /// The head so far, if it did not arrive whole; or several that wait for their turn.
     pub received: Vec<u8>,
     /// How many bytes at the front of it are answered already.
@@ -148,7 +148,7 @@ pub struct Head {
 }
 
 /// A connection on its way to another worker.
-pub struct Moving {
+pub struct PendingHandOver {
     /// The owner's number.
     pub worker: usize,
     /// The checked request.
@@ -164,7 +164,7 @@ pub struct Newcomer {
     /// Its name in logs.
     pub conn_id: ConnId,
     /// Its place among the newcomers of the id.
-    pub ticket: Ticket,
+    pub claim_id: ClaimId,
     /// Messages that it sent meanwhile, to be handled if it wins.
     pub ahead: Ahead,
 }
@@ -220,8 +220,8 @@ pub struct Due {
 }
 
 impl Due {
-    /// Nothing is awaited.
-    pub const NOTHING: Self =
+    /// No deadline.
+    pub const NONE: Self =
         Self { stage: NEVER, ping: NEVER, pong: NEVER, message: NEVER, write: NEVER };
 
     /// The first of them.
@@ -243,7 +243,7 @@ impl Connection {
             decoder: Decoder::default(),
             outbox: Outbox::default(),
             timer: TimerId::NONE,
-            due: Due::NOTHING,
+            due: Due::NONE,
             heartbeat: Heartbeat::default(),
             visit: VisitId::NONE,
             write_queued: false,
@@ -252,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// Comes to this stage, and returns the one that it leaves: the only way from one to another.
+    /// Enters this stage, and returns the one that it leaves: the only way from one to another.
     pub fn enter(&mut self, stage: Stage, population: &mut Population) -> Stage {
         population.enter(&stage);
         let left = std::mem::replace(&mut self.stage, stage);
@@ -279,7 +279,7 @@ impl Connection {
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.ended && !self.paused && !matches!(self.stage, Stage::Moving(_) | Stage::Cut)
+        !self.ended && !self.paused && !matches!(self.stage, Stage::HandingOver(_) | Stage::Closed)
     }
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.

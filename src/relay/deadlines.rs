@@ -36,9 +36,9 @@ impl Relay {
         }
         if due.stage <= now {
             return match connection.stage {
-                Stage::Head(_) | Stage::Moving(_) => self.head_timed_out(now, key),
+                Stage::Head(_) | Stage::HandingOver(_) => self.head_timed_out(now, key),
                 Stage::Closing(_) => self.closing_timed_out(now, key),
-                _ => self.cut(key),
+                _ => self.abort(key),
             };
         }
         if due.message <= now {

@@ -37,14 +37,14 @@ impl Relay {
         let charges = self.ledger.charges(key);
         let (state, entry, conn_id) = match &connection.stage {
             Stage::Head(_) => ("head", None, None),
-            Stage::Moving(_) => ("moving", None, None),
+            Stage::HandingOver(_) => ("moving", None, None),
             Stage::Newcomer(newcomer) => {
                 ("newcomer", Some(newcomer.entry), Some(&newcomer.conn_id))
             }
             Stage::Binary { entry, conn_id } => ("binary", Some(*entry), Some(conn_id)),
             Stage::Phone { entry, conn_id, .. } => ("phone", Some(*entry), Some(conn_id)),
             Stage::Closing(_) => ("closing", None, None),
-            Stage::Cut => ("cut", None, None),
+            Stage::Closed => ("closed", None, None),
         };
         // Writing to a string cannot fail.
         let _ = writeln!(

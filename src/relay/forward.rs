@@ -160,7 +160,7 @@ impl Relay {
     }
 
     /// Tells the holder of an id that one of its phones is gone. A holder that cannot be told is
-    /// cut: it must not believe in a phone that is not there.
+    /// aborted: it must not believe in a phone that is not there.
     pub(super) fn notify(&mut self, entry: EntryKey, conn_id: ConnId, code: u16) {
         let Some(holder) = self.registry.entry(entry).and_then(|entry| entry.holder()) else {
             return;

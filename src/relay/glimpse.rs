@@ -9,7 +9,7 @@ pub enum Phase {
     /// A request head is expected.
     Head,
     /// On its way to the owner of its server-id.
-    Moving,
+    HandingOver,
     /// A binary that waits for the outcome of a probe.
     Newcomer,
     /// A binary that holds an id.
@@ -18,8 +18,8 @@ pub enum Phase {
     Phone,
     /// Its last bytes are queued or sent.
     Closing,
-    /// Dead, or handed over; waits for its release.
-    Cut,
+    /// Aborted, closed or handed over; waits for its release.
+    Closed,
 }
 
 /// One connection at one moment.
@@ -42,12 +42,12 @@ impl Relay {
         let connection = self.connection(key)?;
         let phase = match connection.stage {
             Stage::Head(_) => Phase::Head,
-            Stage::Moving(_) => Phase::Moving,
+            Stage::HandingOver(_) => Phase::HandingOver,
             Stage::Newcomer(_) => Phase::Newcomer,
             Stage::Binary { .. } => Phase::Binary,
             Stage::Phone { .. } => Phase::Phone,
             Stage::Closing(_) => Phase::Closing,
-            Stage::Cut => Phase::Cut,
+            Stage::Closed => Phase::Closed,
         };
         let outbox_bytes = connection.outbox.charged();
         let charges = self.ledger.charges(key);

@@ -2,7 +2,7 @@
 //! server-id (PROTOCOL.md, chapter 1).
 
 use super::admission::{Cause, Refusal};
-use super::connection::{Closing, Head, Moving, Stage};
+use super::connection::{Closing, HeadBuffer, PendingHandOver, Stage};
 use super::ledger::Part;
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
@@ -31,13 +31,14 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
     }
     let err = match refusal.cause {
         Cause::Rate => return info!(%remote, path, "rate_limited"),
-        Cause::Connections => "there are as many as --max-connections allows",
-        Cause::ConnectionsOfAddress => {
-            "its address has as many as --max-connections-per-address allows"
+        Cause::Connections => "the relay has reached --max-connections",
+        Cause::ConnectionsOfAddress => "its address has reached --max-connections-per-address",
+        Cause::VisitorsOfAddress => {
+            "its address has too many connections without an upgrade request"
         }
-        Cause::VisitorsOfAddress => "its address has too many that ask for nothing",
         Cause::Visitors => {
-            "there is room for no more that have not asked; its address has most of them"
+            "the relay has too many connections without an upgrade request, and its address has \
+             the most of them"
         }
     };
     warn!(%remote, path, err, "conn_cap_reached");
@@ -58,11 +59,11 @@ impl Relay {
         let Some(connection) = self.connection_mut(key) else { return };
         let paused = connection.paused;
         let Stage::Head(head) = &mut connection.stage else { return };
-        let Head { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
+        let HeadBuffer { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
         if paused {
             // It was on its way when reading stopped.
             received.extend_from_slice(input);
-            return self.keep_head(now, key, Head { received, read, scanner });
+            return self.keep_head(now, key, HeadBuffer { received, read, scanner });
         }
         let is_kept = !received.is_empty();
         if is_kept {
@@ -72,13 +73,13 @@ impl Relay {
         while self.connection(key).is_some_and(|connection| !connection.paused) {
             let Some(unread) = bytes.get(read..) else { return };
             let (decision, consumed) = match scanner.parse(unread) {
-                upgrade::Head::Incomplete => break,
-                upgrade::Head::Refused(reply) => {
+                upgrade::ParsedHead::Incomplete => break,
+                upgrade::ParsedHead::Refused(reply) => {
                     self.counters.count(Series::HandshakeHead);
                     self.log_answer(key, None, reply);
                     return self.refuse(now, key, reply, false);
                 }
-                upgrade::Head::Complete { request, consumed } => {
+                upgrade::ParsedHead::Complete { request, consumed } => {
                     (self.decide(now, key, &request), consumed)
                 }
             };
@@ -105,7 +106,7 @@ impl Relay {
             received = bytes.get(read..).unwrap_or_default().to_vec();
             read = 0;
         }
-        self.keep_head(now, key, Head { received, read, scanner });
+        self.keep_head(now, key, HeadBuffer { received, read, scanner });
     }
 
     /// The answers have left that were to leave before more is answered.
@@ -117,7 +118,7 @@ impl Relay {
         self.await_head(now, key);
         self.on_head_bytes(now, key, &mut []);
         let Some(connection) = self.connection(key) else { return };
-        if connection.paused || matches!(connection.stage, Stage::Cut) {
+        if connection.paused || matches!(connection.stage, Stage::Closed) {
             return;
         }
         if connection.ended && matches!(connection.stage, Stage::Head(_)) {
@@ -211,21 +212,21 @@ impl Relay {
         upgrade
     }
 
-    /// Cuts one that has waited for its upgrade, where this worker has more such than its share of
-    /// what the process may have. With shares, no worker must know of another's connections: the
-    /// descriptor is free before the next is accepted, and whoever fills one worker leaves the
-    /// others alone.
+    /// Aborts connections that wait for their upgrade, where this worker has more of them than its
+    /// share of what the process may have. With shares, no worker needs to know another's
+    /// connections: the descriptor is free before the next is accepted, and whoever fills one
+    /// worker leaves the others alone.
     pub(super) fn make_room_for_visitor(&mut self, now: Millis) {
         let share = self.admission.visitors_of_each(self.owners.workers);
         // Two for each that comes, so that what is too much becomes less.
         for _ in 0..2 {
-            let Some(goes) = self.visitors.one_too_many(share) else { return };
+            let Some(evicted) = self.visitors.eviction_candidate(share) else { return };
             let refusal = self.admission.refuse_visitor(now);
-            if let Some(connection) = self.connection(goes) {
+            if let Some(connection) = self.connection(evicted) {
                 log_refusal(connection.remote, None, refusal);
             }
             self.count_refusal(refusal.cause, false);
-            self.cut(goes);
+            self.abort(evicted);
         }
     }
 
@@ -248,7 +249,7 @@ impl Relay {
 
     /// Keeps what is not answered yet: until more of it comes, or its deadline, or until the answers
     /// before it have left.
-    fn keep_head(&mut self, now: Millis, key: Key, kept: Head) {
+    fn keep_head(&mut self, now: Millis, key: Key, kept: HeadBuffer) {
         if !self.charge_input(now, key, kept.received.capacity()) {
             return;
         }
@@ -291,27 +292,27 @@ impl Relay {
     /// without TLS, for as long as it takes to say so.
     pub fn on_plain_http(&mut self, now: Millis, key: Key) {
         let Some(connection) = self.connection(key) else { return };
-        let err = "it speaks HTTP in the clear where TLS is served";
+        let err = "the peer sent plain HTTP to a TLS port";
         info!(remote = %connection.remote, err, "tls_failed");
         self.counters.count(Series::HandshakeTls);
         self.refuse(now, key, Reply::HttpOnHttps, false);
     }
 
-    /// A TLS handshake is to begin, which costs more than anything else that a stranger may ask
+    /// A TLS handshake is to begin, which costs more than anything else that an unknown peer may ask
     /// for. False if the connection is over, because its address has begun too many.
     pub fn admit_handshake(&mut self, now: Millis, key: Key) -> bool {
         let Some(connection) = self.connection_mut(key) else { return false };
-        if matches!(connection.stage, Stage::Cut) {
+        if matches!(connection.stage, Stage::Closed) {
             return false;
         }
-        let shaken = connection.pass.as_mut().map_or(Ok(()), |pass| pass.shake(now));
-        let Err(refusal) = shaken else { return true };
+        let admitted = connection.pass.as_mut().map_or(Ok(()), |pass| pass.admit_handshake(now));
+        let Err(refusal) = admitted else { return true };
         if refusal.say {
             let err = "its address begins more TLS handshakes than --handshake-rate allows";
             info!(remote = %connection.remote, err, "handshake_rate_limited");
         }
         self.counters.count(Series::HandshakeRate);
-        self.part(key);
+        self.close_socket(key);
         false
     }
 
@@ -334,7 +335,7 @@ impl Relay {
             self.log_answer(key, None, Reply::RequestTimeout);
             self.refuse(now, key, Reply::RequestTimeout, false);
         } else {
-            self.cut(key);
+            self.abort(key);
         }
     }
 
@@ -370,32 +371,32 @@ impl Relay {
         }
         let due = now + self.limits.header_timeout_ms;
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let moving = Box::new(Moving { worker, upgrade, unread: unread.to_vec() });
-        connection.enter(Stage::Moving(moving), &mut self.population);
+        let pending = Box::new(PendingHandOver { worker, upgrade, unread: unread.to_vec() });
+        connection.enter(Stage::HandingOver(pending), &mut self.population);
         // Its request is whole, and still it may hold its place before the 101 no longer than this.
         connection.due.stage = due;
         self.arm(key);
-        self.move_if_flushed(now, key);
+        self.hand_over_if_flushed(now, key);
     }
 
     /// Hands the connection over, unless earlier answers are still on their way to the kernel.
-    pub(super) fn move_if_flushed(&mut self, now: Millis, key: Key) {
+    pub(super) fn hand_over_if_flushed(&mut self, now: Millis, key: Key) {
         let Some(connection) = self.connection(key) else { return };
-        if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::Moving(_)) {
+        if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::HandingOver(_)) {
             return;
         }
-        // Before it is dead: the backlogs must not remember a key that is about to be reused.
+        // Before it is closed: the backlogs must not remember a key that is about to be reused.
         self.charge_input(now, key, 0);
         self.ledger.set(key, Part::Transport, 0);
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        match connection.enter(Stage::Cut, &mut self.population) {
-            Stage::Moving(moving) => {
-                let Moving { worker, upgrade, unread } = *moving;
+        match connection.enter(Stage::Closed, &mut self.population) {
+            Stage::HandingOver(pending) => {
+                let PendingHandOver { worker, upgrade, unread } = *pending;
                 let (remote, pass) = (connection.remote, connection.pass.take());
-                let ticket = Box::new(HandOver { remote, pass, upgrade, unread });
+                let hand_over = Box::new(HandOver { remote, pass, upgrade, unread });
                 let timer = connection.timer;
                 self.wheel.arm_at(timer, NEVER);
-                self.actions.push(Action::HandOver { key, worker, ticket });
+                self.actions.push(Action::HandOver { key, worker, hand_over });
             }
             other => {
                 connection.enter(other, &mut self.population);

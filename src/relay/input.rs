@@ -32,8 +32,8 @@ impl Relay {
                     self.on_answer(now, key);
                 }
             }
-            Stage::Cut => {}
-            Stage::Moving(_) => {
+            Stage::Closed => {}
+            Stage::HandingOver(_) => {
                 self.broken("a connection is read that is on its way to another worker")
             }
             _ => taken -= self.on_frame_bytes(now, key, input, messages),

@@ -13,7 +13,7 @@
 //! - Every connection stands in the list of its charge.
 
 use super::Key;
-use super::backlogs::{Backlogs, Misplaced, Place};
+use super::backlogs::{Backlogs, Misplaced, Position};
 use super::budget::Budget;
 use super::invariants::broken;
 use crate::metrics::WorkerMetrics;
@@ -69,7 +69,7 @@ impl Charges {
 #[derive(Default, Clone, Copy)]
 struct Account {
     charges: Charges,
-    place: Place,
+    position: Position,
 }
 
 /// One worker's charges.
@@ -114,7 +114,7 @@ impl Ledger {
             broken(&self.counters, "a worker has charged more than its headroom");
         }
         let (total, is_unread) = (account.charges.total(), account.charges.is_unread());
-        if Backlogs::list_of(total, is_unread) != account.place.list() {
+        if Backlogs::list_of(total, is_unread) != account.position.list() {
             self.move_between_lists(key, total, is_unread);
         }
     }
@@ -122,13 +122,13 @@ impl Ledger {
     #[inline(never)]
     fn move_between_lists(&mut self, key: Key, total: u32, is_unread: bool) {
         let Some(account) = self.accounts.get_mut(key.0 as usize) else { return };
-        let moved = self.backlogs.update(key, &mut account.place, total, is_unread);
+        let moved = self.backlogs.update(key, &mut account.position, total, is_unread);
         self.budget.publish_largest_class(self.backlogs.largest_class());
         match moved {
             Ok(None) => {}
-            Ok(Some((key, place))) => {
+            Ok(Some((key, position))) => {
                 if let Some(account) = self.accounts.get_mut(key.0 as usize) {
-                    account.place = place;
+                    account.position = position;
                 }
             }
             Err(Misplaced) => broken(&self.counters, "a backlog stands outside of its list"),

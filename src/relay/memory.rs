@@ -1,4 +1,4 @@
-//! Who pays when memory runs short (PROTOCOL.md, chapter 5).
+//! Which connections end when memory runs short (PROTOCOL.md, chapter 5).
 //!
 //! What happens to a connection is charged to it and costs nobody anything at once. When a message,
 //! a deadline or whatever else came from outside has been dealt with, [`Relay::settle`] looks whether
@@ -102,7 +102,7 @@ impl Relay {
     }
 
     /// Ends the connection with the largest backlog; false if there is none worth it. A phone is
-    /// closed, and cut if it is in the way again; whoever else hoards memory is cut at once.
+    /// closed, and aborted if it is in the way again; whoever else hoards memory is aborted at once.
     fn shed_largest(&mut self, now: Millis) -> bool {
         let Some(key) = self.ledger.largest().or_else(|| self.ledger.any_small()) else {
             return false;
@@ -128,23 +128,23 @@ impl Relay {
     }
 
     /// Charges the connection for `bytes` of half-read or held input, in place of what it was
-    /// charged before. False if there is no room: then the connection has been cut.
+    /// charged before. False if there is no room: then the connection has been aborted.
     pub(super) fn charge_input(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
         let before = self.ledger.charges(key).input as usize;
         self.recharge(now, key, Part::Input, before, bytes)
     }
 
     /// Charges the connection for `bytes` that the shell holds of it, in place of what it was
-    /// charged before. False if there is no room: then the connection has been cut.
+    /// charged before. False if there is no room: then the connection has been aborted.
     pub fn charge_transport(&mut self, now: Millis, key: Key, bytes: usize) -> bool {
         let before = self.ledger.charges(key).transport as usize;
         let charged = self.recharge(now, key, Part::Transport, before, bytes);
         self.settle(now);
-        charged && !self.is_cut(key)
+        charged && !self.is_closed(key)
     }
 
     fn recharge(&mut self, now: Millis, key: Key, part: Part, before: usize, bytes: usize) -> bool {
-        if self.is_cut(key) {
+        if self.is_closed(key) {
             return false;
         }
         if bytes > before && !self.ledger.has_room(bytes - before) {
@@ -155,8 +155,8 @@ impl Relay {
         true
     }
 
-    fn is_cut(&self, key: Key) -> bool {
-        self.connection(key).is_none_or(|connection| matches!(connection.stage, Stage::Cut))
+    fn is_closed(&self, key: Key) -> bool {
+        self.connection(key).is_none_or(|connection| matches!(connection.stage, Stage::Closed))
     }
 
     /// Charges the connection for what its outbox takes now.

@@ -10,13 +10,13 @@
 //! - [`admission`]: who may connect, and how often (chapter 6)
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
-//! - `sessions`: claims, registrations, probes, grace (chapter 3)
+//! - `claims`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `output`: what is queued for a socket, and what the kernel took
 //! - [`ledger`]: what each connection is charged for (chapter 5)
-//! - `memory`: who goes when memory runs short (chapter 5)
+//! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
@@ -29,9 +29,11 @@
 //! # The life of a connection
 //!
 //! [`Relay::accept`] makes a connection, [`Relay::release`] ends it, and its [`Key`] is not reused
-//! in between. Once the relay has said [`Action::Cut`] or [`Action::Part`], the connection is dead to it: the shell
-//! ends the socket, waits until the kernel has returned every buffer, and releases the key.
+//! in between. Once the relay has said [`Action::Abort`] or [`Action::Close`], it has forgotten the
+//! connection: the shell ends the socket, waits until the kernel has returned every buffer, and
+//! releases the key.
 
+mod claims;
 mod closing;
 mod deadlines;
 mod describe;
@@ -42,7 +44,6 @@ mod input;
 mod invariants;
 mod memory;
 mod output;
-mod sessions;
 
 pub mod admission;
 pub mod ahead;
@@ -99,12 +100,12 @@ pub enum Action {
     FinishWriting(Key),
     /// Tell [`Relay::on_unsent`] how many bytes the kernel still holds for the peer.
     CheckUnsent(Key),
-    /// Dead: end the socket both ways, at once and with what the kernel still holds for it
-    /// (a reset), then [`Relay::release`].
-    Cut(Key),
-    /// Dead, and both sides have said all they had to say: as [`Action::Cut`], but the kernel
-    /// delivers what it still holds.
-    Part(Key),
+    /// Reset the connection at once, drop what the kernel still holds for the peer, then
+    /// [`Relay::release`] it.
+    Abort(Key),
+    /// Close the socket: as [`Action::Abort`], but the kernel delivers what it still holds. Both
+    /// sides have said all they had to say.
+    Close(Key),
     /// Another worker owns the server-id: move the socket there with this, and release the key.
     HandOver {
         /// The connection here.
@@ -112,7 +113,7 @@ pub enum Action {
         /// The owner's number.
         worker: usize,
         /// What the owner needs to go on.
-        ticket: Box<HandOver>,
+        hand_over: Box<HandOver>,
     },
     /// Memory runs short and this worker holds the largest backlog: have it call
     /// [`Relay::shed_under_pressure`].
@@ -248,9 +249,9 @@ impl Relay {
         }
     }
 
-    /// A connection was accepted; its request head is expected next. It is cut at once if its
+    /// A connection was accepted; its request head is expected next. It is aborted at once if its
     /// address has too many that have not come further. Where all addresses together have too many,
-    /// one of them is cut that has waited longest.
+    /// the oldest one of the address that has the most of them is aborted.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
         let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
@@ -259,7 +260,7 @@ impl Relay {
         if let Some(refusal) = refusal {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            self.cut(key);
+            self.abort(key);
         } else {
             let visit = self.visitors.add(key, remote.0.ip().into());
             if let Some(connection) = self.connection_mut(key) {
@@ -271,7 +272,7 @@ impl Relay {
     }
 
     /// The PROXY header of a connection has named the peer. It must come before the first byte of
-    /// the request, and may cut the connection as [`Relay::accept`] may.
+    /// the request, and may abort the connection as [`Relay::accept`] may.
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
         let Some(connection) = self.connection_mut(key) else { return };
         connection.remote = remote;
@@ -280,14 +281,14 @@ impl Relay {
         if let Err(refusal) = named {
             head::log_refusal(remote, None, refusal);
             self.count_refusal(refusal.cause, false);
-            return self.cut(key);
+            return self.abort(key);
         }
         self.visitors.name(visit, remote.0.ip().into());
     }
 
     /// A connection came from another worker, because this one owns its server-id.
-    pub fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
-        let HandOver { remote, pass, upgrade, mut unread } = ticket;
+    pub fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key {
+        let HandOver { remote, pass, upgrade, mut unread } = hand_over;
         let key = self.insert(Connection::new(now, remote, pass));
         self.open(now, key, upgrade, &mut unread);
         self.settle(now);
@@ -297,11 +298,11 @@ impl Relay {
     /// The socket is gone and the kernel holds none of its buffers: the key may be reused.
     pub fn release(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let (is_dead, timer) = (matches!(connection.stage, Stage::Cut), connection.timer);
+        let (is_closed, timer) = (matches!(connection.stage, Stage::Closed), connection.timer);
         self.population.leave(&connection.stage);
         self.wheel.remove(timer);
         self.connections.remove(key.0 as usize);
-        if !is_dead {
+        if !is_closed {
             self.broken("a connection is released that is alive");
         }
     }
@@ -329,7 +330,7 @@ impl Relay {
         into.append(&mut self.actions);
     }
 
-    /// How many connections there are, dead ones that are not released included.
+    /// How many connections there are, closed ones that are not released included.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()

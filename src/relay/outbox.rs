@@ -305,7 +305,7 @@ impl Outbox {
         released
     }
 
-    /// Forgets everything; for a connection that is cut. Returns the charge released. Bytes in
+    /// Forgets everything; for a connection that has ended. Returns the charge released. Bytes in
     /// flight are the kernel's until they come back; they are no longer charged here.
     pub fn clear(&mut self) -> usize {
         std::mem::take(self).charged as usize

@@ -19,7 +19,7 @@ impl Relay {
         let due = now + self.limits.write_timeout_ms;
         let connection = self.connections.get_mut(key.0 as usize)?;
         connection.write_queued = false;
-        if matches!(connection.stage, Stage::Cut) {
+        if matches!(connection.stage, Stage::Closed) {
             return None;
         }
         let has_control = connection.outbox.has_control();
@@ -37,7 +37,7 @@ impl Relay {
     /// failed (`None`), which means that the peer is gone.
     pub fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>) {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        if matches!(connection.stage, Stage::Cut) {
+        if matches!(connection.stage, Stage::Closed) {
             return;
         }
         connection.due.write = NEVER;
@@ -57,7 +57,7 @@ impl Relay {
                     self.resume_phones(now, entry);
                 }
             }
-            Stage::Head(_) | Stage::Moving(_) | Stage::Closing(_) | Stage::Cut => {
+            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {
                 if taken > 0 {
                     connection.note_progress(now + self.limits.close_timeout_ms);
                 }
@@ -135,7 +135,7 @@ impl Relay {
     }
 
     /// Queues a close frame, the last frame of a connection. Without room for it, the connection
-    /// is cut.
+    /// is aborted.
     pub(super) fn push_close(&mut self, key: Key, close: Close) {
         let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + close.reason.len());
         frames::push_close(&mut frame, close);
@@ -153,7 +153,7 @@ impl Relay {
         let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
         if !self.ledger.has_room(connection.outbox.most_growth(frame.len())) {
-            return self.cut(key);
+            return self.abort(key);
         }
         connection.outbox.push_frame(&mut self.spare, frame.len(), payload_bytes, |out| {
             out.extend_from_slice(frame);
@@ -175,14 +175,14 @@ impl Relay {
         true
     }
 
-    /// Queues HTTP bytes. False if there was no room and the connection was cut.
+    /// Queues HTTP bytes. False if there was no room and the connection was aborted.
     pub(super) fn push_http(&mut self, key: Key, bytes: &[u8]) -> bool {
         let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
-        if matches!(connection.stage, Stage::Cut) {
+        if matches!(connection.stage, Stage::Closed) {
             return false;
         }
         if !self.ledger.has_room(connection.outbox.most_growth(bytes.len())) {
-            self.cut(key);
+            self.abort(key);
             return false;
         }
         connection.outbox.push_http(&mut self.spare, bytes);

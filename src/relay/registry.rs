@@ -23,7 +23,7 @@ pub struct Seat(u32);
 
 /// A newcomer's place in the order of claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(u64);
+pub struct ClaimId(u64);
 
 /// Who holds an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Tenure {
         /// The incumbent that is being pinged.
         holder: Key,
         /// Connections that claim the id.
-        newcomers: BTreeMap<Ticket, Key>,
+        newcomers: BTreeMap<ClaimId, Key>,
     },
 }
 
@@ -87,7 +87,7 @@ pub enum Claim {
         /// No probe was under way: ping the holder and arm the timer.
         first: bool,
         /// Names the claim until it is decided or withdrawn.
-        ticket: Ticket,
+        claim_id: ClaimId,
     },
 }
 
@@ -109,8 +109,8 @@ pub enum Departure {
     Grace,
     /// It held the id while others claimed it: the first of them has it now.
     Takeover(Takeover),
-    /// It had no part in the id any more.
-    Nothing,
+    /// It did not hold the id.
+    NotHolder,
 }
 
 /// A newcomer has taken an id that was held.
@@ -130,14 +130,14 @@ pub struct Registry {
     entries: Slab<Entry>,
     max_phones: usize,
     /// Claims that had to wait so far.
-    tickets: u64,
+    claims: u64,
 }
 
 impl Registry {
     /// An empty shard. `hasher` is seeded at random per process: ids are chosen by peers.
     #[must_use]
     pub fn new(hasher: RandomState, max_phones: usize) -> Self {
-        Self { by_id: HashMap::with_hasher(hasher), entries: Slab::new(), max_phones, tickets: 0 }
+        Self { by_id: HashMap::with_hasher(hasher), entries: Slab::new(), max_phones, claims: 0 }
     }
 
     /// Lets this many phones in for each id from now on; those that are there stay.
@@ -178,8 +178,8 @@ impl Registry {
         if let Some(key) = self.by_id.get(id).copied()
             && let Some(entry) = self.entries.get_mut(key.0 as usize)
         {
-            self.tickets += 1;
-            let ticket = Ticket(self.tickets);
+            self.claims += 1;
+            let claim_id = ClaimId(self.claims);
             let claim = match &mut entry.tenure {
                 Tenure::Grace => {
                     entry.tenure = Tenure::Held(claimant);
@@ -188,13 +188,13 @@ impl Registry {
                 }
                 Tenure::Held(holder) => {
                     let holder = *holder;
-                    let newcomers = BTreeMap::from([(ticket, claimant)]);
+                    let newcomers = BTreeMap::from([(claim_id, claimant)]);
                     entry.tenure = Tenure::Probed { holder, newcomers };
-                    Claim::Waiting { holder, first: true, ticket }
+                    Claim::Waiting { holder, first: true, claim_id }
                 }
                 Tenure::Probed { holder, newcomers } => {
-                    newcomers.insert(ticket, claimant);
-                    Claim::Waiting { holder: *holder, first: false, ticket }
+                    newcomers.insert(claim_id, claimant);
+                    Claim::Waiting { holder: *holder, first: false, claim_id }
                 }
             };
             return (key, claim);
@@ -246,25 +246,25 @@ impl Registry {
 
     /// The connection of a binary that held the id is gone.
     pub fn depart(&mut self, key: EntryKey, binary: Key) -> Departure {
-        let Some(entry) = self.entry_mut(key) else { return Departure::Nothing };
+        let Some(entry) = self.entry_mut(key) else { return Departure::NotHolder };
         match &mut entry.tenure {
             Tenure::Held(holder) if *holder == binary => {
                 entry.tenure = Tenure::Grace;
                 Departure::Grace
             }
             Tenure::Probed { holder, .. } if *holder == binary => {
-                self.take_over(key).map_or(Departure::Nothing, Departure::Takeover)
+                self.take_over(key).map_or(Departure::NotHolder, Departure::Takeover)
             }
-            Tenure::Held(_) | Tenure::Probed { .. } | Tenure::Grace => Departure::Nothing,
+            Tenure::Held(_) | Tenure::Probed { .. } | Tenure::Grace => Departure::NotHolder,
         }
     }
 
     /// A newcomer is gone before its claim was decided. True if it was the only one: the probe is
     /// over, disarm the timer. O(log newcomers).
-    pub fn withdraw(&mut self, key: EntryKey, ticket: Ticket) -> bool {
+    pub fn withdraw(&mut self, key: EntryKey, claim_id: ClaimId) -> bool {
         let Some(entry) = self.entry_mut(key) else { return false };
         let Tenure::Probed { holder, newcomers } = &mut entry.tenure else { return false };
-        let is_over = newcomers.remove(&ticket).is_some() && newcomers.is_empty();
+        let is_over = newcomers.remove(&claim_id).is_some() && newcomers.is_empty();
         if is_over {
             entry.tenure = Tenure::Held(*holder);
         }
@@ -345,10 +345,10 @@ mod tests {
         let (entry, claim) = shard.claim("a", 1);
         assert_eq!(claim, Claim::Granted);
         assert_eq!(shard.claim("b", 2).1, Claim::Granted);
-        let (holder, ticket) = (Key(1), Ticket(1));
-        assert_eq!(shard.claim("a", 3).1, Claim::Waiting { holder, first: true, ticket });
-        let ticket = Ticket(2);
-        assert_eq!(shard.claim("a", 4).1, Claim::Waiting { holder, first: false, ticket });
+        let (holder, claim_id) = (Key(1), ClaimId(1));
+        assert_eq!(shard.claim("a", 3).1, Claim::Waiting { holder, first: true, claim_id });
+        let claim_id = ClaimId(2);
+        assert_eq!(shard.claim("a", 4).1, Claim::Waiting { holder, first: false, claim_id });
         assert_eq!(shard.0.holder_lives(entry), [Key(3), Key(4)]);
         assert_eq!(shard.register("a", 5), Registration::Registered(entry, Seat(0)));
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Grace);
@@ -364,10 +364,10 @@ mod tests {
         for newcomer in 2..=4 {
             shard.claim("a", newcomer);
         }
-        assert!(!shard.0.withdraw(entry, Ticket(1)), "the probe goes on");
+        assert!(!shard.0.withdraw(entry, ClaimId(1)), "the probe goes on");
         let takeover = Takeover { winner: Key(3), losers: vec![Key(4)], phones: vec![Key(9)] };
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Takeover(takeover));
-        assert_eq!(shard.0.depart(entry, Key(1)), Departure::Nothing);
+        assert_eq!(shard.0.depart(entry, Key(1)), Departure::NotHolder);
         assert_eq!(shard.0.entry(entry).unwrap().tenure, Tenure::Held(Key(3)));
     }
 
@@ -376,7 +376,7 @@ mod tests {
         let mut shard = Shard::new();
         let (entry, _) = shard.claim("a", 1);
         shard.claim("a", 2);
-        assert!(shard.0.withdraw(entry, Ticket(1)) && !shard.0.withdraw(entry, Ticket(1)));
+        assert!(shard.0.withdraw(entry, ClaimId(1)) && !shard.0.withdraw(entry, ClaimId(1)));
         assert_eq!(shard.0.take_over(entry), None);
         assert_eq!(shard.0.depart(entry, Key(1)), Departure::Grace);
     }

@@ -30,7 +30,7 @@ struct World {
     appetite: HashMap<Key, usize>,
     /// Bytes that the kernel holds for a peer; none if it is not here.
     unsent: HashMap<Key, usize>,
-    cut: Vec<Key>,
+    ended: Vec<Key>,
     finished: Vec<Key>,
     moved: Vec<(Key, usize, Vec<u8>)>,
     /// Workers that were asked to shed.
@@ -66,7 +66,7 @@ impl World {
         });
         let nothing = (HashMap::new(), HashMap::new(), HashMap::new());
         let (received, appetite, unsent) = nothing;
-        let (cut, finished, moved, asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (ended, finished, moved, asked) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Self {
             relay,
             budget,
@@ -75,7 +75,7 @@ impl World {
             received,
             appetite,
             unsent,
-            cut,
+            ended,
             finished,
             moved,
             asked,
@@ -148,8 +148,8 @@ impl World {
             for action in actions {
                 match action {
                     Action::Write(key) => self.write(key),
-                    Action::Cut(key) | Action::Part(key) => {
-                        self.cut.push(key);
+                    Action::Abort(key) | Action::Close(key) => {
+                        self.ended.push(key);
                         self.relay.release(key);
                     }
                     Action::FinishWriting(key) => self.finished.push(key),
@@ -157,9 +157,9 @@ impl World {
                         let bytes = self.unsent.get(&key).copied().unwrap_or(0);
                         self.relay.on_unsent(self.now, key, bytes);
                     }
-                    Action::HandOver { key, worker, ticket } => {
+                    Action::HandOver { key, worker, hand_over } => {
                         self.relay.release(key);
-                        self.moved.push((key, worker, ticket.unread));
+                        self.moved.push((key, worker, hand_over.unread));
                     }
                     Action::AskToShed(worker) => self.asked.push(worker),
                     Action::Read(_) | Action::Wake(_) => {}
@@ -447,9 +447,9 @@ fn a_holder_that_cannot_be_told_of_a_phones_end_is_cut() {
     let half = &masked(1, &[b' '; 5000])[..1508];
     world.bytes(hoarder, half);
     assert!(world.relay.charged_bytes() > 3000, "{}", world.relay.charged_bytes());
-    assert_eq!(world.cut, []);
+    assert_eq!(world.ended, []);
     world.end(phone);
-    assert!(world.cut.contains(&binary), "it believed in a phone that is not there");
+    assert!(world.ended.contains(&binary), "it believed in a phone that is not there");
     assert_eq!(world.counts(), (0, 1));
 }
 
@@ -487,12 +487,12 @@ fn a_closing_connection_stays_as_long_as_bytes_leave_the_kernel() {
     for unsent in [8000, 6000, 6000, 6000, 4000, 2000, 1] {
         world.pass(1100);
         world.unsent.insert(slow, unsent);
-        assert!(!world.cut.contains(&slow), "{unsent}");
+        assert!(!world.ended.contains(&slow), "{unsent}");
     }
-    assert_eq!(world.cut, [stuck], "it had the close timeout");
+    assert_eq!(world.ended, [stuck], "it had the close timeout");
     world.unsent.insert(slow, 0);
     world.pass(2500);
-    assert_eq!(world.cut, [stuck, slow]);
+    assert_eq!(world.ended, [stuck, slow]);
 }
 
 #[test]
@@ -547,9 +547,9 @@ fn a_write_without_progress_costs_the_connection() {
         world.relay.begin_write(world.now, binary).unwrap()
     };
     world.pass(9_900);
-    assert!(world.cut.is_empty());
+    assert!(world.ended.is_empty());
     world.pass(200);
-    assert_eq!(world.cut, [binary]);
+    assert_eq!(world.ended, [binary]);
     assert_eq!(world.counts(), (0, 1), "and grace has begun");
     drop(write);
 }
@@ -588,10 +588,10 @@ fn a_budget_that_is_full_costs_its_hoarder_and_nobody_a_ping() {
     };
     let hoarded_bytes = hoard(1 << 20).0.relay.charged_bytes();
     let (mut world, quiet, hoarder) = hoard(hoarded_bytes + 60);
-    assert!(world.cut.is_empty(), "it fits, and a ping does not");
+    assert!(world.ended.is_empty(), "it fits, and a ping does not");
     world.pass(2000);
     assert!(world.frames(quiet).iter().any(|(opcode, _)| *opcode == PING));
-    assert_eq!(world.cut, [hoarder]);
+    assert_eq!(world.ended, [hoarder]);
 }
 
 #[test]
@@ -605,7 +605,7 @@ fn nobody_pays_for_a_connection_that_has_paid_itself() {
     let message = masked(1, &vec![b' '; 100_000]);
     world.bytes(hoarder, &message[..10_000]);
     world.bytes(hoarder, &message[10_000..72_000]);
-    assert_eq!(world.cut, [hoarder]);
+    assert_eq!(world.ended, [hoarder]);
     assert!(world.relay.connection(slow).is_some_and(|c| c.is_open()));
 }
 
@@ -631,11 +631,11 @@ fn the_largest_backlog_of_the_process_goes_first_whoever_holds_it() {
         hoarders.bytes(phone, &half[..80_000]);
     }
     let there_before = hoarders.counts().1;
-    assert!(hoarders.cut.is_empty() && there_before >= 10);
+    assert!(hoarders.ended.is_empty() && there_before >= 10);
     for number in 1..=60 {
         let phone = small.phone(&here);
         small.bytes(phone, &half[..20_000]);
-        assert!(small.cut.is_empty(), "{number}: eight times as much lives elsewhere");
+        assert!(small.ended.is_empty(), "{number}: eight times as much lives elsewhere");
         // The mail takes its time: one request is under way, however many messages come.
         if number % 3 == 0
             && let Some(worker) = small.asked.pop()
@@ -677,7 +677,7 @@ fn workers_that_have_nothing_to_give_do_not_ask_each_other_without_end() {
         }
     }
     assert_eq!((first.asked.len(), second.asked.len()), (0, 0), "they go on asking");
-    assert!(first.cut.is_empty() && second.cut.is_empty(), "neither has to pay");
+    assert!(first.ended.is_empty() && second.ended.is_empty(), "neither has to pay");
 }
 
 #[test]
@@ -694,7 +694,7 @@ fn half_read_messages_are_charged_and_have_a_deadline() {
     assert_eq!(world.counts(), (1, 1));
     world.pass(1100);
     assert_eq!(world.counts(), (1, 0), "30 s after its first byte, however it dribbles");
-    assert!(world.cut.contains(&phone));
+    assert!(world.ended.contains(&phone));
     assert_eq!(world.relay.charged_bytes(), 0);
 }
 
@@ -721,7 +721,7 @@ fn whose_keys_are_used_up_is_told_once_and_may_come_again() {
     let visitor = world.connect();
     world.relay.on_transport_used_up(world.now, visitor);
     world.settle();
-    assert!(!world.cut.contains(&visitor));
+    assert!(!world.ended.contains(&visitor));
 }
 
 #[test]
@@ -731,9 +731,9 @@ fn a_head_has_its_time_and_an_idle_connection_none() {
     world.pass(4000);
     world.bytes(slow, b"GET / HT");
     world.pass(900);
-    assert!(world.cut.is_empty());
+    assert!(world.ended.is_empty());
     world.pass(200);
-    assert_eq!(world.cut, [silent]);
+    assert_eq!(world.ended, [silent]);
     assert!(world.received[&slow].starts_with(b"HTTP/1.1 408 "));
     world.pass(6000);
     assert_eq!(world.relay.connections(), 0);
@@ -770,7 +770,7 @@ fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
         let received = world.received.remove(&peer).unwrap();
         let text = String::from_utf8(received).unwrap();
         assert_eq!(text.matches("HTTP/1.1 200 OK").count(), asked - 1);
-        assert_eq!(world.cut.contains(&peer), end);
+        assert_eq!(world.ended.contains(&peer), end);
         if !end {
             world.received.insert(peer, Vec::new());
             world.bytes(peer, &health[health.len() - 10..]);
@@ -785,9 +785,9 @@ fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
     world.bytes(peer, &head("/healthz", "-").into_bytes().repeat(100));
     let _write = world.relay.begin_write(0, peer).unwrap();
     world.pass(9_900);
-    assert!(world.cut.is_empty());
+    assert!(world.ended.is_empty());
     world.pass(200);
-    assert_eq!(world.cut, [peer]);
+    assert_eq!(world.ended, [peer]);
 }
 
 #[test]
@@ -796,23 +796,23 @@ fn who_is_to_be_handed_over_has_its_time_for_that() {
     let id = (0..).map(|n| format!("id-{n}")).find(|id| {
         world.relay.owners.owner_of(&ServerId::from_header(id.as_bytes()).unwrap()) == 1
     });
-    let moving = |world: &mut World| {
+    let handing_over = |world: &mut World| {
         let peer = world.connect();
         world.appetite.insert(peer, 10);
         world.pass(4000);
         let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
         world.bytes(peer, requests.as_bytes());
-        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::Moving(_)));
+        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::HandingOver(_)));
         peer
     };
-    let [slow, stuck] = [(); 2].map(|()| moving(&mut world));
+    let [slow, stuck] = [(); 2].map(|()| handing_over(&mut world));
     world.pass(900);
     world.feed(slow);
     assert_eq!(world.moved.len(), 1);
     world.pass(4000);
-    assert!(world.cut.is_empty());
+    assert!(world.ended.is_empty());
     world.pass(200);
-    assert_eq!(world.cut, [stuck]);
+    assert_eq!(world.ended, [stuck]);
 }
 
 #[test]
@@ -824,19 +824,19 @@ fn those_who_wait_for_their_upgrade_are_no_more_than_there_is_room_for() {
     let [refused, served, silent] = [(); 3].map(|()| world.connect());
     world.bytes(refused, b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");
     world.bytes(served, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert!(world.cut.is_empty());
+    assert!(world.ended.is_empty());
     // Who was answered and has not gone still has its socket.
     world.connect();
     world.settle();
-    assert_eq!(world.cut, [refused]);
+    assert_eq!(world.ended, [refused]);
     world.end(served);
     let phone = world.phone("id");
     world.connect();
     world.settle();
-    assert_eq!(world.cut, [refused, served], "who has gone, or is upgraded, is not counted");
+    assert_eq!(world.ended, [refused, served], "who has gone, or is upgraded, is not counted");
     world.connect();
     world.settle();
-    assert_eq!(world.cut, [refused, served, silent]);
+    assert_eq!(world.ended, [refused, served, silent]);
     assert_eq!(world.relay.visitors.len(), 3);
     assert!(world.relay.is_open(binary) && world.relay.is_open(phone));
 }
@@ -873,7 +873,7 @@ fn shutting_down_tells_everyone_once_and_waits_behind_no_outbox() {
     world.text(binary, &format!(r#"{{"conn_id":"{id}","close_code":4000}}"#));
     world.relay.shut_down(world.now);
     world.settle();
-    assert_eq!(world.cut, [waiting]);
+    assert_eq!(world.ended, [waiting]);
     assert_eq!(world.closed(binary), pair(1001, "shutting down"));
     world.feed(phone);
     let frames = world.frames(phone);
@@ -909,8 +909,8 @@ fn a_peer_that_cannot_be_understood_may_still_answer_our_close() {
     world.send(polite, CLOSE, &[3, 0xea]);
     assert_eq!(world.finished, [polite]);
     world.pass(Limits::default().close_timeout_ms + 10);
-    world.cut.sort();
-    assert_eq!(world.cut, [silent, polite]);
+    world.ended.sort();
+    assert_eq!(world.ended, [silent, polite]);
     assert!(world.texts(binary).iter().all(|notice| notice.ends_with(r#""close_code":1001}"#)));
 }
 
@@ -923,7 +923,7 @@ fn a_ping_amid_the_fragments_of_a_message_does_not_give_it_more_time() {
     world.pass(half);
     world.send(phone, PING, b"");
     world.pass(half + 10);
-    assert_eq!(world.cut, [phone]);
+    assert_eq!(world.ended, [phone]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Connections of a worker that are not upgraded: who goes where there are too many.
+//! Connections of a worker that are not upgraded, and which is aborted where there are too many.
 //!
-//! The one that has waited longest goes: of an address that has most of them, or of all where none
-//! has more than one. So those who dial again and again drive out one another, and not somebody
-//! whose handshake takes a few round trips.
+//! That is the one that has waited longest: of an address that has most of them, or of all where none
+//! has more than one. So an address that opens many only displaces its own, and not a peer whose
+//! handshake takes a few round trips.
 //!
 //! Lists through a slab, and addresses sorted by how many they have: each operation is O(1), and it
 //! takes memory for those alone that are there.
@@ -100,7 +100,7 @@ pub struct Visitors {
 }
 
 impl Visitors {
-    /// Nobody is there. `hasher` must be of random seeds: addresses are chosen by peers.
+    /// Empty. `hasher` must be of random seeds: addresses are chosen by peers.
     #[must_use]
     pub fn new(hasher: RandomState) -> Self {
         let of_address = HashMap::with_hasher(hasher);
@@ -180,9 +180,9 @@ impl Visitors {
         self.by_number.pop_if(|most| most.is_empty());
     }
 
-    /// Who goes, if there may be `most`, at least one; `None` if there is room.
+    /// Which one to abort, if at most `most` are allowed, at least one; `None` if there is room.
     #[must_use]
-    pub fn one_too_many(&self, most: usize) -> Option<Key> {
+    pub fn eviction_candidate(&self, most: usize) -> Option<Key> {
         if self.all.len <= most.max(1) {
             return None;
         }
@@ -225,7 +225,7 @@ mod tests {
         let mut there = HashMap::new();
         let mut come = |visitors: &mut Visitors, number: u32, from: u8| {
             there.insert(Key(number), visitors.add(Key(number), address(from)));
-            let goes = visitors.one_too_many(20);
+            let goes = visitors.eviction_candidate(20);
             if let Some(goes) = goes {
                 visitors.remove(there.remove(&goes).unwrap());
             }
@@ -243,8 +243,8 @@ mod tests {
         assert_eq!(visitors.len(), 20);
         // Where nobody has more than another, who has waited longest goes.
         assert_eq!(come(&mut visitors, 1016, 100), Some(Key(0)));
-        assert_eq!(visitors.one_too_many(20), None);
-        assert!(visitors.one_too_many(19).unwrap().0 < 1000);
+        assert_eq!(visitors.eviction_candidate(20), None);
+        assert!(visitors.eviction_candidate(19).unwrap().0 < 1000);
     }
 
     proptest! {
@@ -281,7 +281,7 @@ mod tests {
                 prop_assert_eq!(visitors.of_address.len(), addresses);
                 let greatest = numbers.iter().max().copied().unwrap();
                 prop_assert_eq!(visitors.by_number.len(), greatest);
-                let goes = visitors.one_too_many(most);
+                let goes = visitors.eviction_candidate(most);
                 prop_assert_eq!(goes.is_some(), plain.len() > most.max(1));
                 let Some(goes) = goes else { continue };
                 let (.., from, _) = *plain.iter().find(|visit| visit.1 == goes).unwrap();

@@ -32,7 +32,7 @@ struct State {
 }
 
 impl Queue {
-    /// A queue to stderr. Where no thread can be had, lines count as dropped once it is full.
+    /// A queue to stderr. Where no thread can be started, lines count as dropped once it is full.
     pub(super) fn to_stderr() -> Arc<Self> {
         let queue = Arc::new(Self::default());
         let for_thread = queue.clone();
@@ -76,7 +76,7 @@ impl Queue {
         let _ = self.changed.wait_timeout_while(self.state(), patience, pending);
     }
 
-    /// Writes for ever. What `output` refuses is lost: there is nowhere to say so.
+    /// Writes until the process ends. What `output` refuses is lost: there is nowhere to report it.
     fn write_all(&self, output: &mut impl io::Write) {
         let mut lines = Vec::new();
         loop {

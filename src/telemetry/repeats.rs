@@ -69,7 +69,7 @@ impl Repeats {
 
     /// Whether it is as good as new: forgetting it changes nothing.
     #[must_use]
-    pub fn is_whole(&self, now_ms: u64) -> bool {
+    pub fn is_idle(&self, now_ms: u64) -> bool {
         self.omitted == 0 && self.whole_at_ms <= now_ms
     }
 }
@@ -113,8 +113,8 @@ mod tests {
         let mut repeats = Repeats::default();
         while repeats.admit(RATE, 0, 1) {}
         assert_eq!(repeats.take(RATE, 1), Some(1));
-        assert!(!repeats.is_whole(4 * RATE.refill_ms - 1));
-        assert!(repeats.is_whole(4 * RATE.refill_ms));
+        assert!(!repeats.is_idle(4 * RATE.refill_ms - 1));
+        assert!(repeats.is_idle(4 * RATE.refill_ms));
         let now_ms = 4 * RATE.refill_ms;
         assert_eq!((0..10).filter(|_| repeats.admit(RATE, now_ms, 1)).count(), 3);
     }

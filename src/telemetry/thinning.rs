@@ -6,9 +6,9 @@
 //! that says how many there were besides ([`Repeats`]).
 //!
 //! Memory is fixed: a table of [`SETS`] sets of [`WAYS`] keys, without eviction, so that nobody's
-//! many keys take another's place. All keys of one network (IPv4: /24, IPv6: /48) and call site
+//! many keys take another's slot. All keys of one network (IPv4: /24, IPv6: /48) and call site
 //! share two sets; an attacker fills no others, however many addresses it has there. A key that
-//! finds no place draws on what its call site may write for all such keys together.
+//! has no slot draws on what its call site may write for all such keys together.
 
 use super::repeats::{Rate, Repeats};
 use super::subject::{Peer, Subject};
@@ -20,9 +20,9 @@ use tracing::{Level, Metadata};
 /// Lines of one key: twenty at once, which is more than the phones of one binary are by default,
 /// and one a minute.
 const OF_KEY: Rate = Rate { burst: 20, refill_ms: 60_000 };
-/// Lines of one call site, of all keys that found no place: everybody who reconnects after a
+/// Lines of one call site, of all keys that found no slot: everybody who reconnects after a
 /// restart has one.
-const WITHOUT_PLACE: Rate = Rate { burst: 10_000, refill_ms: 1000 };
+const WITHOUT_SLOT: Rate = Rate { burst: 10_000, refill_ms: 1000 };
 const SETS: usize = 1024;
 const WAYS: usize = 4;
 
@@ -30,14 +30,14 @@ const WAYS: usize = 4;
 pub(super) struct Thinning {
     hasher: RandomState,
     /// [`SETS`] times [`WAYS`].
-    places: Vec<Place>,
+    slots: Vec<Slot>,
     /// There is one for each call site that was reached, so the code bounds them.
     sites: HashMap<Identifier, Site, RandomState>,
 }
 
-/// A place for one key, free if its repeats are whole.
+/// A slot for one key, free if its repeats are whole.
 #[derive(Default)]
-struct Place {
+struct Slot {
     key: u64,
     repeats: Repeats,
     /// Whom to name when it is told how many were left out; there is one while some are.
@@ -47,7 +47,7 @@ struct Place {
 struct Site {
     level: Level,
     event: String,
-    without_place: Repeats,
+    without_slot: Repeats,
 }
 
 /// What was counted and not logged.
@@ -68,8 +68,8 @@ impl Thinning {
     pub(super) fn new([a, b, c, d]: [u64; 4]) -> Self {
         let hasher = RandomState::with_seeds(a, b, c, d);
         let sites = HashMap::with_hasher(hasher.clone());
-        let places = std::iter::repeat_with(Place::default).take(SETS * WAYS).collect();
-        Self { hasher, places, sites }
+        let slots = std::iter::repeat_with(Slot::default).take(SETS * WAYS).collect();
+        Self { hasher, slots, sites }
     }
 
     /// Whether this event is to be logged. `event` is asked for its name where its call site is new.
@@ -82,8 +82,8 @@ impl Thinning {
     ) -> bool {
         let (at, level) = (site.callsite(), *site.level());
         let known = self.sites.entry(at.clone()).or_insert_with(|| {
-            let without_place = Repeats::default();
-            Site { level, event: event(), without_place }
+            let without_slot = Repeats::default();
+            Site { level, event: event(), without_slot }
         });
         let (peer, name) = (subject.peer, subject.name());
         let key = self.hasher.hash_one((&at, peer, name, subject.cause()));
@@ -91,12 +91,12 @@ impl Thinning {
             Some(peer) => self.hasher.hash_one((&at, peer.network())),
             None => self.hasher.hash_one((&at, name)),
         };
-        let Some(place) = place_of(&mut self.places, now_ms, key, sets) else {
-            return known.without_place.admit(WITHOUT_PLACE, now_ms, subject.times);
+        let Some(slot) = slot_of(&mut self.slots, now_ms, key, sets) else {
+            return known.without_slot.admit(WITHOUT_SLOT, now_ms, subject.times);
         };
-        let is_admitted = place.repeats.admit(OF_KEY, now_ms, subject.times);
-        if !is_admitted && place.omitted.is_none() {
-            place.omitted = Some(Box::new(Omitted {
+        let is_admitted = slot.repeats.admit(OF_KEY, now_ms, subject.times);
+        if !is_admitted && slot.omitted.is_none() {
+            slot.omitted = Some(Box::new(Omitted {
                 level,
                 event: known.event.clone(),
                 name: name.map(|(key, value)| (key, value.to_owned())),
@@ -114,15 +114,15 @@ impl Thinning {
             if all { repeats.take(rate, now_ms) } else { repeats.take_due(rate, now_ms) }
         };
         let mut told = Vec::new();
-        for place in &mut self.places {
-            if let Some(count) = take(&mut place.repeats, OF_KEY)
-                && let Some(omitted) = place.omitted.take()
+        for slot in &mut self.slots {
+            if let Some(count) = take(&mut slot.repeats, OF_KEY)
+                && let Some(omitted) = slot.omitted.take()
             {
                 told.push(Omitted { count, ..*omitted });
             }
         }
-        for Site { level, event, without_place } in self.sites.values_mut() {
-            if let Some(count) = take(without_place, WITHOUT_PLACE) {
+        for Site { level, event, without_slot } in self.sites.values_mut() {
+            if let Some(count) = take(without_slot, WITHOUT_SLOT) {
                 let (level, event) = (*level, event.clone());
                 let cause = String::new();
                 told.push(Omitted { level, event, name: None, remote: None, cause, count });
@@ -132,27 +132,27 @@ impl Thinning {
     }
 }
 
-/// The key's place in one of its two sets, or else a free one in the emptier of them.
-fn place_of(places: &mut [Place], now_ms: u64, key: u64, sets: u64) -> Option<&mut Place> {
+/// The key's slot in one of its two sets, or else a free one in the emptier of them.
+fn slot_of(slots: &mut [Slot], now_ms: u64, key: u64, sets: u64) -> Option<&mut Slot> {
     let (one, other) = (sets as usize % SETS, (sets >> 32) as usize % SETS);
     let ways = |set: usize| set * WAYS..(set + 1) * WAYS;
     let count_free = |set: usize| {
-        let set = places.get(ways(set)).unwrap_or_default();
-        set.iter().filter(|place| place.repeats.is_whole(now_ms)).count()
+        let set = slots.get(ways(set)).unwrap_or_default();
+        set.iter().filter(|slot| slot.repeats.is_idle(now_ms)).count()
     };
-    let find = |what: &dyn Fn(&Place) -> bool, set: usize| {
-        ways(set).find(|at| places.get(*at).is_some_and(what))
+    let find = |what: &dyn Fn(&Slot) -> bool, set: usize| {
+        ways(set).find(|at| slots.get(*at).is_some_and(what))
     };
-    let is_its = |place: &Place| place.key == key && !place.repeats.is_whole(now_ms);
+    let is_its = |slot: &Slot| slot.key == key && !slot.repeats.is_idle(now_ms);
     let at = find(&is_its, one).or_else(|| find(&is_its, other)).or_else(|| {
         let emptier = if count_free(one) >= count_free(other) { one } else { other };
-        find(&|place: &Place| place.repeats.is_whole(now_ms), emptier)
+        find(&|slot: &Slot| slot.repeats.is_idle(now_ms), emptier)
     })?;
-    let place = places.get_mut(at)?;
-    if place.key != key {
-        *place = Place { key, ..Place::default() };
+    let slot = slots.get_mut(at)?;
+    if slot.key != key {
+        *slot = Slot { key, ..Slot::default() };
     }
-    Some(place)
+    Some(slot)
 }
 
 #[cfg(test)]
@@ -255,7 +255,7 @@ mod tests {
     /// Ten thousand ids of one address do not hide another address, nor do all addresses of a
     /// network of IPv6; and the whole is bounded.
     #[test]
-    fn many_identities_of_one_network_take_no_others_place() {
+    fn many_identities_of_one_network_take_no_others_slot() {
         let times = Times::new();
         let ids = || {
             for id in 0..100_000 {
@@ -268,7 +268,7 @@ mod tests {
                 tls_failed(&format!("[2001:db8:0:{low:x}:{high:x}::1]:9"));
             }
         };
-        let bound = WITHOUT_PLACE.burst + 2 * WAYS as u64 * OF_KEY.burst;
+        let bound = WITHOUT_SLOT.burst + 2 * WAYS as u64 * OF_KEY.burst;
         let (ids, hosts) = (times.written(0, ids), times.written(0, hosts));
         assert!(ids <= bound && hosts <= bound, "{ids} {hosts}");
         let mut seen = 0;
@@ -294,7 +294,7 @@ mod tests {
                 }
             }
         };
-        let bound = (SETS * WAYS) as u64 * OF_KEY.burst + WITHOUT_PLACE.burst;
+        let bound = (SETS * WAYS) as u64 * OF_KEY.burst + WITHOUT_SLOT.burst;
         let written = times.written(0, attack);
         assert!((SETS * WAYS) as u64 <= written && written <= bound, "{written}");
         let after_all = || (0..1000).for_each(|_| tls_failed("203.0.113.1:9"));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_free_again_once_its_key_is_quiet() {
+    fn a_slot_is_free_again_once_its_key_is_quiet() {
         let times = Times::new();
         for minute in 0..10_000 {
             let at = minute * OF_KEY.refill_ms;
@@ -316,6 +316,6 @@ mod tests {
             assert_eq!(times.written(at, one), 1, "{minute}");
         }
         let thinning = &times.0.lock().unwrap().0;
-        assert_eq!(thinning.places.iter().filter(|place| place.key != 0).count(), 1);
+        assert_eq!(thinning.slots.iter().filter(|slot| slot.key != 0).count(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Taking in what connects, and resting from it where descriptors or memory have run out.
+//! Accepting connections, and pausing that while descriptors or memory have run out.
 
 use super::Worker;
 use super::core::Core;
@@ -15,29 +15,30 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use tracing::error;
 
-/// Connections that may be accepted in one turn: a storm starves nobody, and of those that came
-/// with it, the first have their requests read before the last are counted.
-pub(super) const AT_ONCE: usize = 16;
-/// How long accepting rests when descriptors or memory have run out.
-const REST_MS: Millis = 100;
-/// How long it is not said again that it does.
-const SILENCE_MS: Millis = 60_000;
+/// Accepts that are queued at a time, and so the most connections that one turn takes in: a storm
+/// starves nobody, and of those that came with it, the first have their requests read before the
+/// last are counted.
+pub(super) const ACCEPTS_IN_FLIGHT: usize = 16;
+/// How long accepting pauses when descriptors or memory have run out.
+const PAUSE_MS: Millis = 100;
+/// The least time between two log lines about that.
+const LOG_INTERVAL_MS: Millis = 60_000;
 
 /// Whether connections are accepted.
 #[derive(Debug, Default)]
 pub(super) struct Accepting {
-    /// It rests until then.
-    rests_until: Option<Millis>,
-    /// How many accepts have failed since, and are to be started again.
-    resting: usize,
-    /// When it was last said that it rests.
-    rest_said: Option<Millis>,
+    /// Accepting is paused until then.
+    paused_until: Option<Millis>,
+    /// Accepts that have failed since, to be queued again.
+    failed_accepts: usize,
+    /// When a pause was last logged.
+    pause_logged_at: Option<Millis>,
 }
 
 impl Accepting {
-    /// When it goes on, if it rests.
-    pub(super) fn rests_until(&self) -> Option<Millis> {
-        self.rests_until
+    /// When accepting resumes, if it is paused.
+    pub(super) fn paused_until(&self) -> Option<Millis> {
+        self.paused_until
     }
 }
 
@@ -45,17 +46,17 @@ impl<C: Core> Worker<C> {
     /// A connection has come, or accepting has failed.
     pub(super) fn on_accepted(&mut self, now: Millis, socket: io::Result<OwnedFd>) {
         match socket {
-            // What came while accepting was being stopped is nobody's any more.
+            // Accepted while the accepts were being cancelled: closed at once.
             Ok(_) if self.listener.is_none() => {}
-            Ok(socket) => self.take_in(now, socket.into()),
-            Err(error) if is_exhaustion(&error) => return self.rest_from_accepting(now, &error),
+            Ok(socket) => self.on_connection(now, socket.into()),
+            Err(error) if is_exhaustion(&error) => return self.pause_accepting(now, &error),
             // That connection is gone already, or its network is; the next one may not be.
             Err(_) => {}
         }
         self.accept();
     }
 
-    fn take_in(&mut self, now: Millis, socket: Socket) {
+    fn on_connection(&mut self, now: Millis, socket: Socket) {
         self.counters.count(Series::Accepted);
         // It fails where the peer is gone already.
         let Ok(Some(address)) = socket.peer_addr().map(|address| address.as_socket()) else {
@@ -71,23 +72,23 @@ impl<C: Core> Worker<C> {
         self.adopt(key, link);
     }
 
-    fn rest_from_accepting(&mut self, now: Millis, error: &io::Error) {
-        self.accepting.resting += 1;
-        if self.accepting.rests_until.is_some() {
+    fn pause_accepting(&mut self, now: Millis, error: &io::Error) {
+        self.accepting.failed_accepts += 1;
+        if self.accepting.paused_until.is_some() {
             return;
         }
         self.counters.count(Series::AcceptPauses);
-        self.accepting.rests_until = Some(now + REST_MS);
-        if self.accepting.rest_said.is_none_or(|said| now - said >= SILENCE_MS) {
-            self.accepting.rest_said = Some(now);
+        self.accepting.paused_until = Some(now + PAUSE_MS);
+        if self.accepting.pause_logged_at.is_none_or(|said| now - said >= LOG_INTERVAL_MS) {
+            self.accepting.pause_logged_at = Some(now);
             error!(err = %error, "accept_paused");
         }
     }
 
-    /// Accepts again where accepting has rested long enough.
-    pub(super) fn accept_after_rest(&mut self, now: Millis) {
-        if self.accepting.rests_until.take_if(|until| *until <= now).is_some() {
-            for _ in 0..std::mem::take(&mut self.accepting.resting) {
+    /// Accepts again once the pause is over.
+    pub(super) fn resume_accepting(&mut self, now: Millis) {
+        if self.accepting.paused_until.take_if(|until| *until <= now).is_some() {
+            for _ in 0..std::mem::take(&mut self.accepting.failed_accepts) {
                 self.accept();
             }
         }
@@ -102,7 +103,7 @@ impl<C: Core> Worker<C> {
 
     /// Accepts no more, and closes the listener.
     pub(super) fn stop_accepting(&mut self) {
-        self.accepting.rests_until = None;
+        self.accepting.paused_until = None;
         if let Some(listener) = self.listener.take() {
             // At once, for accepts that are under way keep it open: the worker may end before the
             // kernel has heard that they are to stop. It fails for no socket that listens.

@@ -1,4 +1,4 @@
-//! What the shell asks of whoever decides.
+//! What the shell asks of the sans-IO core.
 
 use crate::config::Limits;
 use crate::relay::outbox::Write;
@@ -18,7 +18,7 @@ pub trait Core {
     /// See [`Relay::set_remote`].
     fn set_remote(&mut self, key: Key, remote: Remote);
     /// See [`Relay::adopt`].
-    fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key;
+    fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key;
     /// See [`Relay::release`].
     fn release(&mut self, key: Key);
     /// See [`Relay::connections`].
@@ -81,8 +81,8 @@ impl Core for Relay {
     }
 
     #[inline]
-    fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
-        self.adopt(now, ticket)
+    fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key {
+        self.adopt(now, hand_over)
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! A socket and what the kernel is doing with it.
 
 use super::receive::SMALL_BYTES;
-use super::ring::Reading;
+use super::ring::ReceiveMode;
 use super::share::Share;
 use super::tls_link::TlsLink;
 use super::unsent;
@@ -17,23 +17,23 @@ const SMALL_IN_A_ROW: u8 = 8;
 pub(super) struct Link {
     pub(super) socket: Socket,
     /// The receive under way.
-    pub(super) receiving: Option<Reading>,
-    /// It was going on, and the kernel is asked to stop it.
-    pub(super) is_stopping: bool,
+    pub(super) receiving: Option<ReceiveMode>,
+    /// It is multishot, and the kernel is asked to cancel it.
+    pub(super) is_cancelling: bool,
     /// What the next receive is, if the connection may keep on being read.
-    pub(super) next: Reading,
+    pub(super) next: ReceiveMode,
     /// Receives in a row that did not need their large buffer.
     small_in_a_row: u8,
-    /// There was more to receive when the last receive was done.
-    pub(super) has_more: bool,
+    /// There was more to receive when the last receive completed.
+    pub(super) sock_nonempty: bool,
     /// A send is under way.
     pub(super) is_sending: bool,
     /// The kernel did not take the last send whole.
     pub(super) is_slow: bool,
     /// What it may have of each turn.
     pub(super) share: Share,
-    /// Ended; waits for its operations.
-    pub(super) cut: bool,
+    /// Closes once the kernel has no operation on it.
+    pub(super) is_closing: bool,
     /// Reads the PROXY header that must come first, until it has come.
     pub(super) proxy_header: Option<Box<proxy::Reader>>,
     /// Reads the first bytes for TLS, until it is known that they are.
@@ -47,37 +47,37 @@ impl Link {
         Self {
             socket,
             receiving: None,
-            is_stopping: false,
-            next: Reading::On,
+            is_cancelling: false,
+            next: ReceiveMode::Multishot,
             small_in_a_row: 0,
-            has_more: true,
+            sock_nonempty: true,
             is_sending: false,
             is_slow: false,
             share: Share::default(),
-            cut: false,
+            is_closing: false,
             proxy_header: None,
             opening: None,
             tls,
         }
     }
 
-    /// Whether the kernel has something to do with it.
+    /// Whether the kernel has an operation on it.
     pub(super) fn is_busy(&self) -> bool {
         self.receiving.is_some() || self.is_sending
     }
 
     /// A receive brought so many bytes: decides what the next one is.
-    pub(super) fn note_received(&mut self, reading: Reading, bytes: usize) {
+    pub(super) fn note_received(&mut self, mode: ReceiveMode, bytes: usize) {
         if bytes >= SMALL_BYTES as usize {
-            self.next = Reading::Large;
+            self.next = ReceiveMode::OnceLarge;
             self.small_in_a_row = 0;
-        } else if reading == Reading::Large {
+        } else if mode == ReceiveMode::OnceLarge {
             self.small_in_a_row += 1;
             if self.small_in_a_row == SMALL_IN_A_ROW {
-                self.next = Reading::On;
+                self.next = ReceiveMode::Multishot;
             }
-        } else if self.next == Reading::Small {
-            self.next = Reading::On;
+        } else if self.next == ReceiveMode::OnceSmall {
+            self.next = ReceiveMode::Multishot;
         }
     }
 
@@ -97,14 +97,15 @@ impl Link {
         self.tls.is_none() && self.proxy_header.is_none()
     }
 
-    /// Tells a peer whose session ends now that this is no accident, as far as the kernel takes it.
-    pub(super) fn say_goodbye(&mut self) {
+    /// Sends the alert that ends a TLS session in good order (close_notify), as far as the kernel
+    /// takes it at once.
+    pub(super) fn send_close_notify(&mut self) {
         if let Some(tls) = &mut self.tls
             && !self.is_sending
-            && let Some(alert) = tls.goodbye()
+            && let Some(alert) = tls.close_notify()
         {
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            // It matters to no one any more if this fails.
+            // The connection ends either way.
             let _ = self.socket.send_with_flags(&alert, flags);
         }
     }

@@ -12,7 +12,7 @@
 //! - [`listener`]: listening sockets
 //! - [`tls`]: TLS over owned buffers
 //! - `runtime`: the thread's runtime, by which mail comes
-//! - `accept`, `receive`: taking connections in, and reading them
+//! - `accept`, `receive`: accepting connections, and reading them
 //! - `share`: how much of a turn one connection may have
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
@@ -47,7 +47,7 @@ use crate::relay::wakes::Wake;
 use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
 use crate::telemetry;
 use buffers::BufferGroup;
-use ring::{Counts, Done, Outgoing, Ring, Wait};
+use ring::{Completion, Counts, Outgoing, Ring, Wait};
 use runtime::Mailbox;
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
@@ -72,7 +72,7 @@ pub enum Mail {
         /// Its TLS, if it has any.
         tls: Option<Box<TlsLink>>,
         /// Everything else.
-        ticket: Box<HandOver>,
+        hand_over: Box<HandOver>,
     },
     /// Memory runs short, and the addressee holds the largest backlog.
     Shed,
@@ -194,7 +194,7 @@ pub fn run_core<C: Core>(
     rings: Rings,
     make: impl FnOnce(Settings) -> C,
 ) -> io::Result<()> {
-    telemetry::set_core(start.settings.worker);
+    telemetry::set_worker(start.settings.worker);
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
@@ -211,7 +211,7 @@ pub fn run_core<C: Core>(
     })
 }
 
-/// Why a worker has stopped to turn.
+/// Why the loop of a worker has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Served {
     /// The thread's runtime has something to do.
@@ -241,14 +241,14 @@ struct Worker<C> {
     /// Connections whose receive found no free buffer, the longest waiting first.
     starved: VecDeque<Key>,
     /// Connections that have used up their share of a turn, the longest waiting first.
-    waiting: VecDeque<Key>,
+    deferred: VecDeque<Key>,
     /// Connections whose handshakes wait for a step, the longest waiting first.
-    shaking: VecDeque<Key>,
+    handshakes: VecDeque<Key>,
     turn_number: u32,
-    /// The next turn waits for nothing.
-    hurry: bool,
-    /// Connections that wait to be handed over, and until when: the longest waiting first.
-    moving: VecDeque<(Millis, Key)>,
+    /// The next turn does not wait for completions.
+    skip_wait: bool,
+    /// Connections on their way to another worker, with their deadlines, earliest first.
+    handing_over: VecDeque<(Millis, Key)>,
     /// Steps of TLS handshakes that this turn may still take.
     handshakes_left: u32,
     mailbox: Mailbox,
@@ -262,7 +262,7 @@ struct Worker<C> {
     epoch: Instant,
     shutting_down: bool,
     // Kept for their capacity.
-    done: Vec<Done>,
+    completed: Vec<Completion>,
     actions: Vec<Action>,
     warm: Warm,
     /// Connections whose TLS has something to say, with what the core writes in this turn.
@@ -286,7 +286,7 @@ impl<C: Core> Worker<C> {
         ring.watch_runtime(runtime);
         // Or accepting would fail where there is nothing to accept.
         listener.set_nonblocking(false)?;
-        for _ in 0..accept::AT_ONCE {
+        for _ in 0..accept::ACCEPTS_IN_FLIGHT {
             ring.accept(listener.as_raw_fd());
         }
         Ok(Self {
@@ -300,11 +300,11 @@ impl<C: Core> Worker<C> {
             large,
             ring,
             starved: VecDeque::new(),
-            waiting: VecDeque::new(),
-            shaking: VecDeque::new(),
+            deferred: VecDeque::new(),
+            handshakes: VecDeque::new(),
             turn_number: 0,
-            hurry: false,
-            moving: VecDeque::new(),
+            skip_wait: false,
+            handing_over: VecDeque::new(),
             handshakes_left: 0,
             mailbox,
             runtime,
@@ -315,7 +315,7 @@ impl<C: Core> Worker<C> {
             counters,
             epoch,
             shutting_down: false,
-            done: Vec::new(),
+            completed: Vec::new(),
             actions: Vec::new(),
             warm: Warm::default(),
             unflushed: Vec::new(),
@@ -340,53 +340,53 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&mut self) -> Wait {
-        let queues = [&self.starved, &self.waiting, &self.shaking];
+        let queues = [&self.starved, &self.deferred, &self.handshakes];
         let is_busy = queues.iter().any(|queue| !queue.is_empty());
         // What waits behind a quick send goes on when that is over, of which nothing tells.
-        let is_behind = self.core.take_queued_behind() || std::mem::take(&mut self.hurry);
+        let is_behind = self.core.take_queued_behind() || std::mem::take(&mut self.skip_wait);
         if is_behind || is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }
-        let overdue = self.moving.front().map(|(due, _)| *due);
-        let deadlines = [self.core.next_wake_ms(), self.accepting.rests_until(), overdue];
-        let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::ForEver };
+        let overdue = self.handing_over.front().map(|(due, _)| *due);
+        let deadlines = [self.core.next_wake_ms(), self.accepting.paused_until(), overdue];
+        let Some(at) = deadlines.into_iter().flatten().min() else { return Wait::Indefinitely };
         let at = self.epoch + Duration::from_millis(at);
         if at <= Instant::now() { Wait::No } else { Wait::Until(at) }
     }
 
     /// One turn of the loop. What it queues for the ring is submitted by the next one.
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
-        let mut all_done = std::mem::take(&mut self.done);
-        self.ring.turn(&mut all_done, wait)?;
+        let mut completed = std::mem::take(&mut self.completed);
+        self.ring.turn(&mut completed, wait)?;
         let begun = Instant::now();
         let now = begun.duration_since(self.epoch).as_millis() as Millis;
         let forwarded = self.forwarded();
-        let completions = all_done.len() as u64;
+        let completions = completed.len() as u64;
         self.turn_number = self.turn_number.wrapping_add(1);
         self.handshakes_left = receive::HANDSHAKES_PER_TURN;
-        self.read_waiting(now);
-        for done in all_done.drain(..) {
-            match done {
-                Done::Received { key, reading, result, buffer, goes_on, has_more } => {
+        self.read_deferred(now);
+        for completion in completed.drain(..) {
+            match completion {
+                Completion::Received { key, mode, result, buffer, more, sock_nonempty } => {
                     let key = Key(key);
                     if let Some(buffer) = buffer {
-                        self.on_bytes(now, key, reading, buffer, result);
+                        self.on_bytes(now, key, mode, buffer, result);
                     }
-                    self.on_received(now, key, reading, result, (goes_on, has_more));
+                    self.on_received(now, key, mode, result, (more, sock_nonempty));
                 }
-                Done::NotStopped { key } => self.on_not_stopped(Key(key)),
-                Done::Sent { key, outgoing, result } => {
+                Completion::CancelFailed { key } => self.on_cancel_failed(Key(key)),
+                Completion::Sent { key, outgoing, result } => {
                     self.on_sent(now, Key(key), outgoing, result);
                 }
-                Done::Accepted { socket } => self.on_accepted(now, socket),
-                Done::RuntimeReady => self.runtime_ready = true,
+                Completion::Accepted { socket } => self.on_accepted(now, socket),
+                Completion::RuntimeReady => self.runtime_ready = true,
             }
         }
-        self.done = all_done;
+        self.completed = completed;
         self.read_mail(now);
         self.core.on_timers(now);
-        self.accept_after_rest(now);
-        self.end_overdue_moves(now);
+        self.resume_accepting(now);
+        self.end_overdue_hand_overs(now);
         self.carry_out(now);
         self.flush_the_rest();
         for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
@@ -441,8 +441,8 @@ impl<C: Core> Worker<C> {
     fn on_sent(&mut self, now: Millis, key: Key, outgoing: Outgoing, result: i32) {
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
         link.is_sending = false;
-        if link.cut {
-            return self.bury(key);
+        if link.is_closing {
+            return self.close_if_idle(key);
         }
         let Outgoing { buffer, from, to } = outgoing;
         let taken = match result {
@@ -475,20 +475,20 @@ impl<C: Core> Worker<C> {
     }
 
     /// Moves a socket to the worker that owns its server-id.
-    fn hand_over(&mut self, key: Key, worker: usize, ticket: Box<HandOver>) {
+    fn hand_over(&mut self, key: Key, worker: usize, hand_over: Box<HandOver>) {
         let link = self.links.get_mut(key.0 as usize).and_then(Option::take);
         self.core.release(key);
         if let (Some(link), Some(mailbox)) = (link, self.mailboxes.get(worker)) {
-            debug_assert!(!link.is_busy(), "moved while busy");
+            debug_assert!(!link.is_busy(), "handed over while busy");
             // Fails only while the process ends, and then the connection ends too.
-            let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, ticket });
+            let _ = mailbox.send(Mail::HandOver { socket: link.socket, tls: link.tls, hand_over });
         }
     }
 
     fn on_mail(&mut self, now: Millis, mail: Mail) {
         match mail {
-            Mail::HandOver { socket, tls, ticket } => {
-                let key = self.core.adopt(now, *ticket);
+            Mail::HandOver { socket, tls, hand_over } => {
+                let key = self.core.adopt(now, *hand_over);
                 self.adopt(key, Link::new(socket, tls));
                 self.adopt_tls(now, key);
             }
@@ -550,7 +550,7 @@ impl<C: Core> Worker<C> {
                 let bytes = self.link(key).map_or(0, |link| link.unsent_bytes());
                 self.core.on_unsent(now, key, bytes);
             }
-            Action::Cut(key) => {
+            Action::Abort(key) => {
                 if let Some(link) = self.link(key) {
                     // Closing it resets the connection: what waits for a peer that does not read
                     // would stay in the kernel's memory for minutes.
@@ -558,14 +558,14 @@ impl<C: Core> Worker<C> {
                 }
                 self.end(key);
             }
-            Action::Part(key) => {
+            Action::Close(key) => {
                 if let Some(link) = self.link(key) {
-                    link.say_goodbye();
+                    link.send_close_notify();
                 }
                 self.end(key);
             }
-            Action::HandOver { key, worker, ticket } => {
-                self.hand_over_when_flushed(now, key, worker, ticket);
+            Action::HandOver { key, worker, hand_over } => {
+                self.hand_over_when_flushed(now, key, worker, hand_over);
             }
             Action::AskToShed(worker) => {
                 if let Some(mailbox) = self.mailboxes.get(worker) {
@@ -584,20 +584,20 @@ impl<C: Core> Worker<C> {
     fn end(&mut self, key: Key) {
         self.forget_received(key);
         if let Some(link) = self.link(key) {
-            link.cut = true;
+            link.is_closing = true;
             if link.is_busy() {
                 let _ = link.socket.shutdown(Shutdown::Both);
                 // A quick send may be all that it waits for.
-                self.hurry = true;
+                self.skip_wait = true;
             }
         }
-        self.bury(key);
+        self.close_if_idle(key);
     }
 
-    /// Closes the socket of a connection that is cut, once the kernel is through with it.
-    fn bury(&mut self, key: Key) {
+    /// Closes the socket of a connection that has ended, once the kernel has no operation on it.
+    fn close_if_idle(&mut self, key: Key) {
         let Some(slot) = self.links.get_mut(key.0 as usize) else { return };
-        if slot.as_ref().is_some_and(|link| link.cut && !link.is_busy()) {
+        if slot.as_ref().is_some_and(|link| link.is_closing && !link.is_busy()) {
             *slot = None;
             self.core.release(key);
         }

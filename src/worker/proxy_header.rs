@@ -41,7 +41,7 @@ impl<C: Core> Worker<C> {
                 let remote = link.socket.peer_addr().ok().and_then(|address| address.as_socket());
                 info!(
                     remote = remote.map(|remote| display(Remote(remote))),
-                    err = "the peer is to send a PROXY v2 header first, and sent something else",
+                    err = "the connection must begin with a PROXY protocol v2 header, and began with something else",
                     "proxy_header_refused"
                 );
                 self.counters.count(Series::HandshakeProxyHeader);

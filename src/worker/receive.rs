@@ -4,7 +4,7 @@
 use super::Worker;
 use super::buffers::BufferGroup;
 use super::core::Core;
-use super::ring::Reading;
+use super::ring::ReceiveMode;
 use super::share::{Place, Received};
 use crate::metrics::Series;
 use crate::relay::Key;
@@ -60,27 +60,27 @@ impl<C: Core> Worker<C> {
         &mut self,
         now: Millis,
         key: Key,
-        reading: Reading,
+        mode: ReceiveMode,
         buffer: u16,
         result: i32,
     ) {
         let turn = self.turn_number;
-        let place = match reading {
-            Reading::Large => Place::Large(buffer),
-            Reading::On | Reading::Small => Place::Small(buffer),
+        let place = match mode {
+            ReceiveMode::OnceLarge => Place::Large(buffer),
+            ReceiveMode::Multishot | ReceiveMode::OnceSmall => Place::Small(buffer),
         };
         let received = match (usize::try_from(result), self.link(key)) {
-            (Ok(bytes @ 1..), Some(link)) if !link.cut => {
-                link.note_received(reading, bytes);
+            (Ok(bytes @ 1..), Some(link)) if !link.is_closing => {
+                link.note_received(mode, bytes);
                 Received::new(place, bytes)
             }
             _ => return self.give_back(place),
         };
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        if link.share.waits() {
-            link.share.wait_behind(received);
+        if link.share.is_deferred() {
+            link.share.defer_behind(received);
         } else if let Some(rest) = self.read(now, key, received, turn) {
-            self.await_turn(key, rest);
+            self.defer(key, rest);
         }
     }
 
@@ -127,7 +127,7 @@ impl<C: Core> Worker<C> {
             self.charge_tls(now, key);
         }
         let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
-        if let Some(link) = link.filter(|link| !link.cut) {
+        if let Some(link) = link.filter(|link| !link.is_closing) {
             link.share.spend(messages);
             if !left.is_read() {
                 return Some(left);
@@ -154,24 +154,24 @@ impl<C: Core> Worker<C> {
     }
 
     /// The rest of what a connection has sent waits until it has a share of a turn again.
-    fn await_turn(&mut self, key: Key, rest: Received) {
+    fn defer(&mut self, key: Key, rest: Received) {
         let Some(link) = self.link(key) else { return };
-        link.share.wait(rest);
+        link.share.defer(rest);
         match rest.place {
-            Place::Held => self.shaking.push_back(key),
-            _ => self.waiting.push_back(key),
+            Place::Held => self.handshakes.push_back(key),
+            _ => self.deferred.push_back(key),
         }
     }
 
     /// Reads on for connections that had used up their share, each by its share of this turn.
-    pub(super) fn read_waiting(&mut self, now: Millis) {
+    pub(super) fn read_deferred(&mut self, now: Millis) {
         let turn = self.turn_number;
-        for _ in 0..self.shaking.len().min(HANDSHAKES_PER_TURN as usize) {
-            let Some(key) = self.shaking.pop_front() else { break };
+        for _ in 0..self.handshakes.len().min(HANDSHAKES_PER_TURN as usize) {
+            let Some(key) = self.handshakes.pop_front() else { break };
             self.read_on(now, key, turn);
         }
-        for _ in 0..self.waiting.len() {
-            let Some(key) = self.waiting.pop_front() else { return };
+        for _ in 0..self.deferred.len() {
+            let Some(key) = self.deferred.pop_front() else { return };
             self.read_on(now, key, turn);
         }
     }
@@ -179,12 +179,12 @@ impl<C: Core> Worker<C> {
     fn read_on(&mut self, now: Millis, key: Key, turn: u32) {
         while let Some(received) = self.link(key).and_then(|link| link.share.next()) {
             if let Some(rest) = self.read(now, key, received, turn) {
-                return self.await_turn(key, rest);
+                return self.defer(key, rest);
             }
         }
         let Some(link) = self.link(key) else { return };
-        match link.share.end_waiting() {
-            Some(end) if !link.cut => self.core.on_end(now, key, end.is_clean),
+        match link.share.take_end() {
+            Some(end) if !link.is_closing => self.core.on_end(now, key, end.is_clean),
             _ => self.receive(key),
         }
     }
@@ -204,31 +204,32 @@ impl<C: Core> Worker<C> {
         }
     }
 
-    /// A receive has completed, or goes on; the core has what it brought.
+    /// A receive has completed, or one completion of a multishot receive has come; the core has what
+    /// it brought.
     pub(super) fn on_received(
         &mut self,
         now: Millis,
         key: Key,
-        reading: Reading,
+        mode: ReceiveMode,
         result: i32,
-        (goes_on, has_more): (bool, bool),
+        (more, sock_nonempty): (bool, bool),
     ) {
         let Some(link) = self.link(key) else { return };
-        debug_assert_eq!(link.receiving, Some(reading), "a receive that nobody started");
-        link.has_more = has_more;
-        if goes_on {
+        debug_assert_eq!(link.receiving, Some(mode), "a receive that nobody started");
+        link.sock_nonempty = sock_nonempty;
+        if more {
             return self.stop_if_unwanted(key);
         }
         link.receiving = None;
-        link.is_stopping = false;
-        if link.cut {
-            return self.bury(key);
+        link.is_cancelling = false;
+        if link.is_closing {
+            return self.close_if_idle(key);
         }
         match result {
             1.. => self.receive(key),
             0 => self.on_end(now, key, true),
             _ => match -result {
-                libc::ENOBUFS => self.on_starved(key, reading),
+                libc::ENOBUFS => self.on_starved(key, mode),
                 libc::EINTR | libc::EAGAIN | libc::ECANCELED => self.receive(key),
                 _ => self.on_end(now, key, false),
             },
@@ -239,38 +240,38 @@ impl<C: Core> Worker<C> {
     /// was received before.
     fn on_end(&mut self, now: Millis, key: Key, is_clean: bool) {
         match self.link(key) {
-            Some(link) if link.share.waits() => link.share.end_with(is_clean),
+            Some(link) if link.share.is_deferred() => link.share.end_with(is_clean),
             _ => self.core.on_end(now, key, is_clean),
         }
     }
 
-    /// Stops a receive that goes on, where the core wants to read no more for now, or where large
+    /// Cancels a multishot receive where the core wants to read no more for now, or where large
     /// buffers do better. What this turn has received already still comes to the core, which takes
     /// it; of all connections together, that is no more than the small buffers hold.
     fn stop_if_unwanted(&mut self, key: Key) {
         let wants_read = self.core.wants_read(key);
         let Some(link) = self.link(key) else { return };
-        let is_unwanted = !wants_read || link.next != Reading::On || link.share.is_short();
-        if is_unwanted && !link.is_stopping {
-            link.is_stopping = true;
-            self.ring.stop_receiving(key.0);
+        let is_unwanted =
+            !wants_read || link.next != ReceiveMode::Multishot || link.share.is_throttled();
+        if is_unwanted && !link.is_cancelling {
+            link.is_cancelling = true;
+            self.ring.cancel_receive(key.0);
         }
     }
 
-    /// A receive could not be stopped. If it still goes on, it is tried again when that brings
-    /// something.
-    pub(super) fn on_not_stopped(&mut self, key: Key) {
+    /// A multishot receive could not be cancelled. If it still runs, its next completion tries again.
+    pub(super) fn on_cancel_failed(&mut self, key: Key) {
         if let Some(link) = self.link(key) {
-            link.is_stopping = false;
+            link.is_cancelling = false;
         }
     }
 
     /// No buffer was free for a receive.
-    fn on_starved(&mut self, key: Key, reading: Reading) {
+    fn on_starved(&mut self, key: Key, mode: ReceiveMode) {
         let Some(link) = self.link(key) else { return };
-        if reading == Reading::Large {
+        if mode == ReceiveMode::OnceLarge {
             // There are few large ones: better a small one now than to try again and again.
-            link.next = Reading::Small;
+            link.next = ReceiveMode::OnceSmall;
             return self.receive(key);
         }
         self.counters.count(Series::StarvedReceives);
@@ -284,21 +285,21 @@ impl<C: Core> Worker<C> {
         }
         let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        if link.receiving.is_some() || link.cut || link.share.waits() {
+        if link.receiving.is_some() || link.is_closing || link.share.is_deferred() {
             return;
         }
-        let reading = match link.next {
+        let mode = match link.next {
             // The rest of a flood waits in the kernel, and what is held of a handshake is bounded.
-            _ if link.share.is_short() || link.is_handshaking() => Reading::Small,
+            _ if link.share.is_throttled() || link.is_handshaking() => ReceiveMode::OnceSmall,
             // It may go to another worker, which a receive that goes on would not follow.
-            Reading::On if !is_open => Reading::Small,
-            reading => reading,
+            ReceiveMode::Multishot if !is_open => ReceiveMode::OnceSmall,
+            mode => mode,
         };
-        let group = match reading {
-            Reading::Large => (LARGE, self.large.size()),
+        let group = match mode {
+            ReceiveMode::OnceLarge => (LARGE, self.large.size()),
             _ => (SMALL, self.small.size()),
         };
-        link.receiving = Some(reading);
-        self.ring.receive(link.socket.as_raw_fd(), reading, group, key.0, link.has_more);
+        link.receiving = Some(mode);
+        self.ring.receive(link.socket.as_raw_fd(), mode, group, key.0, link.sock_nonempty);
     }
 }

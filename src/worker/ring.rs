@@ -30,14 +30,14 @@ pub const MAX_ENTRIES: u32 = 1024;
 pub const MIN_ENTRIES: u32 = 64;
 /// Room for completions, in multiples of that.
 const COMPLETIONS_PER_ENTRY: u32 = 8;
-/// Completions of one turn: what is ready beyond them waits for the next. Fewer than there are
+/// The most completions of one turn: others wait for the next. Fewer than there are
 /// small receive buffers.
 const COMPLETIONS_PER_TURN: usize = 256;
 
 const PAGE_BYTES: u64 = 4096;
 
-/// How often the kernel may ask for patience before it takes an operation: for memory, above all.
-const TRIES: usize = 10_000;
+/// How often an operation is submitted again after a transient error, most often a lack of memory.
+const MAX_SUBMIT_ATTEMPTS: usize = 10_000;
 
 /// `IORING_RECVSEND_POLL_FIRST`: nothing is expected to be there yet, so the kernel need not look
 /// before it waits.
@@ -49,36 +49,36 @@ const COMPLETIONS_AT_A_TIME: usize = 16;
 
 /// How a connection is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reading {
-    /// On and on, into small buffers, until it is stopped or fails: the cheapest for small messages
-    /// of a connection that will not leave this worker.
-    On,
+pub enum ReceiveMode {
+    /// Multishot, into small buffers, until it is cancelled or fails: the cheapest for small messages
+    /// of a connection that stays with this worker.
+    Multishot,
     /// Once, into a small buffer.
-    Small,
+    OnceSmall,
     /// Once, into a large buffer: the cheapest for large messages.
-    Large,
+    OnceLarge,
 }
 
 /// What completed, for the connection `key`.
 #[derive(Debug)]
-pub enum Done {
-    /// A receive, or one round of one that goes on.
+pub enum Completion {
+    /// A receive, or one completion of a multishot receive.
     Received {
         /// The connection.
         key: u32,
         /// How it is read.
-        reading: Reading,
+        mode: ReceiveMode,
         /// How many bytes, 0 at the end of the stream; negative: an errno.
         result: i32,
         /// The buffer that the kernel chose. It is the worker's until it is given back.
         buffer: Option<u16>,
-        /// More completions of the same receive will come.
-        goes_on: bool,
-        /// There is more to receive.
-        has_more: bool,
+        /// More completions of the same receive will come (`IORING_CQE_F_MORE`).
+        more: bool,
+        /// There is more to receive (`IORING_CQE_F_SOCK_NONEMPTY`).
+        sock_nonempty: bool,
     },
-    /// A receive that goes on could not be stopped: the kernel was busy with it, or it had ended.
-    NotStopped {
+    /// A multishot receive could not be cancelled: the kernel was running it, or it had ended.
+    CancelFailed {
         /// The connection.
         key: u32,
     },
@@ -119,19 +119,19 @@ pub enum Wait {
     /// Not beyond this.
     Until(Instant),
     /// Until something completes.
-    ForEver,
+    Indefinitely,
 }
 
-const READ_ON: u64 = 0;
-const READ_SMALL: u64 = 1;
-const READ_LARGE: u64 = 2;
+const RECEIVE_MULTISHOT: u64 = 0;
+const RECEIVE_ONCE_SMALL: u64 = 1;
+const RECEIVE_ONCE_LARGE: u64 = 2;
 const SEND: u64 = 3;
-const STOP: u64 = 4;
+const CANCEL_RECEIVE: u64 = 4;
 const ACCEPT: u64 = 5;
-const STOP_ACCEPTING: u64 = 6;
+const CANCEL_ACCEPTS: u64 = 6;
 const RUNTIME: u64 = 7;
 const DEADLINE: u64 = 8;
-const MOVED: u64 = 9;
+const UPDATE_DEADLINE: u64 = 9;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -156,7 +156,7 @@ pub struct Ring {
     /// By connection: what it is sending. The kernel may read that as long as the ring exists, so
     /// what is in flight when the worker ends is never freed.
     sending: ManuallyDrop<Vec<Option<Outgoing>>>,
-    /// An operation could not be queued: the worker cannot go on without it.
+    /// An operation could not be submitted, and the worker cannot work without it.
     broken: Option<io::Error>,
     counts: Counts,
 }
@@ -221,7 +221,7 @@ impl Ring {
     /// # Errors
     ///
     /// None that the ring could recover from.
-    pub fn turn(&mut self, into: &mut Vec<Done>, wait: Wait) -> io::Result<()> {
+    pub fn turn(&mut self, into: &mut Vec<Completion>, wait: Wait) -> io::Result<()> {
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
@@ -240,19 +240,19 @@ impl Ring {
         }
     }
 
-    fn take_completions(&mut self, into: &mut Vec<Done>) {
+    fn take_completions(&mut self, into: &mut Vec<Completion>) {
         self.completions.sync();
         for entry in self.completions.by_ref() {
             match entry.user_data() >> 32 {
                 DEADLINE => self.deadline = None,
-                _ => into.extend(read(&entry, &mut self.sending)),
+                _ => into.extend(decode(&entry, &mut self.sending)),
             }
         }
         self.completions.sync();
     }
 
     /// What was submitted and has not completed was taken whole.
-    fn settle_quick_sends(&mut self, into: &mut Vec<Done>) {
+    fn settle_quick_sends(&mut self, into: &mut Vec<Completion>) {
         // Otherwise some may not have been submitted, or a completion be on its way.
         if !self.queue.is_empty() || self.queue.cq_overflow() || !self.completions.is_empty() {
             // Who was told of one may be sending something else before this is asked again.
@@ -266,7 +266,7 @@ impl Ring {
             // It is gone where a completion has told of it.
             if let Some(outgoing) = self.sending.get_mut(key as usize).and_then(Option::take) {
                 let result = (outgoing.to - outgoing.from) as i32;
-                into.push(Done::Sent { key, outgoing, result });
+                into.push(Completion::Sent { key, outgoing, result });
             }
         }
         // They were done before the others: what these bring about finds nobody sending.
@@ -296,7 +296,7 @@ impl Ring {
         self.queue.sync();
         match entered {
             // Whatever it left queued is submitted in the next turn.
-            Err(error) if !is_passing(&error) => Err(error),
+            Err(error) if !is_transient(&error) => Err(error),
             _ => Ok(()),
         }
     }
@@ -315,7 +315,7 @@ impl Ring {
             Some(_) => opcode::TimeoutUpdate::new(user_data(DEADLINE, 0), time)
                 .build()
                 .flags(squeue::Flags::SKIP_SUCCESS)
-                .user_data(user_data(MOVED, 0)),
+                .user_data(user_data(UPDATE_DEADLINE, 0)),
             None => opcode::Timeout::new(time).build().user_data(user_data(DEADLINE, 0)),
         };
         self.push(&entry);
@@ -325,7 +325,7 @@ impl Ring {
     /// Queues an operation. Where the kernel takes none for good, the next turn says so.
     #[allow(unsafe_code)]
     fn push(&mut self, entry: &squeue::Entry) {
-        for _ in 0..TRIES {
+        for _ in 0..MAX_SUBMIT_ATTEMPTS {
             // SAFETY: as for `enter`.
             if unsafe { self.queue.push(entry) }.is_ok() {
                 return;
@@ -333,7 +333,7 @@ impl Ring {
             self.queue.sync();
             self.counts.enters += 1;
             match self.submitter.submit() {
-                Err(error) if !is_passing(&error) => {
+                Err(error) if !is_transient(&error) => {
                     self.broken = Some(error);
                     return;
                 }
@@ -344,41 +344,41 @@ impl Ring {
     }
 
     /// Receives from a socket into buffers that the kernel chooses from `group`, of `max_bytes`
-    /// each, when there is something to receive. Unless the connection `has_more` already, the
+    /// each, when there is something to receive. Unless `sock_nonempty`, the
     /// kernel need not look before it waits. The connection must not be receiving yet.
     pub fn receive(
         &mut self,
         fd: RawFd,
-        reading: Reading,
+        mode: ReceiveMode,
         (group, max_bytes): (u16, u32),
         key: u32,
-        has_more: bool,
+        sock_nonempty: bool,
     ) {
         let fd = types::Fd(fd);
         let once = || {
-            let look = if has_more { 0 } else { POLL_FIRST };
+            let look = if sock_nonempty { 0 } else { POLL_FIRST };
             opcode::Recv::new(fd, std::ptr::null_mut(), max_bytes)
                 .buf_group(group)
                 .ioprio(look)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)
         };
-        let entry = match reading {
-            Reading::On => {
-                opcode::RecvMulti::new(fd, group).build().user_data(user_data(READ_ON, key))
-            }
-            Reading::Small => once().user_data(user_data(READ_SMALL, key)),
-            Reading::Large => once().user_data(user_data(READ_LARGE, key)),
+        let entry = match mode {
+            ReceiveMode::Multishot => opcode::RecvMulti::new(fd, group)
+                .build()
+                .user_data(user_data(RECEIVE_MULTISHOT, key)),
+            ReceiveMode::OnceSmall => once().user_data(user_data(RECEIVE_ONCE_SMALL, key)),
+            ReceiveMode::OnceLarge => once().user_data(user_data(RECEIVE_ONCE_LARGE, key)),
         };
         self.push(&entry);
     }
 
-    /// Ends a receive that goes on: its last completion will come soon, perhaps behind others, or
-    /// [`Done::NotStopped`].
-    pub fn stop_receiving(&mut self, key: u32) {
-        let entry = opcode::AsyncCancel::new(user_data(READ_ON, key)).build();
+    /// Cancels a multishot receive: its last completion will come soon, perhaps behind others, or
+    /// [`Completion::CancelFailed`].
+    pub fn cancel_receive(&mut self, key: u32) {
+        let entry = opcode::AsyncCancel::new(user_data(RECEIVE_MULTISHOT, key)).build();
         let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(&entry.user_data(user_data(STOP, key)));
+        self.push(&entry.user_data(user_data(CANCEL_RECEIVE, key)));
     }
 
     /// Sends `outgoing`, or a first part of it. A `quick` send is one that the kernel is expected
@@ -429,7 +429,7 @@ impl Ring {
     pub fn stop_accepting(&mut self) {
         let all = types::CancelBuilder::user_data(user_data(ACCEPT, 0)).all();
         let entry = opcode::AsyncCancel2::new(all).build();
-        self.push(&entry.user_data(user_data(STOP_ACCEPTING, 0)));
+        self.push(&entry.user_data(user_data(CANCEL_ACCEPTS, 0)));
     }
 
     /// Says once when the runtime that waits on `descriptor` has something to do.
@@ -458,37 +458,37 @@ pub(super) fn register_buffers(
 }
 
 /// What a completion says; a send gives back its buffer.
-fn read(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Done> {
+fn decode(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Completion> {
     let (kind, key) = (entry.user_data() >> 32, entry.user_data() as u32);
     let (result, flags) = (entry.result(), entry.flags());
-    let reading = match kind {
-        READ_ON => Reading::On,
-        READ_SMALL => Reading::Small,
-        READ_LARGE => Reading::Large,
+    let mode = match kind {
+        RECEIVE_MULTISHOT => ReceiveMode::Multishot,
+        RECEIVE_ONCE_SMALL => ReceiveMode::OnceSmall,
+        RECEIVE_ONCE_LARGE => ReceiveMode::OnceLarge,
         SEND => {
             let outgoing = sending.get_mut(key as usize)?.take()?;
-            return Some(Done::Sent { key, outgoing, result });
+            return Some(Completion::Sent { key, outgoing, result });
         }
         ACCEPT => {
-            return Some(Done::Accepted { socket: accepted(result) });
+            return Some(Completion::Accepted { socket: accepted(result) });
         }
-        RUNTIME => return Some(Done::RuntimeReady),
-        STOP => return Some(Done::NotStopped { key }),
+        RUNTIME => return Some(Completion::RuntimeReady),
+        CANCEL_RECEIVE => return Some(Completion::CancelFailed { key }),
         _ => return None,
     };
-    Some(Done::Received {
+    Some(Completion::Received {
         key,
-        reading,
+        mode,
         result,
         buffer: cqueue::buffer_select(flags),
-        goes_on: cqueue::more(flags),
-        has_more: cqueue::sock_nonempty(flags),
+        more: cqueue::more(flags),
+        sock_nonempty: cqueue::sock_nonempty(flags),
     })
 }
 
-/// Whether the kernel only asks for patience: the time to wait is over, a signal came, or it must
-/// get rid of completions or find memory first.
-fn is_passing(error: &io::Error) -> bool {
+/// Whether to try again: the wait timed out, a signal interrupted it, or the kernel has to deliver
+/// completions or find memory first.
+fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME))
 }
 
@@ -563,7 +563,7 @@ mod tests {
         let mut done = Vec::new();
         ring.turn(&mut done, wait).unwrap();
         let sent = |done| match done {
-            Done::Sent { key, result, .. } => (key, result),
+            Completion::Sent { key, result, .. } => (key, result),
             other => panic!("{other:?}"),
         };
         done.into_iter().map(sent).collect()
@@ -589,7 +589,7 @@ mod tests {
         assert_eq!(sent, [(3, 1000)]);
         assert!(begun.elapsed() >= Duration::from_millis(19), "it has waited");
         ring.send(full.as_raw_fd(), outgoing(1000), 4, true);
-        assert_eq!(turn(&mut ring, Wait::ForEver), [(4, -libc::EAGAIN)]);
+        assert_eq!(turn(&mut ring, Wait::Indefinitely), [(4, -libc::EAGAIN)]);
     }
 
     /// While there is no room for completions, nobody knows which quick sends were taken whole. One
@@ -613,7 +613,7 @@ mod tests {
         }
         assert_eq!(sent, [(1, 10)], "the other waits for its peer");
         drop(far);
-        assert_eq!(turn(&mut ring, Wait::ForEver), [(0, -libc::EPIPE)]);
+        assert_eq!(turn(&mut ring, Wait::Indefinitely), [(0, -libc::EPIPE)]);
     }
 
     #[test]

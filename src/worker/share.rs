@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 /// Messages of one connection in one turn: more than a binary of sixteen busy phones sends in one,
 /// and well under a millisecond of the worker's time.
 const MESSAGES_PER_TURN: u16 = 512;
-/// Receives within its share before a connection is read like any other again.
-const SHORT_FOR_RECEIVES: u8 = 32;
+/// Receives within its share before a connection is no longer throttled.
+const THROTTLED_RECEIVES: u8 = 32;
 
 /// Where bytes are that were received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Received {
     }
 }
 
-/// The end of a stream, which is heard behind what came before it.
+/// The end of a stream, reported after what came before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) is_clean: bool,
@@ -69,14 +69,14 @@ pub(super) struct Share {
     turn: u32,
     /// Messages that are left of that.
     messages: u16,
-    /// It used up a share not long ago: that many receives have to go by.
-    short_for: u8,
+    /// Receives that are still throttled, since it used up its share.
+    throttled_for: u8,
     /// On the heap only while something waits.
-    waiting: Option<Box<Waiting>>,
+    deferred: Option<Box<Deferred>>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Deferred {
     received: VecDeque<Received>,
     held: Vec<u8>,
     end: Option<End>,
@@ -95,62 +95,65 @@ impl Share {
     /// Notes how many of them are left after something was read.
     pub(super) fn spend(&mut self, left: u32) {
         self.messages = left as u16;
-        self.short_for = match left {
-            0 => SHORT_FOR_RECEIVES,
-            _ => self.short_for.saturating_sub(1),
+        self.throttled_for = match left {
+            0 => THROTTLED_RECEIVES,
+            _ => self.throttled_for.saturating_sub(1),
         };
     }
 
-    /// Whether it has used up a share of late.
-    pub(super) fn is_short(&self) -> bool {
-        self.short_for > 0
+    /// Whether it has used up its share of a recent turn.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled_for > 0
     }
 
-    /// Whether something waits to be read.
-    pub(super) fn waits(&self) -> bool {
-        self.waiting.is_some()
+    /// Whether something that was received waits to be read.
+    pub(super) fn is_deferred(&self) -> bool {
+        self.deferred.is_some()
     }
 
     /// From now on `rest` waits, before everything else that does.
-    pub(super) fn wait(&mut self, rest: Received) {
-        self.waiting.get_or_insert_default().received.push_front(rest);
+    pub(super) fn defer(&mut self, rest: Received) {
+        self.deferred.get_or_insert_default().received.push_front(rest);
     }
 
-    /// This came behind what waits.
-    pub(super) fn wait_behind(&mut self, received: Received) {
-        self.waiting.get_or_insert_default().received.push_back(received);
+    /// Defers what came behind it.
+    pub(super) fn defer_behind(&mut self, received: Received) {
+        self.deferred.get_or_insert_default().received.push_back(received);
     }
 
     /// Takes what is to wait for longer than a receive buffer may be kept from others. There must be
     /// nothing else that is held.
     pub(super) fn hold(&mut self, bytes: &[u8]) -> Received {
-        bytes.clone_into(&mut self.waiting.get_or_insert_default().held);
+        bytes.clone_into(&mut self.deferred.get_or_insert_default().held);
         Received::new(Place::Held, bytes.len())
     }
 
     /// Gives up what is held.
     pub(super) fn take_held(&mut self) -> Vec<u8> {
-        self.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.held)).unwrap_or_default()
+        self.deferred
+            .as_mut()
+            .map(|deferred| std::mem::take(&mut deferred.held))
+            .unwrap_or_default()
     }
 
     /// The memory of what is held, in bytes.
     pub(super) fn held_bytes(&self) -> usize {
-        self.waiting.as_ref().map_or(0, |waiting| waiting.held.capacity())
+        self.deferred.as_ref().map_or(0, |deferred| deferred.held.capacity())
     }
 
     /// The stream ends behind what waits.
     pub(super) fn end_with(&mut self, is_clean: bool) {
-        self.waiting.get_or_insert_default().end = Some(End { is_clean });
+        self.deferred.get_or_insert_default().end = Some(End { is_clean });
     }
 
-    /// What is to be read next. It still waits until [`Share::end_waiting`].
+    /// What is to be read next. The connection stays deferred until [`Share::take_end`].
     pub(super) fn next(&mut self) -> Option<Received> {
-        self.waiting.as_mut()?.received.pop_front()
+        self.deferred.as_mut()?.received.pop_front()
     }
 
     /// Nothing waits any more, but perhaps the end of the stream.
-    pub(super) fn end_waiting(&mut self) -> Option<End> {
-        self.waiting.take()?.end
+    pub(super) fn take_end(&mut self) -> Option<End> {
+        self.deferred.take()?.end
     }
 }
 
@@ -167,32 +170,32 @@ mod tests {
         let mut share = Share::default();
         assert_eq!(share.of_turn(1), u32::from(MESSAGES_PER_TURN));
         share.spend(5);
-        assert_eq!((share.of_turn(1), share.is_short()), (5, false));
+        assert_eq!((share.of_turn(1), share.is_throttled()), (5, false));
         assert_eq!(share.of_turn(2), u32::from(MESSAGES_PER_TURN));
         share.spend(0);
-        assert_eq!((share.of_turn(2), share.is_short()), (0, true));
-        for turn in 3..3 + u32::from(SHORT_FOR_RECEIVES) {
-            assert!(share.is_short());
+        assert_eq!((share.of_turn(2), share.is_throttled()), (0, true));
+        for turn in 3..3 + u32::from(THROTTLED_RECEIVES) {
+            assert!(share.is_throttled());
             share.of_turn(turn);
             share.spend(1);
         }
-        assert!(!share.is_short());
+        assert!(!share.is_throttled());
     }
 
     #[test]
     fn what_waits_is_read_in_its_order_and_then_the_end() {
         let mut share = Share::default();
-        assert!(!share.waits());
-        share.wait(received(1));
-        share.wait_behind(received(2));
+        assert!(!share.is_deferred());
+        share.defer(received(1));
+        share.defer_behind(received(2));
         share.end_with(true);
         let first = share.next().unwrap();
-        share.wait(Received { from: 0, ..first });
-        share.wait_behind(received(3));
+        share.defer(Received { from: 0, ..first });
+        share.defer_behind(received(3));
         let order: Vec<Place> = std::iter::from_fn(|| share.next()).map(|r| r.place).collect();
         assert_eq!(order, [1, 2, 3].map(Place::Small));
-        assert!(share.waits());
-        assert_eq!(share.end_waiting(), Some(End { is_clean: true }));
-        assert!(!share.waits());
+        assert!(share.is_deferred());
+        assert_eq!(share.take_end(), Some(End { is_clean: true }));
+        assert!(!share.is_deferred());
     }
 }

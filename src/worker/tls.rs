@@ -377,7 +377,7 @@ pub fn explain(error: &Error) -> String {
     match error {
         // The one general error of a server's handshake.
         Error::General(text) if text.contains("certificate chain") => {
-            "it asked for another name than --domain or for none, or there is no certificate yet"
+            "the client's SNI is missing or is not --domain, or there is no certificate yet"
                 .to_owned()
         }
         error => crate::words::of_tls(error),

@@ -17,7 +17,7 @@ const SEND_BYTES: usize = 4 * RECORD_BYTES;
 /// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
 const SPARE_BUFFERS: usize = 16;
 /// How long a peer has to take what must leave before its connection is handed over.
-const MOVE_TIMEOUT_MS: Millis = 5000;
+const HAND_OVER_TIMEOUT_MS: Millis = 5000;
 /// Sessions of a worker that keep the ciphers that they have made of their keys: about a KiB each,
 /// while to make them again takes a tenth of what a message costs.
 const MAX_WARM: usize = 1024;
@@ -64,13 +64,13 @@ pub struct TlsLink {
     /// Ends the sending direction when everything is with the kernel.
     finish: bool,
     /// Goes to that worker when everything is with the kernel.
-    moving: Option<Moving>,
+    hand_over: Option<PendingHandOver>,
 }
 
 /// Where a connection is to go.
-struct Moving {
+struct PendingHandOver {
     worker: usize,
-    ticket: Box<HandOver>,
+    hand_over: Box<HandOver>,
     /// When it must have gone.
     due: Millis,
 }
@@ -89,7 +89,7 @@ impl TlsLink {
             closed: false,
             peer_closed: false,
             finish: false,
-            moving: None,
+            hand_over: None,
         })
     }
 
@@ -109,7 +109,7 @@ impl TlsLink {
     }
 
     /// The alert that ends the session in good order, if nothing is in its way.
-    pub(super) fn goodbye(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn close_notify(&mut self) -> Option<Vec<u8>> {
         let mut alert = Vec::new();
         let is_free = self.out.is_empty() && !self.closed;
         (is_free && self.session.close(&mut alert)).then_some(alert)
@@ -263,27 +263,29 @@ impl<C: Core> Worker<C> {
         now: Millis,
         key: Key,
         worker: usize,
-        ticket: Box<HandOver>,
+        hand_over: Box<HandOver>,
     ) {
-        let Some(tls) = self.tls(key) else { return self.hand_over(key, worker, ticket) };
-        let due = now + MOVE_TIMEOUT_MS;
-        tls.moving = Some(Moving { worker, ticket, due });
+        let Some(tls) = self.tls(key) else { return self.hand_over(key, worker, hand_over) };
+        let due = now + HAND_OVER_TIMEOUT_MS;
+        tls.hand_over = Some(PendingHandOver { worker, hand_over, due });
         self.flush_tls(key);
-        if self.is_moving_until(key, due) {
-            self.moving.push_back((due, key));
+        if self.is_handing_over_until(key, due) {
+            self.handing_over.push_back((due, key));
         }
     }
 
     /// Whether it is the one that has to be handed over by then, and not another that has its key.
-    fn is_moving_until(&mut self, key: Key, due: Millis) -> bool {
-        self.tls(key).and_then(|tls| tls.moving.as_ref()).is_some_and(|moving| moving.due == due)
+    fn is_handing_over_until(&mut self, key: Key, due: Millis) -> bool {
+        self.tls(key)
+            .and_then(|tls| tls.hand_over.as_ref())
+            .is_some_and(|pending| pending.due == due)
     }
 
     /// Ends connections whose peers have not taken in time what must leave before they can be handed
     /// over. The core knows nothing of them any more.
-    pub(super) fn end_overdue_moves(&mut self, now: Millis) {
-        while let Some((due, key)) = self.moving.pop_front_if(|(due, _)| *due <= now) {
-            if self.is_moving_until(key, due) {
+    pub(super) fn end_overdue_hand_overs(&mut self, now: Millis) {
+        while let Some((due, key)) = self.handing_over.pop_front_if(|(due, _)| *due <= now) {
+            if self.is_handing_over_until(key, due) {
                 self.end(key);
             }
         }
@@ -313,12 +315,12 @@ impl<C: Core> Worker<C> {
     fn flush_tls(&mut self, key: Key) {
         let Some(link) = self.link(key) else { return };
         let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.cut {
+        if link.is_closing {
             return;
         }
         if link.is_sending {
             // It may be a quick send, of whose end nothing tells.
-            self.hurry = true;
+            self.skip_wait = true;
             return;
         }
         if !tls.out.is_empty() {
@@ -331,8 +333,8 @@ impl<C: Core> Worker<C> {
             // What comes from TLS alone may be in the way of what the core will write.
             let all = tls.write.as_ref().is_some_and(|write| write.all);
             self.send(key, outgoing, all);
-        } else if let Some(Moving { worker, ticket, .. }) = tls.moving.take() {
-            self.hand_over(key, worker, ticket);
+        } else if let Some(PendingHandOver { worker, hand_over, .. }) = tls.hand_over.take() {
+            self.hand_over(key, worker, hand_over);
         } else if std::mem::take(&mut tls.finish) {
             // Fails only where the peer is gone, which its receive will tell.
             let _ = link.socket.shutdown(Shutdown::Write);
@@ -353,7 +355,7 @@ impl<C: Core> Worker<C> {
             tls.out.clear();
             tls.failed = true;
             tls.closed = true;
-            return match (tls.write.take(), &tls.moving) {
+            return match (tls.write.take(), &tls.hand_over) {
                 (Some(write), _) => self.core.on_written(now, key, write.buffer, None),
                 // Whoever receives next finds out.
                 (None, Some(_)) => self.flush_tls(key),

@@ -10,7 +10,9 @@
 use pyrycode_relay::config::{Limits, RingFeatures};
 use pyrycode_relay::metrics::Metrics;
 use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
-use pyrycode_relay::protocol::upgrade::{Head, HeadScanner, Reply, write_switching_protocols};
+use pyrycode_relay::protocol::upgrade::{
+    HeadScanner, ParsedHead, Reply, write_switching_protocols,
+};
 use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::{Outbox, Write};
@@ -99,9 +101,9 @@ impl Peer {
         let mut head = received.clone();
         head.splice(line + 2..line + 2, REQUIRED_HEADERS.iter().copied());
         let upgrade = match HeadScanner::default().parse(&head) {
-            Head::Incomplete => return,
-            Head::Refused(reply) => Err(reply),
-            Head::Complete { request, consumed } => {
+            ParsedHead::Incomplete => return,
+            ParsedHead::Refused(reply) => Err(reply),
+            ParsedHead::Complete { request, consumed } => {
                 request.server_upgrade().map(|upgrade| (upgrade.accept_key, consumed))
             }
         };
@@ -190,7 +192,7 @@ impl Echo {
             }
         } else if peer.ended {
             peer.stage = Stage::Dead;
-            self.actions.push(Action::Part(key));
+            self.actions.push(Action::Close(key));
         } else if matches!(peer.stage, Stage::Closing) {
             self.actions.push(Action::FinishWriting(key));
         }
@@ -238,9 +240,9 @@ impl Core for Echo {
 
     fn on_write_progress(&mut self, _now: Millis, _key: Key) {}
 
-    fn adopt(&mut self, now: Millis, ticket: HandOver) -> Key {
+    fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key {
         // One worker owns everything: nobody hands anything over.
-        self.accept(now, ticket.remote)
+        self.accept(now, hand_over.remote)
     }
 
     fn release(&mut self, key: Key) {
@@ -281,7 +283,7 @@ impl Core for Echo {
         peer.ended = true;
         if !clean {
             peer.stage = Stage::Dead;
-            return self.actions.push(Action::Cut(key));
+            return self.actions.push(Action::Abort(key));
         }
         self.go_on(key);
     }
@@ -315,7 +317,7 @@ impl Core for Echo {
     fn shut_down(&mut self, _now: Millis) {
         for (key, peer) in &mut self.peers {
             peer.stage = Stage::Dead;
-            self.actions.push(Action::Cut(Key(key as u32)));
+            self.actions.push(Action::Abort(Key(key as u32)));
         }
     }
 }

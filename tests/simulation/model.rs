@@ -37,14 +37,14 @@ const AHEAD_OVERHEAD: usize = 4;
 pub enum State {
     Head,
     /// Checked, and due elsewhere; leaves when earlier answers have.
-    Moving,
+    HandingOver,
     /// Between two workers.
     Mail,
     Newcomer,
     Binary,
     Phone,
     Closing,
-    Cut,
+    Closed,
 }
 
 /// How long a peer that owes nothing more has to end its direction.
@@ -264,7 +264,7 @@ impl Model {
         }));
         let link = self.conns.len() - 1;
         if count == Count::Nothing {
-            self.cut(link, now);
+            self.abort(link, now);
         }
         link
     }
@@ -289,7 +289,7 @@ impl Model {
             Event::End { link, clean } => self.end(*link, *clean, now),
             Event::Taken(link, bytes) => return self.taken(*link, bytes, now),
             Event::Unsent(link, bytes) => self.unsent(*link, *bytes, now),
-            Event::WriteFailed(link) => self.cut(*link, now),
+            Event::WriteFailed(link) => self.abort(*link, now),
             Event::Timers(fires) => {
                 self.fired.clone_from(fires);
                 for fire in fires {
@@ -315,7 +315,7 @@ impl Model {
         loop {
             let conn = &self.conns[link];
             let deaf = conn.state == State::Closing && conn.closing.discard;
-            if deaf || matches!(conn.state, State::Moving | State::Mail | State::Cut) {
+            if deaf || matches!(conn.state, State::HandingOver | State::Mail | State::Closed) {
                 return;
             }
             let complete = conn.items.front().is_some_and(|(_, end, _)| *end <= conn.delivered);
@@ -352,7 +352,7 @@ impl Model {
                     conn.closing.in_turn = false;
                 }
             }
-            State::Moving | State::Mail | State::Cut => {}
+            State::HandingOver | State::Mail | State::Closed => {}
         }
     }
 
@@ -393,7 +393,7 @@ impl Model {
                 } else {
                     let due = now + self.limits.header_timeout_ms;
                     let conn = self.conn(link);
-                    conn.state = State::Moving;
+                    conn.state = State::HandingOver;
                     conn.stage_due = (!conn.out.http.is_empty()).then_some(due);
                 }
             }
@@ -507,7 +507,7 @@ impl Model {
         match conn.state {
             State::Closing if clean => self.cut_if_over(link, now),
             State::Head if clean && !conn.out.http.is_empty() => self.hang_up(link, now),
-            _ => self.cut(link, now),
+            _ => self.abort(link, now),
         }
     }
 
@@ -515,7 +515,7 @@ impl Model {
 
     fn open(&mut self, link: Link, now: Ms) {
         if self.down[self.conns[link].worker] {
-            return self.cut(link, now);
+            return self.abort(link, now);
         }
         let conn = self.conn(link);
         conn.stage_due = None;
@@ -658,9 +658,9 @@ impl Model {
                 }
                 State::Closing => self.conn(link).closing.in_turn = false,
                 State::Head if !conn.out.http.is_empty() => self.hang_up(link, now),
-                State::Moving if conn.out.http.is_empty() => {}
-                State::Head | State::Moving => self.cut(link, now),
-                State::Mail | State::Cut => {}
+                State::HandingOver if conn.out.http.is_empty() => {}
+                State::Head | State::HandingOver => self.abort(link, now),
+                State::Mail | State::Closed => {}
             }
         }
     }
@@ -714,9 +714,9 @@ impl Model {
     }
 
     /// Ends a connection without a close frame.
-    pub fn cut(&mut self, link: Link, now: Ms) {
+    pub fn abort(&mut self, link: Link, now: Ms) {
         let conn = self.conn(link);
-        let was = std::mem::replace(&mut conn.state, State::Cut);
+        let was = std::mem::replace(&mut conn.state, State::Closed);
         self.release(link);
         let conn = self.conn(link);
         conn.forget_deadlines();
@@ -739,7 +739,7 @@ impl Model {
         let due = now + self.limits.close_timeout_ms.min(LINGER_MS);
         let flushed = self.is_flushed(link);
         let conn = self.conn(link);
-        if conn.state == State::Cut {
+        if conn.state == State::Closed {
             return true;
         }
         conn.stage_due = Some(due);
@@ -751,7 +751,7 @@ impl Model {
     fn cut_if_over(&mut self, link: Link, now: Ms) {
         let conn = &self.conns[link];
         if conn.state == State::Closing && conn.ended && self.is_flushed(link) {
-            self.cut(link, now);
+            self.abort(link, now);
         }
     }
 
@@ -775,7 +775,7 @@ impl Model {
         if overdue && (sank || (bytes > 0 && now - closing.progress_at < timeout)) {
             conn.stage_due = Some(now + timeout.min(LINGER_MS));
         } else if overdue {
-            self.cut(link, now);
+            self.abort(link, now);
         }
     }
 
@@ -787,7 +787,7 @@ impl Model {
         let conn = Rc::make_mut(&mut self.conns[link]);
         conn.write_due = None;
         let seen = conn.out.taken(link, bytes, tight, conn.binary, &conn.closing, names);
-        if conn.state == State::Moving && conn.out.http.is_empty() {
+        if conn.state == State::HandingOver && conn.out.http.is_empty() {
             conn.stage_due = None;
         }
         if conn.state == State::Closing && !bytes.is_empty() {
@@ -824,7 +824,7 @@ impl Model {
 
     fn deadlines(&self, worker: usize) -> impl Iterator<Item = (Ms, Fire)> {
         let conns = self.conns.iter().enumerate().filter(move |(_, conn)| {
-            conn.worker == worker && !matches!(conn.state, State::Cut | State::Mail)
+            conn.worker == worker && !matches!(conn.state, State::Closed | State::Mail)
         });
         let of_conns = conns.flat_map(|(link, conn)| {
             [
@@ -869,8 +869,8 @@ impl Model {
     fn fire(&mut self, fire: Fire, now: Ms) {
         let passed = |due: Option<Ms>| due.is_some_and(|due| due <= now);
         match fire {
-            Fire::Write(link) if passed(self.conns[link].write_due) => self.cut(link, now),
-            Fire::Message(link) if passed(self.conns[link].message_due) => self.cut(link, now),
+            Fire::Write(link) if passed(self.conns[link].write_due) => self.abort(link, now),
+            Fire::Message(link) if passed(self.conns[link].message_due) => self.abort(link, now),
             Fire::Stage(link) if passed(self.conns[link].stage_due) => {
                 let conn = &self.conns[link];
                 if conn.state == State::Head && conn.partial_bytes() > 0 {
@@ -885,7 +885,7 @@ impl Model {
                     conn.closing.overdue = true;
                     conn.stage_due = Some(due);
                 } else {
-                    self.cut(link, now);
+                    self.abort(link, now);
                 }
             }
             Fire::Pong(link) if passed(self.conns[link].pong_due) => {

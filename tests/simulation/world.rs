@@ -37,7 +37,7 @@ pub struct Socket {
     armed: bool,
     inflight: Option<Write>,
     /// The relay has called it dead; waits for what is under way.
-    cut: bool,
+    ended: bool,
     finished: bool,
     /// The peer has ended its direction.
     pub fin: bool,
@@ -189,7 +189,7 @@ impl World {
             sent_end: 0,
             armed: false,
             inflight: None,
-            cut: false,
+            ended: false,
             finished: false,
             fin: false,
             reset: false,
@@ -232,7 +232,7 @@ impl World {
     fn receive(&mut self, link: Link) {
         let At::Worker(worker, key) = self.sockets[link].at else { return };
         let socket = &mut self.sockets[link];
-        if !socket.cut && self.workers[worker].relay.wants_read(key) {
+        if !socket.ended && self.workers[worker].relay.wants_read(key) {
             socket.armed = true;
         }
     }
@@ -243,7 +243,7 @@ impl World {
         if !matches!(socket.at, At::Worker(..)) {
             return false;
         }
-        socket.cut || self.may_receive(link) || self.may_send(link)
+        socket.ended || self.may_receive(link) || self.may_send(link)
     }
 
     fn may_receive(&self, link: Link) -> bool {
@@ -260,7 +260,7 @@ impl World {
     /// Lets one thing happen to this socket.
     pub fn socket_event(&mut self, link: Link, whole: bool) {
         let At::Worker(worker, key) = self.sockets[link].at else { return };
-        if self.sockets[link].cut {
+        if self.sockets[link].ended {
             return self.complete_cut(link);
         }
         let (receive, send) = (self.may_receive(link), self.may_send(link));
@@ -375,22 +375,22 @@ impl World {
     pub fn deliver_mail(&mut self, to: usize, from: usize) {
         let Some(mail) = self.workers[to].mailboxes[from].pop_front() else { return };
         let unread = match &mail {
-            Mail::HandOver(_, ticket) => ticket.unread.len(),
+            Mail::HandOver(_, hand_over) => hand_over.unread.len(),
             _ => 0,
         };
         let before = self.before(unread, false);
         match mail {
-            Mail::HandOver(link, ticket) if self.workers[to].over => {
-                drop(ticket);
+            Mail::HandOver(link, hand_over) if self.workers[to].over => {
+                drop(hand_over);
                 self.sockets[link].at = At::Gone;
-                self.model.cut(link, self.now);
+                self.model.abort(link, self.now);
                 self.model.release(link);
                 return;
             }
             _ if self.workers[to].over => return,
-            Mail::HandOver(link, ticket) => {
+            Mail::HandOver(link, hand_over) => {
                 note!(self, "{link} arrives at worker {to}");
-                let key = self.workers[to].relay.adopt(self.now, *ticket);
+                let key = self.workers[to].relay.adopt(self.now, *hand_over);
                 self.settle_in(to, link, key);
                 self.commit(to, &Event::Adopt(link, to), before);
                 self.receive(link);
@@ -493,29 +493,29 @@ impl World {
                 self.commit(worker, &Event::Unsent(link, bytes), before);
                 self.workers[worker].in_turn = false;
             }
-            Action::Cut(key) | Action::Part(key) => {
+            Action::Abort(key) | Action::Close(key) => {
                 let Some(link) = self.link_of(worker, key) else {
-                    return check!(false, "keys", "nobody is cut");
+                    return check!(false, "keys", "nobody is ended");
                 };
-                if self.model.conns[link].state == State::Moving && self.scenario.tight {
+                if self.model.conns[link].state == State::HandingOver && self.scenario.tight {
                     // It paid for memory; the model could not tell that from a hand-over.
-                    self.model.cut(link, self.now);
+                    self.model.abort(link, self.now);
                 }
                 let state = self.model.conns[link].state;
-                check!(state == State::Cut, "cut", "{link} is cut while it is {state:?}");
-                check!(!self.sockets[link].cut, "cut", "{link}: twice");
-                note!(self, "{link} is cut");
-                self.sockets[link].cut = true;
+                check!(state == State::Closed, "end", "{link} is ended while it is {state:?}");
+                check!(!self.sockets[link].ended, "end", "{link}: twice");
+                note!(self, "{link} is ended");
+                self.sockets[link].ended = true;
                 let busy = self.sockets[link].armed || self.sockets[link].inflight.is_some();
                 if !busy {
                     self.complete_cut(link);
                 }
             }
-            Action::HandOver { key, worker: to, ticket } => {
+            Action::HandOver { key, worker: to, hand_over } => {
                 let Some(link) = self.link_of(worker, key) else {
                     return check!(false, "keys", "nobody is handed over");
                 };
-                self.hand_over(worker, link, key, to, ticket);
+                self.hand_over(worker, link, key, to, hand_over);
             }
             // The model knows of none: which are granted is tested elsewhere.
             Action::Wake(_) => {}
@@ -537,20 +537,27 @@ impl World {
         }
     }
 
-    fn hand_over(&mut self, from: usize, link: Link, key: Key, to: usize, ticket: Box<HandOver>) {
-        note!(self, "{link} leaves worker {from} for {to}, {} B unread", ticket.unread.len());
+    fn hand_over(
+        &mut self,
+        from: usize,
+        link: Link,
+        key: Key,
+        to: usize,
+        hand_over: Box<HandOver>,
+    ) {
+        note!(self, "{link} leaves worker {from} for {to}, {} B unread", hand_over.unread.len());
         let conn = &self.model.conns[link];
         let idle = !self.sockets[link].armed && self.sockets[link].inflight.is_none();
-        check!(idle, "hand-over", "{link} is moved while it is busy");
-        check!(conn.state == State::Moving, "hand-over", "{link} is {:?}", conn.state);
+        check!(idle, "hand-over", "{link} is handed over while it is busy");
+        check!(conn.state == State::HandingOver, "hand-over", "{link} is {:?}", conn.state);
         check!(to == conn.owner && to != from, "hand-over", "{link}: from {from} to {to}");
         let unread = (conn.delivered - conn.last_end) as usize;
-        let all = ticket.unread.len() == unread;
-        check!(all, "hand-over", "{link}: {} B unread of {unread}", ticket.unread.len());
+        let all = hand_over.unread.len() == unread;
+        check!(all, "hand-over", "{link}: {} B unread of {unread}", hand_over.unread.len());
         self.model.conn(link).state = State::Mail;
         self.sockets[link].at = At::Mail;
         self.leave_worker(from, link, key);
-        self.workers[to].mailboxes[from].push_back(Mail::HandOver(link, ticket));
+        self.workers[to].mailboxes[from].push_back(Mail::HandOver(link, hand_over));
     }
 
     // Time.
@@ -609,17 +616,17 @@ impl World {
     /// The first connection of which the model and the relay do not say the same.
     fn difference(&self, model: &Model, worker: usize) -> Option<(Link, State, Phase)> {
         self.workers[worker].links.iter().find_map(|link| {
-            let phase = self.glimpse(*link).map_or(Phase::Cut, |glimpse| glimpse.phase);
+            let phase = self.glimpse(*link).map_or(Phase::Closed, |glimpse| glimpse.phase);
             let state = model.conns[*link].state;
             let same = match state {
                 State::Head => phase == Phase::Head,
-                State::Moving => matches!(phase, Phase::Moving | Phase::Cut),
+                State::HandingOver => matches!(phase, Phase::HandingOver | Phase::Closed),
                 State::Mail => false,
                 State::Newcomer => phase == Phase::Newcomer,
                 State::Binary => phase == Phase::Binary,
                 State::Phone => phase == Phase::Phone,
                 State::Closing => phase == Phase::Closing,
-                State::Cut => phase == Phase::Cut,
+                State::Closed => phase == Phase::Closed,
             };
             (!same).then_some((*link, state, phase))
         })
@@ -650,7 +657,7 @@ impl World {
                         // Whoever paid may have gone before or after it was asked how many there are.
                         let mut paid = then.clone();
                         for link in &shed {
-                            paid.cut(*link, self.now);
+                            paid.abort(*link, self.now);
                         }
                         let also = [then, &paid, &self.model].map(|model| model.health(self.now));
                         let earlier = then.conns[*link].out.http.len();
@@ -757,13 +764,13 @@ impl World {
     /// Takes one step towards what the relay says: a connection that paid for a shortage.
     fn shed_one(&self, model: &mut Model, worker: usize) -> Option<Link> {
         let links = &self.workers[worker].links;
-        let phase = |link: Link| self.glimpse(link).map_or(Phase::Cut, |glimpse| glimpse.phase);
-        let cut = links.iter().copied().find(|link| {
-            phase(*link) == Phase::Cut
-                && !matches!(model.conns[*link].state, State::Cut | State::Moving)
+        let phase = |link: Link| self.glimpse(link).map_or(Phase::Closed, |glimpse| glimpse.phase);
+        let ended = links.iter().copied().find(|link| {
+            phase(*link) == Phase::Closed
+                && !matches!(model.conns[*link].state, State::Closed | State::HandingOver)
         });
-        if let Some(link) = cut {
-            model.cut(link, self.now);
+        if let Some(link) = ended {
+            model.abort(link, self.now);
             return Some(link);
         }
         let closed = links.iter().copied().find(|link| {
@@ -863,8 +870,8 @@ impl World {
         // Who was on its way to another worker may have paid for memory, which its action will tell.
         let untold = self.scenario.tight
             && self.workers[worker].links.iter().any(|link| {
-                self.model.conns[*link].state == State::Moving
-                    && self.glimpse(*link).is_none_or(|glimpse| glimpse.phase == Phase::Cut)
+                self.model.conns[*link].state == State::HandingOver
+                    && self.glimpse(*link).is_none_or(|glimpse| glimpse.phase == Phase::Closed)
             });
         check!(untold || places == expected, "places", "{places:?} for {expected:?}");
         for (link, reads) in resumed {
@@ -892,8 +899,8 @@ impl World {
                 (conn.held_bytes + half_read.saturating_sub(14), 2 * conn.held_bytes + most)
             }
             State::Closing if conn.closing.discard => (0, 0),
-            State::Cut => (0, 0),
-            State::Closing | State::Moving | State::Mail => (0, usize::MAX),
+            State::Closed => (0, 0),
+            State::Closing | State::HandingOver | State::Mail => (0, usize::MAX),
         };
         check!(
             (least..=most).contains(&glimpse.input_bytes),
@@ -903,7 +910,7 @@ impl World {
             glimpse.input_bytes,
             conn.held_bytes
         );
-        let silent = conn.state == State::Cut || conn.out.got_close;
+        let silent = conn.state == State::Closed || conn.out.got_close;
         check!(
             !silent || glimpse.outbox_bytes == 0,
             "charge",

@@ -10,7 +10,7 @@ use super::common::{
 use super::{doors, leave, meet};
 
 #[tokio::test]
-async fn an_answer_is_followed_by_a_goodbye() {
+async fn an_answer_is_followed_by_a_close_notify() {
     let relay = Relay::start_tls(&["--domain", DOMAIN]).await;
     let last = Request::get("/healthz").set("Connection", "close");
     for door in doors(&relay) {
@@ -35,7 +35,7 @@ async fn an_answer_is_followed_by_a_goodbye() {
 }
 
 #[tokio::test]
-async fn a_peers_close_is_echoed_and_followed_by_a_goodbye() {
+async fn a_peers_close_is_echoed_and_followed_by_a_close_notify() {
     let relay = Relay::start_tls(&[]).await;
     for door in doors(&relay) {
         let mut binary = Raw::through(&door).await.upgrade(Request::server("id")).await;
@@ -48,15 +48,15 @@ async fn a_peers_close_is_echoed_and_followed_by_a_goodbye() {
         // One that ends its own TLS with its close frame.
         let close = binary.seal(close_frame(1000, ""));
         binary.tls().send_close_notify();
-        let goodbye = binary.sealed();
-        binary.send_past_tls([close, goodbye].concat()).await;
+        let close_notify = binary.sealed();
+        binary.send_past_tls([close, close_notify].concat()).await;
         assert_eq!(binary.recv_close().await.0, 1000);
         assert_eq!(binary.assert_ended().await, End::Fin);
     }
 }
 
 #[tokio::test]
-async fn a_close_of_ours_is_followed_by_a_goodbye_once_it_is_answered() {
+async fn a_close_of_ours_is_followed_by_a_close_notify_once_it_is_answered() {
     let relay = Relay::start_tls(&[]).await;
     let answer = async |peer: &mut Raw, code| {
         assert_eq!(peer.recv_close().await.0, code);
@@ -168,18 +168,18 @@ async fn last_words(peer: &mut Raw) -> Option<(u16, String)> {
     }
 }
 
-/// A peer that has said goodbye says nothing more, and is gone for everybody, wherever that
+/// A peer that has sent close_notify sends nothing more, and is gone for everybody, wherever that
 /// reached the relay.
 #[tokio::test]
-async fn a_goodbye_of_the_peers_ends_the_connection() {
+async fn a_close_notify_of_the_peers_ends_the_connection() {
     let relay = Relay::start_tls(&["--workers", "4", "--grace", "30s"]).await;
     let mut binary = Raw::binary(&relay, "id").await;
     let mut phone = Raw::phone(&relay, "id").await;
     let conn_id = meet(&mut binary, &mut phone).await;
     let last = phone.seal(masked(TEXT, "\"last\""));
     phone.tls().send_close_notify();
-    let goodbye = phone.sealed();
-    phone.send_past_tls([last, goodbye].concat()).await;
+    let close_notify = phone.sealed();
+    phone.send_past_tls([last, close_notify].concat()).await;
     assert_eq!(super::open_envelope(&binary.recv_text().await).1, "\"last\"");
     assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001));
     assert_eq!(phone.rest().await.0, b"");
@@ -191,8 +191,8 @@ async fn a_goodbye_of_the_peers_ends_the_connection() {
         let frames = [masked(TEXT, "1"), masked(TEXT, "2")].concat();
         let said = phone.seal([Request::client(&id).bytes(), frames].concat());
         phone.tls().send_close_notify();
-        let goodbye = phone.sealed();
-        phone.send_past_tls([said, goodbye].concat()).await;
+        let close_notify = phone.sealed();
+        phone.send_past_tls([said, close_notify].concat()).await;
         for expected in ["1", "2"] {
             let (_, frame) = super::open_envelope(&binary.recv_text().await);
             assert_eq!(frame, expected);
@@ -202,7 +202,7 @@ async fn a_goodbye_of_the_peers_ends_the_connection() {
     }
 }
 
-/// TCP that ends without a goodbye may have been cut by a stranger.
+/// TCP that ends without close_notify may have been truncated by an attacker.
 #[tokio::test]
 async fn an_end_of_tcp_alone_ends_the_connection_too() {
     let relay = Relay::start_tls(&[]).await;
@@ -225,9 +225,9 @@ async fn an_end_of_tcp_alone_ends_the_connection_too() {
     assert_eq!(binary.recv_text().await, close_notice(&conn_id, 1001));
 }
 
-/// What is still on its way to a slow reader arrives before the goodbye.
+/// What is still on its way to a slow reader arrives before the close_notify.
 #[tokio::test]
-async fn all_that_was_promised_comes_before_the_goodbye() {
+async fn all_that_was_promised_comes_before_the_close_notify() {
     let args = ["--write-timeout", "60s", "--close-timeout", "60s"];
     let relay = Relay::start_tls(&args).await;
     let mut binary = Raw::binary(&relay, "id").await;

@@ -22,11 +22,11 @@ pub(super) fn certificates(domain: &str) -> [String; 2] {
 /// It is something else.
 pub(super) fn account_key(text: &[u8]) -> Result<(Key, PrivateKeyDer<'static>), String> {
     let Ok(PrivateKeyDer::Sec1(key)) = pem::private_key(text) else {
-        return Err("it holds no key of an account".to_owned());
+        return Err("it holds no account key".to_owned());
     };
     let der = PrivatePkcs8KeyDer::from(in_pkcs8(key.secret_sec1_der()));
     let key = Key::from_pkcs8_der(der.clone_key())
-        .map_err(|_| "its key is none of P-256, as accounts have".to_owned())?;
+        .map_err(|_| "its key is not on the curve P-256".to_owned())?;
     Ok((key, PrivateKeyDer::Pkcs8(der)))
 }
 

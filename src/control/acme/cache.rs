@@ -159,7 +159,9 @@ fn own_folder(path: &Path, only_look: bool) -> Result<(), String> {
         Err(error) => return Err(failed("made", &made.err().unwrap_or(error))),
     };
     if data.is_symlink() {
-        return Err(refuse("it is a symbolic link, which others may turn; give the folder itself"));
+        return Err(refuse(
+            "it is a symbolic link, which others may redirect; give the folder itself",
+        ));
     }
     if !data.is_dir() {
         return Err(refuse("it is not a folder; give another, or move that away"));
@@ -197,7 +199,7 @@ fn tighten(path: &Path, mode: u32, wanted: u32) -> io::Result<()> {
     }
     std::fs::set_permissions(path, Permissions::from_mode(mode & wanted))?;
     let err =
-        format!("others were let in: mode {:03o} is {:03o} now", mode & 0o7777, mode & wanted);
+        format!("other users had access: mode {:03o} is {:03o} now", mode & 0o7777, mode & wanted);
     warn!(path = %path.display(), err, "cert_cache_tightened");
     Ok(())
 }
@@ -211,7 +213,7 @@ fn read(path: &Path, only_look: bool) -> io::Result<Option<Vec<u8>>> {
     };
     let data = file.metadata()?;
     if !data.is_file() || data.len() > MAX_BYTES {
-        return Err(io::Error::other("it is no file that the relay has written"));
+        return Err(io::Error::other("it is not a file that the relay wrote"));
     }
     if !only_look {
         tighten(path, data.mode(), FILE_MODE)?;

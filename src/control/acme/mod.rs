@@ -8,7 +8,7 @@ mod order;
 mod proof;
 mod schedule;
 
-use super::certificates::{Certificates, Pair, Validity, Whole, present};
+use super::certificates::{Approximate, Certificates, Pair, Validity, present};
 use super::challenges::Challenges;
 use crate::config::{DEFAULT_ACME_DIRECTORY, Exit};
 use cache::Cache;
@@ -147,13 +147,13 @@ impl Acme {
         present(&self.server.certificates, pair, path);
     }
 
-    /// Orders and renews, for ever.
+    /// Orders and renews until the process ends.
     pub async fn keep(mut self) {
         loop {
             let due = self.due();
             if due > SystemTime::now() {
                 let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
-                info!(duration = %Whole(wait), "certificate_renewal_planned");
+                info!(duration = %Approximate(wait), "certificate_renewal_planned");
             }
             self.sleep_until(due).await;
             let wait = self.order().await;
@@ -195,7 +195,7 @@ impl Acme {
     fn report(&self, fault: &str, wait: Duration) {
         let now = SystemTime::now();
         let has_time = |c: Current| c.validity.left(now) > c.validity.lifetime() / 6;
-        let (path, duration) = (&self.server.directory, Whole(wait));
+        let (path, duration) = (&self.server.directory, Approximate(wait));
         if self.current.is_some_and(has_time) {
             warn!(path, err = fault, %duration, "certificate_not_issued");
         } else {

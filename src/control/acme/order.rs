@@ -33,12 +33,12 @@ pub(super) async fn order(server: &Server, failures: u32) -> Result<Pair, Failur
     let failure = |fault| Failure { fault, retry_after: None };
     server.cache.try_writing().map_err(|error| {
         let folder = server.cache.certificate_path().display();
-        failure(format!("{folder} could not be kept: {error}; make room there"))
+        failure(format!("{folder} could not be written: {error}; free some space there"))
     })?;
     let https = Https::new(server.roots.clone()).map_err(|error| failure(error.to_string()))?;
     let timed = tokio::time::timeout(ORDER_TIMEOUT, place(server, &https, failures)).await;
     timed
-        .unwrap_or_else(|_| Err(format!("it was not done within {ORDER_TIMEOUT:?}")))
+        .unwrap_or_else(|_| Err(format!("the order was not complete within {ORDER_TIMEOUT:?}")))
         .map_err(|fault| Failure { fault, retry_after: https.retry_after() })
 }
 
@@ -48,7 +48,8 @@ async fn place(server: &Server, https: &Https, failures: u32) -> Result<Pair, St
     let account = account(server, https).await?;
     let mut order = match account.new_order(&wanted).await {
         Err(Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_SUCH_ACCOUNT) => {
-            warn!(err = "the server has forgotten the account", "acme_account_lost");
+            let err = "the server does not know the account; a new one is created";
+            warn!(err, "acme_account_lost");
             let account = register(server, https, account_key(server)?).await?;
             account.new_order(&wanted).await
         }
@@ -143,8 +144,9 @@ async fn register(
 /// Checks and keeps what the server gave.
 fn keep(server: &Server, key: &str, chain: &str) -> Result<Pair, String> {
     let text = format!("{key}{chain}");
-    let pair = Pair::from_pem(text.as_bytes(), text.as_bytes())
-        .map_err(|fault| format!("what the server gave does not serve: {fault}"))?;
+    let pair = Pair::from_pem(text.as_bytes(), text.as_bytes()).map_err(|fault| {
+        format!("the certificate that the server issued cannot be used: {fault}")
+    })?;
     if !pair.covers(&server.domain) {
         return Err("the server gave a certificate of another name".to_owned());
     }
@@ -159,7 +161,7 @@ fn keep(server: &Server, key: &str, chain: &str) -> Result<Pair, String> {
 pub(super) fn explain(error: &Error) -> String {
     match error {
         Error::Api(problem) => describe(problem),
-        Error::Timeout(_) => "the server keeps us waiting".to_owned(),
+        Error::Timeout(_) => "the server did not finish in time".to_owned(),
         error => words::of_chain(error),
     }
 }

@@ -137,5 +137,5 @@ async fn why_invalid(order: &mut Order) -> String {
             return describe(problem);
         }
     }
-    "the server does not believe that the domain is ours, and does not say why".to_owned()
+    "the server did not accept the proof for the domain, and gave no reason".to_owned()
 }

@@ -42,7 +42,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Looks at the files for ever: every two seconds, and at once when asked to by
+    /// Watches the files until the process ends: every two seconds, and at once when asked to by
     /// [`Certificates::reload`].
     pub async fn watch(mut self) {
         let mut settling = self.seen;
@@ -66,7 +66,7 @@ impl Files {
             Ok(pair) => present(&self.certificates, pair, &self.cert),
             Err(fault) => {
                 self.certificates.count_failure();
-                let err = format!("{fault}; the certificate from before is presented on");
+                let err = format!("{fault}; the previous certificate stays in use");
                 error!(err, "certificate_not_loaded");
             }
         }
@@ -104,7 +104,7 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open(path).map_err(explain)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(explain)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(named("it is over 1 MiB, as no certificate is; give another"));
+        return Err(named("it is over 1 MiB, too large for a certificate; give another file"));
     }
     Ok(bytes)
 }

@@ -92,9 +92,9 @@ impl Pair {
 const NO_CERTIFICATE: &str =
     "it holds no certificate; put the chain there, leaf first, each as BEGIN CERTIFICATE";
 const NO_KEY: &str = "it holds no private key; put the leaf's there, as BEGIN PRIVATE KEY";
-const UNKNOWN_KEY: &str = "its private key is of no kind that serves; use RSA of 2048 to 4096 bits, ECDSA \
+const UNKNOWN_KEY: &str = "its private key has an unsupported type; use RSA of 2048 to 4096 bits, ECDSA \
      P-256 or P-384, or Ed25519";
-const ENCRYPTED_KEY: &str = "its private key needs a passphrase, which nobody is there to type; take it off with \
+const ENCRYPTED_KEY: &str = "its private key is encrypted; store it without a passphrase, as by \
      `openssl pkey -in FILE -out FILE`";
 const OTHER_KEY: &str =
     "its private key does not belong to the certificate; give the one that it was made with";

@@ -39,7 +39,9 @@ impl fmt::Display for SendError {
         match self {
             Self::Call(error) => write!(f, "FCM {error}"),
             Self::Unregistered => f.write_str("FCM no longer knows the phone"),
-            Self::Unauthorized => f.write_str("FCM answered 401: the next wake takes a new token"),
+            Self::Unauthorized => {
+                f.write_str("FCM answered 401: the next wake requests a new access token")
+            }
             Self::Refused(status, code) => {
                 write!(f, "FCM answered {}", status.as_u16())?;
                 code.map_or(Ok(()), |code| write!(f, " {code}"))?;
@@ -53,10 +55,10 @@ impl fmt::Display for SendError {
 fn cure(status: StatusCode, code: Option<&str>) -> &'static str {
     match (status.as_u16(), code) {
         (_, Some("SENDER_ID_MISMATCH")) => ": the binary's phone belongs to another project",
-        (400, _) => ": the binary's token is none of FCM's",
+        (400, _) => ": the token that the binary sent is not an FCM token",
         (403, _) => ": enable the FCM API for the project and let the service account use it",
-        (429, _) => ": the project sends too much",
-        (500.., _) => ": the fault is Google's",
+        (429, _) => ": the project is over its quota",
+        (500.., _) => ": a failure at Google",
         _ => "",
     }
 }

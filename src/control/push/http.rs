@@ -55,7 +55,7 @@ impl fmt::Display for CallError {
             Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
             Self::Slow => write!(f, "did not answer within {} s", CALL_TIMEOUT.as_secs()),
             Self::Long => write!(f, "answered with more than {MAX_ANSWER_BYTES} bytes"),
-            Self::Broken => f.write_str("broke the connection off"),
+            Self::Broken => f.write_str("did not give a complete HTTP answer"),
         }
     }
 }

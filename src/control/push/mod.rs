@@ -132,7 +132,7 @@ impl Admission {
 
     /// Said once: daemons that know other platforms ask for them again and again.
     fn drop_for_platform(&mut self, wake: &Wake) {
-        let err = "the platform is not fcm, and no other is served";
+        let err = "the platform is not fcm, the only one supported";
         if std::mem::replace(&mut self.platform_said, true) {
             self.sender.metrics.push().count(PushOutcome::Dropped);
             debug!(server_id = wake.server_id.as_str(), err, "push_wake_dropped");

@@ -57,7 +57,7 @@ impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no access token: ")?;
         match self {
-            Self::NotSigned => f.write_str("nothing can be signed; set the clock"),
+            Self::NotSigned => f.write_str("the request cannot be signed; set the clock"),
             Self::Call(error) => write!(f, "the token endpoint {error}"),
             Self::Refused(status, error) => {
                 write!(f, "the token endpoint answered {}", status.as_u16())?;

@@ -45,7 +45,7 @@ async fn look(addr: SocketAddr) -> Result<Seen, String> {
     });
     let seen = answer.and_then(|body| {
         serde_json::from_slice(&body).map_err(|_| {
-            "what answers is no relay of this version; see --metrics-listen".to_owned()
+            "the server there is not a relay of this version; see --metrics-listen".to_owned()
         })
     });
     seen.map_err(|why| format!("no status from {addr}: {why}"))
@@ -56,9 +56,8 @@ async fn fetch(addr: SocketAddr) -> Result<Bytes, String> {
         format!("{error}: start the relay, or name the address that its --metrics-listen has")
     };
     let stream = TcpStream::connect(addr).await.map_err(unreachable)?;
-    let broken = |error: hyper::Error| {
-        format!("{error}: is it the relay that listens there? See --metrics-listen")
-    };
+    let broken =
+        |error: hyper::Error| format!("{error}: does the relay listen there? See --metrics-listen");
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = Request::get("/status.json").header(HOST, addr.to_string());
@@ -67,11 +66,11 @@ async fn fetch(addr: SocketAddr) -> Result<Bytes, String> {
         let response = sender.send_request(request).await.map_err(broken)?;
         if response.status() != StatusCode::OK {
             let status = response.status();
-            return Err(format!("it answers {status}: it is no relay; see --metrics-listen"));
+            return Err(format!("it answers {status}: that is not a relay; see --metrics-listen"));
         }
         let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
         body.map(http_body_util::Collected::to_bytes)
-            .map_err(|error| format!("{error}: is it the relay that listens there?"))
+            .map_err(|error| format!("{error}: does the relay listen there?"))
     };
     // Both go on together: the connection is what moves the answer.
     let (answer, _) = tokio::join!(answer, connection);

@@ -48,7 +48,7 @@ fn state(over: &Interval, found: &mut Vec<Problem>) {
     let process = &over.now.process;
     if process.draining {
         found.push(mild(
-            "Draining: it was asked to stop, takes nobody new and waits for peers to close.",
+            "Draining: it was asked to stop, accepts no new connections and waits for peers to close.",
         ));
     } else if !process.ready {
         found.push(grave(
@@ -69,22 +69,22 @@ fn limits(over: &Interval, found: &mut Vec<Problem>) {
     near(charged, budget, &|share| {
         let (charged, budget) = (bytes(charged), bytes(budget));
         format!(
-            "Memory budget {share} used ({charged} of {budget}). When it is used up, peers that \
-             do not read are ended. SIGUSR1 lists who takes how much; raise --memory-budget if the \
-             host has memory to spare."
+            "Memory budget {share} used ({charged} of {budget}). When it is used up, connections \
+             whose peers do not read are closed. SIGUSR1 lists who takes how much; raise \
+             --memory-budget if the host has memory to spare."
         )
     });
     let (open, may) = (process.open_descriptors, process.max_descriptors);
     near(open, may, &|share| {
         format!(
-            "Descriptors {share} used ({open} of {may}). When they run out, nobody new gets in. \
-             Raise LimitNOFILE= in the systemd unit, or ulimit -n."
+            "Descriptors {share} used ({open} of {may}). When they run out, no new connection \
+             is accepted. Raise LimitNOFILE= in the systemd unit, or ulimit -n."
         )
     });
     let (there, may) = (seen.websockets(), process.max_connections);
     near(there, may, &|share| {
         format!(
-            "Connections at {share} of --max-connections ({there} of {may}). Beyond it newcomers \
+            "Connections at {share} of --max-connections ({there} of {may}). Further connections \
              get 503. Raise it, with descriptors and memory to match, or add a relay."
         )
     });
@@ -105,7 +105,7 @@ fn cores(over: &Interval, found: &mut Vec<Problem>) {
         && delays.messages() >= 20
     {
         found.push(mild(format!(
-            "Messages wait: one in a hundred stays {:.0} ms or longer. Look at the cores.",
+            "Messages wait: one in a hundred stays {:.0} ms or longer. Look at the CPU load.",
             p99 / 1000.0
         )));
     }
@@ -136,7 +136,7 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
     grown(
         mild,
         over.grown_in("connections_refused_total", "cause=\"not_upgraded\""),
-        "sockets ended that had not asked for anything yet: somebody opens very many.",
+        "connections without an upgrade request were aborted: an address opens very many. conn_cap_reached in the log names it.",
     );
     let outcomes = ["send_failed", "token_fetch_failed", "dropped"];
     let failed = |outcome: &str| over.grown(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0));

@@ -6,7 +6,7 @@ use super::header::{self, Header, MAX_CLIENT_HEADER_BYTES};
 use super::message::{Message, check_utf8};
 use super::{FrameError, Incoming, MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES};
 
-const NOT_BEGUN: FrameError = FrameError::Protocol("continuation of no message");
+const NOT_BEGUN: FrameError = FrameError::Protocol("continuation frame without a message");
 
 /// Turns what one client sends into messages. Eight bytes, and nothing on the heap, while no frame
 /// or message is half read.
@@ -265,7 +265,9 @@ impl<const LIMIT: usize> Partial<LIMIT> {
             (Data::Continue, Some(message)) => message.len(),
             (Data::Continue, None) => return Err(NOT_BEGUN),
             (_, Some(_)) => {
-                return Err(FrameError::Protocol("new message amid the fragments of another"));
+                return Err(FrameError::Protocol(
+                    "new message before the fragmented one is complete",
+                ));
             }
             (Data::Text, None) => {
                 self.message = Some(Message::text());

@@ -7,9 +7,9 @@ use crate::protocol::reply::Health;
 fn status(scanner: &mut HeadScanner, bytes: &[u8]) -> u16 {
     let mut answer = Vec::new();
     match scanner.parse(bytes) {
-        Head::Incomplete => return 0,
-        Head::Refused(reply) => reply.write(&mut answer, false),
-        Head::Complete { request, .. } => {
+        ParsedHead::Incomplete => return 0,
+        ParsedHead::Refused(reply) => reply.write(&mut answer, false),
+        ParsedHead::Complete { request, .. } => {
             let upgrade = match request.route() {
                 Route::Server => request.server_upgrade(),
                 Route::Client => request.client_upgrade(),
@@ -126,7 +126,8 @@ fn a_body_of_a_clear_length_ends_the_connection_and_never_begins_a_websocket() {
     assert_rows(400, rows.map(upgrade_with));
     for row in rows {
         let head = with(row);
-        let Head::Complete { request, .. } = HeadScanner::default().parse(head.as_bytes()) else {
+        let ParsedHead::Complete { request, .. } = HeadScanner::default().parse(head.as_bytes())
+        else {
             panic!("{head}");
         };
         assert!(!request.keep_alive(), "{head}");
@@ -523,7 +524,7 @@ fn what_follows_a_head_is_left_alone() {
         let behind = "GET /healthz HTTP/1.1\r\nHost: b\r\nX: \0\r\n\r\n";
         let both = format!("{head}{behind}");
         match HeadScanner::default().parse(both.as_bytes()) {
-            Head::Complete { consumed, .. } => assert_eq!(consumed, head.len()),
+            ParsedHead::Complete { consumed, .. } => assert_eq!(consumed, head.len()),
             _ => panic!("{head}"),
         }
     }

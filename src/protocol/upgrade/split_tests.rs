@@ -21,9 +21,9 @@ enum Outcome {
 
 fn parse(scanner: &mut HeadScanner, bytes: &[u8]) -> Outcome {
     match scanner.parse(bytes) {
-        Head::Incomplete => Outcome::Incomplete,
-        Head::Refused(reply) => Outcome::Refused(reply),
-        Head::Complete { request, consumed } => Outcome::Complete {
+        ParsedHead::Incomplete => Outcome::Incomplete,
+        ParsedHead::Refused(reply) => Outcome::Refused(reply),
+        ParsedHead::Complete { request, consumed } => Outcome::Complete {
             consumed,
             route: request.route(),
             upgrades: [request.server_upgrade(), request.client_upgrade()],

@@ -17,9 +17,9 @@ enum Outcome {
 
 fn outcome(scanner: &mut HeadScanner, bytes: &[u8]) -> Outcome {
     match scanner.parse(bytes) {
-        Head::Incomplete => Outcome::Incomplete,
-        Head::Refused(reply) => Outcome::Refused(reply),
-        Head::Complete { request, consumed } => {
+        ParsedHead::Incomplete => Outcome::Incomplete,
+        ParsedHead::Refused(reply) => Outcome::Refused(reply),
+        ParsedHead::Complete { request, consumed } => {
             let upgrade = match request.route() {
                 Route::Server => request.server_upgrade(),
                 Route::Client => request.client_upgrade(),
@@ -241,7 +241,8 @@ fn a_connection_is_kept_only_where_both_sides_can() {
         ("GET /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", false),
     ];
     for (head, kept) in rows {
-        let Head::Complete { request, .. } = HeadScanner::default().parse(head.as_bytes()) else {
+        let ParsedHead::Complete { request, .. } = HeadScanner::default().parse(head.as_bytes())
+        else {
             panic!("{head}");
         };
         assert_eq!(request.keep_alive(), kept, "{head}");
@@ -288,7 +289,7 @@ fn any_split_of_a_head_comes_to_the_same() {
 #[test]
 fn a_request_shows_nothing_of_itself() {
     let head = client();
-    let Head::Complete { request, .. } = HeadScanner::default().parse(head.as_bytes()) else {
+    let ParsedHead::Complete { request, .. } = HeadScanner::default().parse(head.as_bytes()) else {
         panic!("{head}");
     };
     assert_eq!(format!("{request:?}"), "Request { .. }");
@@ -318,7 +319,7 @@ fn a_request_is_for_the_host_that_it_names() {
     let is_for = |target: &str, host: &str| {
         let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         match HeadScanner::default().parse(head.as_bytes()) {
-            Head::Complete { request, .. } => request.is_for("relay.example.com"),
+            ParsedHead::Complete { request, .. } => request.is_for("relay.example.com"),
             _ => panic!("{target} {host}"),
         }
     };

@@ -6,7 +6,7 @@ mod split;
 
 use libfuzzer_sys::fuzz_target;
 use pyrycode_relay::protocol::upgrade::{
-    Head, HeadScanner, MAX_HEAD_BYTES, MAX_HEADERS, Reply, Request, Role, Route, Upgrade,
+    HeadScanner, MAX_HEAD_BYTES, MAX_HEADERS, ParsedHead, Reply, Request, Role, Route, Upgrade,
 };
 
 /// Everything that the relay asks of a request.
@@ -29,9 +29,9 @@ enum Outcome {
 
 fn parse(scanner: &mut HeadScanner, bytes: &[u8]) -> Outcome {
     match scanner.parse(bytes) {
-        Head::Incomplete => Outcome::Incomplete,
-        Head::Refused(reply) => Outcome::Refused(reply),
-        Head::Complete { request, consumed } => Outcome::Complete(ask(&request).into(), consumed),
+        ParsedHead::Incomplete => Outcome::Incomplete,
+        ParsedHead::Refused(reply) => Outcome::Refused(reply),
+        ParsedHead::Complete { request, consumed } => Outcome::Complete(ask(&request).into(), consumed),
     }
 }
 

@@ -1,12 +1,12 @@
-//! Who listens on an address that cannot be had: a process, or none any more, because the kernel
-//! frees the sockets of one that was killed a little later.
+//! Which process listens on an address that is in use. There may be none any more: the kernel frees
+//! the sockets of a process that was killed a little later.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Who listens on an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Holder {
+pub(super) enum PortOwner {
     /// This process, of this name.
     Process(u32, String),
     /// Nobody any more: it was a process of this user, or has been let go meanwhile.
@@ -15,7 +15,7 @@ pub(super) enum Holder {
     Unknown,
 }
 
-impl Holder {
+impl PortOwner {
     /// Who listens on `address`.
     pub(super) fn of(address: SocketAddr) -> Self {
         let table = |name| fs::read_to_string(name).unwrap_or_default();
@@ -102,11 +102,11 @@ mod tests {
         for place in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
             let Ok(listener) = TcpListener::bind(place) else { continue };
             let address = listener.local_addr().unwrap();
-            let Holder::Process(pid, name) = Holder::of(address) else { panic!("{place}") };
+            let PortOwner::Process(pid, name) = PortOwner::of(address) else { panic!("{place}") };
             assert_eq!(pid, std::process::id());
             assert!(!name.is_empty());
             drop(listener);
-            assert_eq!(Holder::of(address), Holder::Nobody, "{place}");
+            assert_eq!(PortOwner::of(address), PortOwner::Nobody, "{place}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! From what the flags say of HTTPS to a certificate that looks after itself.
+//! The certificate that the flags ask for: read, served, watched and renewed.
 
 use super::acme::{Acme, Source};
 use super::certificates::{Certificates, Files, server_config};
@@ -11,21 +11,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tracing::info;
 
-/// Whoever sees to it that there is a certificate.
-pub struct Keeper {
+/// Provides the certificate and keeps it valid.
+pub struct CertificateManager {
     certificates: Arc<Certificates>,
     config: Arc<ServerConfig>,
-    source: Kept,
+    source: Managed,
 }
 
-enum Kept {
+enum Managed {
     Files(Files),
     Acme { acme: Acme, challenges: Arc<Challenges>, http_listen: Option<SocketAddr> },
 }
 
-impl Keeper {
-    /// Reads and checks all that is on disk; listens and asks nobody yet. `only_look` changes
-    /// nothing there.
+impl CertificateManager {
+    /// Reads and checks what is on disk. It neither listens nor connects yet. With `only_look` it
+    /// leaves the disk as it is.
     ///
     /// # Errors
     ///
@@ -37,7 +37,7 @@ impl Keeper {
         })?;
         let source = match &https.certificate {
             CertificateSource::Files { cert, key } => {
-                Kept::Files(Files::open(certificates.clone(), cert, key)?)
+                Managed::Files(Files::open(certificates.clone(), cert, key)?)
             }
             CertificateSource::Acme { cache, http_listen, directory, ca } => {
                 let domain = https.domain.as_deref().unwrap_or_default();
@@ -45,7 +45,7 @@ impl Keeper {
                 let challenges = Arc::new(Challenges::default());
                 let reachable = http_listen.map(|_| challenges.clone());
                 let acme = Acme::open(&source, certificates.clone(), reachable)?;
-                Kept::Acme { acme, challenges, http_listen: *http_listen }
+                Managed::Acme { acme, challenges, http_listen: *http_listen }
             }
         };
         Ok(Self { certificates, config, source })
@@ -57,7 +57,7 @@ impl Keeper {
         self.config.clone()
     }
 
-    /// Whom to ask for a reload, on SIGHUP.
+    /// The certificates, for SIGHUP to reload.
     #[must_use]
     pub fn certificates(&self) -> Arc<Certificates> {
         self.certificates.clone()
@@ -71,10 +71,10 @@ impl Keeper {
     /// The address of `--http-listen`, which cannot be bound.
     pub fn start(self) -> Result<(), Exit> {
         match self.source {
-            Kept::Files(files) => {
+            Managed::Files(files) => {
                 tokio::spawn(files.watch());
             }
-            Kept::Acme { acme, challenges, http_listen } => {
+            Managed::Acme { acme, challenges, http_listen } => {
                 if let Some(address) = http_listen {
                     let listener = listening::listen_by_tokio("--http-listen", address)?;
                     let bound = listener.local_addr().unwrap_or(address);

@@ -1,6 +1,5 @@
-//! The workers' threads, each with its ring, before there is anything for them to do. They stand
-//! before anything listens, so that nobody is let in and then dropped because the kernel refuses a
-//! ring.
+//! Spawns the workers' threads, each with its ring. That comes before anything listens, so that no
+//! connection is accepted and then dropped because the kernel refuses a ring.
 
 use super::explain::explain_no_ring;
 use super::failure;
@@ -22,26 +21,26 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// What a worker thread ended with.
 pub(super) type End = io::Result<()>;
 
-/// Threads that wait to be told what to do.
-pub(super) struct Crew {
+/// Threads that have their rings and wait for what they are to serve.
+pub(super) struct WorkerThreads {
     pub(super) starts: Vec<Sender<Start>>,
     pub(super) ends: UnboundedReceiver<End>,
 }
 
-impl Crew {
+impl WorkerThreads {
     /// Starts a thread for each worker, one after the other, and has it make its ring. Where locked
     /// memory is short, rings are smaller, or there are fewer of them.
     ///
     /// # Errors
     ///
     /// Not even one can be made: which limit or rule is in the way, and how to mend it.
-    pub(super) fn muster(config: &Config) -> Result<Self, Exit> {
+    pub(super) fn spawn(config: &Config) -> Result<Self, Exit> {
         let Plan { workers, mut entries } = locked_memory::plan(config.workers)?;
         let (ended, ends) = unbounded_channel();
         let mut starts = Vec::new();
         let mut patience = Patience::default();
         while starts.len() < workers {
-            match station(config, starts.len(), entries, &ended) {
+            match spawn_worker(config, starts.len(), entries, &ended) {
                 Ok(start) => starts.push(start),
                 Err(error) if is_short(&error) && patience.is_left() => {}
                 Err(error) if is_short(&error) && entries > ring::MIN_ENTRIES => entries /= 2,
@@ -59,11 +58,11 @@ impl Crew {
 struct Patience(Option<Instant>);
 
 impl Patience {
-    /// Waits a little, as long as there is hope.
+    /// Waits a little, and says whether another attempt is worth it.
     fn is_left(&mut self) -> bool {
         let until = *self.0.get_or_insert_with(|| {
-            let err = "locked memory that should be there is taken; a process that has just ended \
-                       may not have given it back yet";
+            let err = "too little locked memory is free, perhaps because the kernel still holds that \
+                       of a process that has just ended; trying again";
             warn!(err, duration = ?PATIENCE, "rings_awaited");
             Instant::now() + PATIENCE
         });
@@ -76,7 +75,7 @@ impl Patience {
 }
 
 /// A thread for worker `number`, once it has its ring.
-fn station(
+fn spawn_worker(
     config: &Config,
     number: usize,
     entries: u32,

@@ -4,7 +4,7 @@
 use super::ahead::Ahead;
 use super::connection::{Connection, Newcomer, Stage};
 use super::memory::Work;
-use super::registry::{Claim, Departure, EntryKey, Registration, Takeover, Tenure, Ticket};
+use super::registry::{Claim, ClaimId, Departure, EntryKey, Registration, Takeover, Tenure};
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay, TimerOwner};
 use crate::metrics::Series;
@@ -22,7 +22,7 @@ impl Relay {
             self.broken("a server-id is opened by a worker that does not own it");
         }
         if self.shutting_down {
-            return self.cut(key);
+            return self.abort(key);
         }
         let Upgrade { server_id, accept_key, role } = upgrade;
         let mut answer = Vec::with_capacity(160);
@@ -64,8 +64,8 @@ impl Relay {
         let Some(timer) = self.held_mut(entry).map(|entry| entry.timer) else { return };
         let remote = self.connection(key).map(|connection| connection.remote);
         match claim {
-            Claim::Waiting { holder, first, ticket } => {
-                let newcomer = Newcomer { entry, conn_id, ticket, ahead: Ahead::default() };
+            Claim::Waiting { holder, first, claim_id } => {
+                let newcomer = Newcomer { entry, conn_id, claim_id, ahead: Ahead::default() };
                 self.set_stage(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
                     self.wheel.arm_at(timer, now + self.limits.probe_timeout_ms);
@@ -148,9 +148,9 @@ impl Relay {
             Stage::Binary { entry, conn_id } => self.binary_left(now, key, entry, conn_id),
             Stage::Newcomer(newcomer) => {
                 self.charge_input(now, key, 0);
-                self.newcomer_left(newcomer.entry, newcomer.ticket);
+                self.newcomer_left(newcomer.entry, newcomer.claim_id);
             }
-            Stage::Head(_) | Stage::Moving(_) | Stage::Closing(_) | Stage::Cut => {}
+            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {}
         }
     }
 
@@ -177,12 +177,12 @@ impl Relay {
                 self.resume_phones(now, entry);
             }
             Departure::Takeover(takeover) => self.finish_takeover(now, entry, takeover),
-            Departure::Nothing => {}
+            Departure::NotHolder => {}
         }
     }
 
-    fn newcomer_left(&mut self, entry: EntryKey, ticket: Ticket) {
-        if self.registry.withdraw(entry, ticket)
+    fn newcomer_left(&mut self, entry: EntryKey, claim_id: ClaimId) {
+        if self.registry.withdraw(entry, claim_id)
             && let Some(entry) = self.registry.entry(entry)
         {
             self.wheel.arm_at(entry.timer, NEVER);
