@@ -343,7 +343,8 @@ impl<C: Core> Worker<C> {
         let queues = [&self.starved, &self.deferred, &self.handshakes];
         let is_busy = queues.iter().any(|queue| !queue.is_empty());
         // What waits behind a quick send goes on when that is over, of which nothing tells.
-        let is_behind = self.core.take_queued_behind() || std::mem::take(&mut self.skip_wait);
+        let is_queued = self.core.take_queued_behind() | std::mem::take(&mut self.skip_wait);
+        let is_behind = is_queued && self.ring.has_quick_sends();
         if is_behind || is_busy || !self.mailbox.is_empty() {
             return Wait::No;
         }

@@ -291,8 +291,9 @@ impl<C: Core> Worker<C> {
         let mode = match link.next {
             // The rest of a flood waits in the kernel, and what is held of a handshake is bounded.
             _ if link.share.is_throttled() || link.is_handshaking() => ReceiveMode::OnceSmall,
-            // It may go to another worker, which a receive that goes on would not follow.
-            ReceiveMode::Multishot if !is_open => ReceiveMode::OnceSmall,
+            // It may be handed to another worker, which a receive that goes on would not follow;
+            // and what is read behind a request, whatever its share, is one small buffer at most.
+            _ if !is_open => ReceiveMode::OnceSmall,
             mode => mode,
         };
         let group = match mode {

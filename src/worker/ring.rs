@@ -210,6 +210,12 @@ impl Ring {
         self.features
     }
 
+    /// Whether the end of some send is told by nothing but the end of the next system call.
+    #[must_use]
+    pub fn has_quick_sends(&self) -> bool {
+        !self.quick_sends.is_empty()
+    }
+
     /// System calls so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
