@@ -300,7 +300,8 @@ fn help_of(program: &str) -> Outcome<String> {
 /// name are left out.
 fn without_unknown(words: Vec<String>, help: &str) -> Vec<String> {
     let (program, options) = words.split_at(1);
-    let known = options.chunks(2).filter(|option| help.contains(&option[0]));
+    let known =
+        options.chunks(2).filter(|option| option.first().is_some_and(|name| help.contains(name)));
     program.iter().chain(known.flatten()).cloned().collect()
 }
 
