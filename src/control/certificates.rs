@@ -154,6 +154,8 @@ pub fn server_config(certificates: &Arc<Certificates>) -> Result<Arc<ServerConfi
     config.alpn_protocols = vec![b"http/1.1".to_vec(), ACME_TLS.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ticketer = aws_lc_rs::Ticketer::new()?;
+    // Of the suites that both sides trust, the cheapest.
+    config.ignore_client_order = true;
     // A client of the relay opens one connection at a time.
     config.send_tls13_tickets = 1;
     tls::give_away(&mut config);
@@ -202,5 +204,13 @@ impl fmt::Display for Approximate {
 /// The cryptography of everything that speaks TLS here.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    // SHA-256 has instructions of its own on most machines, where SHA-384, which comes with AES-256,
+    // takes a sixth of the CPU time of a handshake. Every client of TLS 1.3 knows this suite (RFC
+    // 8446, section 9.1).
+    provider.cipher_suites.sort_by_key(|suite| {
+        let name = suite.suite().as_str().unwrap_or_default();
+        !name.contains("AES_128_GCM")
+    });
+    Arc::new(provider)
 }
