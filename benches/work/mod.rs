@@ -136,16 +136,17 @@ pub fn server_id(number: usize) -> ServerId {
 }
 
 pub fn shard() -> Shard {
-    let mut registry = Registry::new(RandomState::with_seeds(1, 2, 3, 4), 16);
+    let counters = Metrics::new(1).worker(0);
+    let mut registry = Registry::new(RandomState::with_seeds(1, 2, 3, 4), 16, counters);
     for number in 0..10_000 {
-        registry.claim(&server_id(number), Key(number as u32), |_| TimerId::NONE);
+        registry.claim(&server_id(number), Key(number as u32), 5000);
     }
     Shard { registry, taken: server_id(5000), free: server_id(10_001) }
 }
 
 impl Shard {
     pub fn claim(&mut self) -> EntryKey {
-        self.registry.claim(&self.free, Key(99_999), |_| TimerId::NONE).0
+        self.registry.claim(&self.free, Key(99_999), 5000).0
     }
 
     pub fn register_and_leave(&mut self) {

@@ -224,7 +224,7 @@ impl World {
     }
 
     fn conn_id(&self, phone: Key) -> String {
-        match self.relay.connection(phone).unwrap().stage {
+        match self.relay.connections.find(phone).unwrap().stage {
             Stage::Phone { conn_id, .. } => conn_id.as_str().to_owned(),
             _ => panic!("not a phone"),
         }
@@ -340,7 +340,7 @@ fn grace_runs_out_on_time_and_a_reclaim_leaves_no_stray_timer() {
     assert_eq!(world.closed(late), pair(4404, "no server with that id"));
     world.pass(10_000);
     assert!(world.relay.registry.is_empty() && world.relay.connections() == 0);
-    assert!(world.relay.wheel.is_empty(), "no timer without an owner");
+    assert!(world.relay.timers() == 0, "no timer without an owner");
     assert_eq!(world.relay.charged_bytes(), 0);
 }
 
@@ -573,7 +573,7 @@ fn the_largest_backlog_goes_first_and_the_budget_holds() {
         }
     }
     assert_eq!(world.counts(), (1, 3));
-    assert!(!world.relay.connection(phones[1]).is_some_and(|c| c.is_open()), "the largest");
+    assert!(!world.relay.connections.find(phones[1]).is_some_and(|c| c.is_open()), "the largest");
 }
 
 #[test]
@@ -606,7 +606,7 @@ fn nobody_pays_for_a_connection_that_has_paid_itself() {
     world.bytes(hoarder, &message[..10_000]);
     world.bytes(hoarder, &message[10_000..72_000]);
     assert_eq!(world.ended, [hoarder]);
-    assert!(world.relay.connection(slow).is_some_and(|c| c.is_open()));
+    assert!(world.relay.connections.find(slow).is_some_and(|c| c.is_open()));
 }
 
 /// An id that this one of two workers owns.
@@ -753,14 +753,14 @@ fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
         let (first, second) = all.split_at(all.len() - 1000);
         world.bytes(peer, first);
         assert!(!world.relay.wants_read(peer));
-        let connection = world.relay.connection(peer).unwrap();
+        let connection = world.relay.connections.find(peer).unwrap();
         assert!(connection.outbox.charged() < 17 * 1024, "{}", connection.outbox.charged());
         world.bytes(peer, second);
         if end {
             world.end(peer);
         }
         // A peer that reads slowly is served for longer than a head may take.
-        while world.relay.connection(peer).is_some_and(|c| c.paused) {
+        while world.relay.connections.find(peer).is_some_and(|c| c.paused) {
             world.pass(9000);
             world.appetite.insert(peer, 4000);
             world.write(peer);
@@ -802,7 +802,7 @@ fn who_is_to_be_handed_over_has_its_time_for_that() {
         world.pass(4000);
         let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
         world.bytes(peer, requests.as_bytes());
-        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::HandingOver(_)));
+        assert!(matches!(world.relay.connections.find(peer).unwrap().stage, Stage::HandingOver(_)));
         peer
     };
     let [slow, stuck] = [(); 2].map(|()| handing_over(&mut world));
@@ -857,7 +857,7 @@ fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     assert_eq!(world.moved, [(key, 1, first)]);
     assert_eq!(world.relay.connections(), 0);
     assert_eq!(world.relay.charged_bytes(), 0);
-    assert!(world.relay.wheel.is_empty());
+    assert!(world.relay.timers() == 0);
 }
 
 #[test]
