@@ -11,13 +11,13 @@ use pyrycode_relay::protocol::frames::{self, Decoder, Incoming};
 use pyrycode_relay::protocol::ids::{ConnId, ServerId};
 use pyrycode_relay::protocol::json;
 use pyrycode_relay::protocol::upgrade::{HeadScanner, ParsedHead, Upgrade};
-use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
-use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::Outbox;
 use pyrycode_relay::relay::registry::{EntryKey, Registration, Registry};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::{TimerId, Wheel};
 use pyrycode_relay::relay::{Action, Key, Owners, Relay, Settings};
+use pyrycode_relay::shared::admission::{Admission, AdmissionLimits, Proxies};
+use pyrycode_relay::shared::budget::SharedBudget;
 use pyrycode_relay::telemetry::Remote;
 
 /// Bytes of JSON in one message: a short one, a page of text, a file.

@@ -1,7 +1,6 @@
 //! One connection's state, as plain data, and its deadlines.
 
 use super::Key;
-use super::admission::Pass;
 use super::ahead::Ahead;
 use super::outbox::Outbox;
 use super::registry::{ClaimId, EntryKey, Seat};
@@ -13,6 +12,7 @@ use crate::protocol::close::Close;
 use crate::protocol::frames::Decoder;
 use crate::protocol::ids::ConnId;
 use crate::protocol::upgrade::{HeadScanner, Upgrade};
+use crate::shared::admission::Pass;
 use crate::telemetry::Remote;
 
 /// Everything the relay knows of one connection.
@@ -350,6 +350,16 @@ impl Connection {
             Stage::Closing(Closing { discard: false, .. }) => Some(Speaker::Closing),
             _ => None,
         }
+    }
+
+    /// Whether its frames mean what they did, for sure.
+    #[inline]
+    pub fn is_still(&self, speaker: &Speaker) -> bool {
+        matches!(
+            (&self.stage, speaker),
+            (Stage::Phone { .. }, Speaker::Phone { .. })
+                | (Stage::Binary { .. }, Speaker::Binary { .. })
+        )
     }
 
     /// Our last bytes: the close under way, if it is one.

@@ -1,13 +1,13 @@
 //! Connections before their 101: request heads, plain HTTP answers, the way to the owner of a
 //! server-id (PROTOCOL.md, chapter 1).
 
-use super::admission::{Cause, Refusal};
 use super::connection::{Closing, HeadBuffer, PendingHandOver, Stage};
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
+use crate::shared::admission::{Cause, Refusal};
 use crate::telemetry::Remote;
 use tracing::{debug, info, warn};
 
@@ -22,12 +22,9 @@ enum Decision {
     Upgrade(Upgrade),
 }
 
-/// Says who was turned away, if that is not said too often. `path` is where it asked for an
+/// Says who was turned away. `path` is where it asked for an
 /// upgrade, if it came that far.
 pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) {
-    if !refusal.say {
-        return;
-    }
     let err = match refusal.cause {
         Cause::Rate => return info!(%remote, path, "rate_limited"),
         Cause::Connections => "the relay has reached --max-connections",
@@ -221,12 +218,12 @@ impl Relay {
     /// share of what the process may have. With shares, no worker needs to know another's
     /// connections: the descriptor is free before the next is accepted, and whoever fills one
     /// worker leaves the others alone.
-    pub(super) fn make_room_for_visitor(&mut self, now: Millis) {
+    pub(super) fn make_room_for_visitor(&mut self) {
         let share = self.admission.visitors_of_each(self.owners.workers);
         // Two for each that comes, so that what is too much becomes less.
         for _ in 0..2 {
             let Some(evicted) = self.visitors.eviction_candidate(share) else { return };
-            let refusal = self.admission.refuse_visitor(now);
+            let refusal = Refusal::VISITORS;
             if let Some(connection) = self.connections.held(evicted) {
                 log_refusal(connection.remote, None, refusal);
             }
@@ -322,11 +319,11 @@ impl Relay {
             return false;
         }
         let admitted = connection.pass.as_mut().map_or(Ok(()), |pass| pass.admit_handshake(now));
-        let Err(refusal) = admitted else { return true };
-        if refusal.say {
-            let err = "its address begins more TLS handshakes than --handshake-rate allows";
-            info!(remote = %connection.remote, err, "handshake_rate_limited");
+        if admitted.is_ok() {
+            return true;
         }
+        let err = "its address begins more TLS handshakes than --handshake-rate allows";
+        info!(remote = %connection.remote, err, "handshake_rate_limited");
         self.counters.count(Series::HandshakeRate);
         self.close_socket(key);
         false

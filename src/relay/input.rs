@@ -64,12 +64,14 @@ impl Relay {
                     self.on_message(now, key, speaker, message);
                     self.settle(now);
                     let Some(connection) = self.connections.held_mut(key) else { return 0 };
-                    let Some(still) = connection.speaker() else {
-                        // What was half read goes with the decoder.
-                        self.charge_input(now, key, 0);
-                        return 0;
-                    };
-                    speaker = still;
+                    if !connection.is_still(&speaker) {
+                        let Some(changed) = connection.speaker() else {
+                            // What was half read goes with the decoder.
+                            self.charge_input(now, key, 0);
+                            return 0;
+                        };
+                        speaker = changed;
+                    }
                     // The next message has its full time. A ping amid fragments buys the message
                     // that they belong to none.
                     if !decoder.is_mid_message() {

@@ -17,7 +17,6 @@
 //!
 //! What events mean:
 //!
-//! - [`admission`]: who may connect, and how often (chapter 6)
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
 //! - `claims`: claims, registrations, probes, grace (chapter 3)
@@ -52,7 +51,6 @@ mod invariants;
 mod memory;
 mod output;
 
-pub mod admission;
 pub mod ahead;
 pub mod backlogs;
 pub mod budget;
@@ -74,18 +72,19 @@ use crate::config::Limits;
 use crate::metrics::{Metrics, Series, WorkerMetrics};
 use crate::protocol::ids::ServerId;
 use crate::protocol::upgrade::Upgrade;
+use crate::shared::admission::{Admission, Pass};
+use crate::shared::budget::SharedBudget;
 use crate::telemetry::Remote;
-use admission::{Admission, Pass};
 use ahash::RandomState;
-use budget::{Budget, SharedBudget};
+use budget::Budget;
 use connection::Connection;
 use connections::Connections;
 pub use describe::Described;
 use ledger::Ledger;
 use memory::Work;
 use output::Output;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use registry::Registry;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -182,7 +181,7 @@ pub struct Settings {
     pub admission: Arc<Admission>,
     /// Counters of the process.
     pub metrics: Arc<Metrics>,
-    /// Random; conn-ids are made of it.
+    /// Random; conn-ids and the seeds of tables are made of it.
     pub seed: [u8; 32],
     /// Whether there is anyone to take wake requests.
     pub push: bool,
@@ -215,14 +214,21 @@ impl Relay {
         let Settings { worker, owners, domain, limits, budget, admission, metrics, seed, push } =
             settings;
         let counters = metrics.worker(worker);
+        let mut rng = StdRng::from_seed(seed);
+        // Of its own: by the owners' seeds, all ids of a worker agree modulo the number of workers,
+        // and would crowd a part of a table.
+        let [ids, addresses] = [(); 2].map(|()| {
+            let [a, b, c, d] = [(); 4].map(|()| rng.next_u64());
+            RandomState::with_seeds(a, b, c, d)
+        });
         Self {
             connections: Connections::new(counters.clone()),
-            registry: Registry::new(owners.hasher.clone(), limits.max_phones, counters.clone()),
+            registry: Registry::new(ids, limits.max_phones, counters.clone()),
             ledger: Ledger::new(Budget::new(budget, worker), counters.clone()),
             output: Output::default(),
-            visitors: Visitors::new(owners.hasher.clone()),
+            visitors: Visitors::new(addresses),
             work: VecDeque::new(),
-            rng: StdRng::from_seed(seed),
+            rng,
             shutting_down: false,
             worker,
             owners,
@@ -239,7 +245,7 @@ impl Relay {
     /// address has too many that have not come further. Where all addresses together have too many,
     /// the oldest one of the address that has the most of them is aborted.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
-        let entered = self.admission.enter(now, remote.0.ip());
+        let entered = self.admission.enter(remote.0.ip());
         let refusal = entered.as_ref().err().copied();
         let key = self.connections.insert(Connection::new(now, remote, entered.ok()));
         self.await_head(now, key);
@@ -252,7 +258,7 @@ impl Relay {
             if let Some(connection) = self.connections.held_mut(key) {
                 connection.visit = visit;
             }
-            self.make_room_for_visitor(now);
+            self.make_room_for_visitor();
         }
         key
     }

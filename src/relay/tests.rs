@@ -1,7 +1,5 @@
 //! The core under virtual time: no socket, no thread, no clock.
 
-use super::admission::{Admission, AdmissionLimits, Proxies};
-use super::budget::SharedBudget;
 use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
@@ -9,6 +7,8 @@ use crate::config::{Limits, LogFormat};
 use crate::metrics::{Metrics, Series};
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
+use crate::shared::admission::{Admission, AdmissionLimits, Proxies};
+use crate::shared::budget::SharedBudget;
 use crate::telemetry::tests::logged;
 use crate::telemetry::{Remote, repeats};
 use std::collections::HashMap;
