@@ -23,6 +23,7 @@ use std::time::Duration;
 
 pub use capacity::Capacity;
 pub use command::Command;
+pub use flags::help;
 pub use ipnet::IpNet;
 pub use ring_features::RingFeatures;
 pub use show::Setting;
@@ -262,28 +263,48 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why the process ends before it has begun.
+/// Why the process ends, or does not begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// The exit status: 0 for `--help` and `--version`, 2 for a refusal.
+    /// The exit status: 2 for a refusal, which is the operator's to mend, 1 for a failure.
     pub code: u8,
-    /// What to print, without a newline at its end. A refusal is one line that says what is wrong
-    /// and how to mend it.
-    pub message: String,
-    /// To standard output rather than standard error.
-    pub to_stdout: bool,
+    /// What is wrong and how to mend it.
+    pub reason: String,
+    /// The flags whose values are at fault, with their dashes.
+    pub flags: Vec<String>,
+    /// Where those values stand that were not given on the command line.
+    pub places: Vec<String>,
 }
 
 impl Exit {
     pub(crate) fn refusal(reason: &str) -> Self {
-        // What was typed may hold anything; the refusal stays one line all the same.
-        Self { code: 2, message: format!("{PROGRAM}: {}", one_line(reason)), to_stdout: false }
+        Self { code: 2, reason: reason.to_owned(), flags: Vec::new(), places: Vec::new() }
     }
 
-    /// The same, of a value that stands at this place.
-    fn at(self, place: &str) -> Self {
-        let reason = self.message.strip_prefix(PROGRAM).unwrap_or(&self.message);
-        Self::refusal(&format!("{place}: {}", reason.trim_start_matches(": ")))
+    pub(crate) fn failure(reason: String) -> Self {
+        Self { code: 1, reason, flags: Vec::new(), places: Vec::new() }
+    }
+
+    /// The same, and these flags are at fault.
+    pub(crate) fn about<const N: usize>(self, flags: [&str; N]) -> Self {
+        Self { flags: flags.map(ToOwned::to_owned).into(), ..self }
+    }
+
+    /// What is wrong, where, and how to mend it, in one line whatever was typed.
+    #[must_use]
+    pub fn explanation(&self) -> String {
+        let reason = one_line(&self.reason);
+        if self.places.is_empty() {
+            reason
+        } else {
+            format!("{}: {reason}", self.places.join(", "))
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{PROGRAM}: {}", self.explanation())
     }
 }
 
@@ -303,19 +324,18 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`Exit`] for `--help`, `--version`, and whatever cannot be served; a refusal is always the
-    /// operator's to mend.
+    /// A refusal of whatever cannot be served, which is always the operator's to mend.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
         let given = sources::gather(args, std::env::vars_os())?;
-        let origins = given.origins.clone();
+        let (origins, file) = (given.origins.clone(), given.flags.config.clone());
         Self::from_given(given, &Environment::observe()?, Machine::observe())
-            .map_err(|exit| sources::blame(exit, &origins))
+            .map_err(|exit| sources::locate(exit, &origins, file.as_deref()))
     }
 
-    /// `exit`, which blames flags, with the places that their values come from.
+    /// `exit`, with the places that the values of its flags come from.
     #[must_use]
-    pub fn blame(&self, exit: Exit) -> Exit {
-        sources::blame(exit, &self.origins)
+    pub fn locate(&self, exit: Exit) -> Exit {
+        sources::locate(exit, &self.origins, self.file.as_deref())
     }
 
     fn from_given(given: Given, environment: &Environment, machine: Machine) -> Result<Self, Exit> {
@@ -340,9 +360,9 @@ impl Config {
             is_default: flags.insecure_listen.is_none(),
         });
         if https.is_some() && !flags.proxy_protocol_from.is_empty() {
-            return Err(Exit::refusal(
-                "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol",
-            ));
+            let reason =
+                "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol";
+            return Err(Exit::refusal(reason).about(["--proxy-protocol-from"]));
         }
         Ok(Self {
             insecure,
@@ -467,21 +487,25 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
     if flags.insecure_listen.is_some() {
         return Err(Exit::refusal(&format!(
             "--insecure-listen serves without TLS and {any} is for HTTPS; leave one of them out"
-        )));
+        ))
+        .about(["--insecure-listen", any]));
     }
     let certificate = match (&flags.tls_cert, &flags.tls_key, &flags.domain) {
         (Some(_), None, _) => {
-            return Err(Exit::refusal("--tls-cert needs its private key: give --tls-key too"));
+            let reason = "--tls-cert needs its private key: give --tls-key too";
+            return Err(Exit::refusal(reason).about(["--tls-cert"]));
         }
         (None, Some(_), _) => {
-            return Err(Exit::refusal("--tls-key needs its certificate: give --tls-cert too"));
+            let reason = "--tls-key needs its certificate: give --tls-cert too";
+            return Err(Exit::refusal(reason).about(["--tls-key"]));
         }
         (Some(cert), Some(key), _) => {
             if let Some(flag) = first(&acme_given) {
                 return Err(Exit::refusal(&format!(
                     "{flag} is for certificates by ACME, and --tls-cert brings its own; leave one \
                      of them out"
-                )));
+                ))
+                .about([flag, "--tls-cert"]));
             }
             CertificateSource::Files { cert: cert.clone(), key: key.clone() }
         }
@@ -501,7 +525,8 @@ fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit
         (None, None, None) => {
             return Err(Exit::refusal(&format!(
                 "{any} is for HTTPS, which needs --domain, or --tls-cert and --tls-key"
-            )));
+            ))
+            .about([any]));
         }
     };
     Ok(Some(Https {
@@ -528,7 +553,8 @@ fn memory_budget(asked: Option<u64>, workers: usize, limit: u64) -> Result<u64, 
                  a quarter of that is the default",
                 units::show_bytes(bytes),
                 units::show_bytes(limit)
-            )));
+            ))
+            .about(["--memory-budget"]));
         }
         Some(bytes) => bytes,
         None => (limit / 4).max(needed).min(limit).max(MIN_BUDGET_BYTES),
@@ -539,7 +565,8 @@ fn memory_budget(asked: Option<u64>, workers: usize, limit: u64) -> Result<u64, 
              lower --workers",
             units::show_bytes(budget),
             units::show_bytes(needed)
-        )));
+        ))
+        .about(["--memory-budget", "--workers"]));
     }
     Ok(budget)
 }
