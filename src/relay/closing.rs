@@ -7,7 +7,7 @@
 //! - *echo*: the answer to the peer's close frame;
 //! - *lose*: no close frame, because the peer is gone or would not read it.
 
-use super::connection::{Closing, Due, Stage};
+use super::connection::{Closing, Due, Hearing, Stage};
 use super::output::drop_pending;
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
@@ -162,7 +162,7 @@ impl Relay {
     /// The peer broke the rules of framing: it can no longer be understood, but it has its time to
     /// answer our close frame like any other.
     pub(super) fn fail(&mut self, now: Millis, key: Key, error: FrameError) {
-        let closing = Closing { discard: true, ..Closing::default() };
+        let closing = Closing { hearing: Hearing::Noise, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
             self.counters.count(series_of(error.close()));
             self.push_close_at_once(key, error.close());
@@ -174,15 +174,14 @@ impl Relay {
     pub(super) fn on_peer_close(&mut self, now: Millis, key: Key, code: Option<u16>) {
         let Some(connection) = self.connections.held_mut(key) else { return };
         if let Some(closing) = connection.closing_mut() {
-            closing.answered = true;
-            closing.discard = true;
+            closing.hearing = Hearing::Nothing;
             // The peer reads nothing after its own close frame: what was still queued is dropped.
             if let Some(close) = closing.then.take() {
                 self.push_close_at_once(key, close);
             }
             return self.after_flush(now, key);
         }
-        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        let closing = Closing { hearing: Hearing::Nothing, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
             self.counters.count(series_of_peer_close(code));
             self.push_close_echo(key, code);
@@ -304,7 +303,7 @@ impl Relay {
             return self.close_socket(key);
         }
         connection.due.stage = connection.due.stage.min(now + close_timeout);
-        if closing.answered && !closing.finished {
+        if closing.hearing == Hearing::Nothing && !closing.finished {
             closing.finished = true;
             connection.due.stage = now + close_timeout.min(LINGER_MS);
             self.output.act(Action::FinishWriting(key));

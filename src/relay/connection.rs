@@ -222,14 +222,24 @@ pub struct Newcomer {
 pub struct Closing {
     /// The close frame that follows what is still queued; `None` once it is queued itself.
     pub then: Option<Close>,
-    /// The peer owes no answer: it has sent its close frame, or can no longer be understood.
-    pub answered: bool,
-    /// Input is thrown away unread.
-    pub discard: bool,
+    /// What the peer may still have to say.
+    pub hearing: Hearing,
     /// The sending direction has ended.
     pub finished: bool,
     /// What the kernel still holds for the peer, as far as that is known.
     pub drain: Drain,
+}
+
+/// What a closing connection's peer may still have to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hearing {
+    /// The answer to our close frame, among other frames.
+    #[default]
+    Frames,
+    /// The answer, though it can no longer be understood: what ends like a close frame is one.
+    Noise,
+    /// Nothing: it owes no answer any more, and input is thrown away unread.
+    Nothing,
 }
 
 /// How the last bytes of a connection leave the kernel.
@@ -347,7 +357,7 @@ impl Connection {
             Stage::Phone { entry, conn_id, .. } => Some(Speaker::Phone { entry, conn_id }),
             Stage::Binary { entry, .. } => Some(Speaker::Binary { entry }),
             Stage::Newcomer(_) => Some(Speaker::Newcomer),
-            Stage::Closing(Closing { discard: false, .. }) => Some(Speaker::Closing),
+            Stage::Closing(Closing { hearing: Hearing::Frames, .. }) => Some(Speaker::Closing),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Connections before their 101: request heads, plain HTTP answers, the way to the owner of a
 //! server-id (PROTOCOL.md, chapter 1).
 
-use super::connection::{Closing, HeadBuffer, PendingHandOver, Stage};
+use super::connection::{Closing, HeadBuffer, Hearing, PendingHandOver, Stage};
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
@@ -355,7 +355,7 @@ impl Relay {
     /// thrown away, not left unread: that would reset the connection under the answer.
     pub(super) fn hang_up(&mut self, now: Millis, key: Key) {
         let Some((connection, tracking)) = self.connections.tracked(key) else { return };
-        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        let closing = Closing { hearing: Hearing::Nothing, ..Closing::default() };
         tracking.enter(connection, Stage::Closing(closing));
         connection.due.stage = now + self.limits.close_timeout_ms;
         self.output.resume(connection);

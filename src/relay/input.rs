@@ -1,6 +1,6 @@
 //! Bytes to messages, and what a message means for a phone, a binary and a newcomer.
 
-use super::connection::{Speaker, Stage};
+use super::connection::{Hearing, Speaker, Stage};
 use super::timers::{Millis, NEVER};
 use super::{Key, Relay};
 use crate::metrics::Series;
@@ -27,12 +27,13 @@ impl Relay {
         let mut taken = input.len();
         match &mut connection.stage {
             Stage::Head(_) => self.on_head_bytes(now, key, input),
-            Stage::Closing(closing) if closing.discard => {
-                if !closing.answered && frames::ends_in_close(input) {
-                    closing.answered = true;
+            Stage::Closing(closing) if closing.hearing == Hearing::Noise => {
+                if frames::ends_in_close(input) {
+                    closing.hearing = Hearing::Nothing;
                     self.after_flush(now, key);
                 }
             }
+            Stage::Closing(closing) if closing.hearing == Hearing::Nothing => {}
             Stage::Closed => {}
             Stage::HandingOver(_) => {
                 self.broken("a connection is read that is on its way to another worker")
@@ -113,7 +114,7 @@ impl Relay {
         self.charge_input(now, key, 0);
         let Some(connection) = self.connections.held_mut(key) else { return };
         if let Some(closing) = connection.closing_mut() {
-            closing.discard = true;
+            closing.hearing = Hearing::Noise;
             return;
         }
         tracing::info!(

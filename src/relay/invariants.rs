@@ -12,7 +12,7 @@ use crate::metrics::{Series, WorkerMetrics};
 /// In debug builds.
 #[cold]
 #[inline(never)]
-pub(super) fn broken(counters: &WorkerMetrics, err: &'static str) {
+pub(crate) fn broken(counters: &WorkerMetrics, err: &'static str) {
     counters.count(Series::InvariantsBroken);
     tracing::error!(err, "invariant_broken");
     debug_assert!(false, "{err}");

@@ -80,6 +80,7 @@ use budget::Budget;
 use connection::Connection;
 use connections::Connections;
 pub use describe::Described;
+pub(crate) use invariants::broken;
 use ledger::Ledger;
 use memory::Work;
 use output::Output;

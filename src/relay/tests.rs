@@ -1001,3 +1001,45 @@ fn a_broken_invariant_is_counted_and_logged_and_an_assertion_in_debug_builds() {
     assert!(log.contains(r#""event":"invariant_broken""#), "{log}");
     assert_eq!(world.metrics.worker(0).get(Series::InvariantsBroken), 1);
 }
+
+#[test]
+fn who_is_named_late_is_known_by_that_name() {
+    let mut world = World::new();
+    let [first, second] = [(); 2].map(|()| world.connect());
+    let remote = Remote("198.51.100.7:9".parse().unwrap());
+    world.relay.set_remote(first, remote);
+    assert_eq!(world.relay.connections.find(first).unwrap().remote, remote);
+    // Of an address that has most of them, the oldest goes first: now it is another's.
+    let limits = AdmissionLimits { max_visitors: 2, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    world.connect();
+    world.settle();
+    assert_eq!(world.ended, [second]);
+}
+
+#[test]
+fn a_connection_is_open_from_its_upgrade_to_its_end() {
+    let mut world = World::new();
+    let key = world.connect();
+    assert!(!world.relay.is_open(key) && world.relay.wants_read(key));
+    world.bytes(key, head("/v1/server", "a").as_bytes());
+    assert!(world.relay.is_open(key));
+    assert_eq!(world.relay.connections(), 1);
+    world.end(key);
+    assert!(!world.relay.is_open(key) && !world.relay.wants_read(key));
+    assert!(!world.relay.is_open(Key(99)) && !world.relay.wants_read(Key(99)));
+}
+
+#[test]
+fn every_worker_owns_some_ids_and_always_the_same() {
+    let owners = Owners::new([1, 2, 3, 4], 4);
+    let owner = |number| {
+        owners.owner_of(&ServerId::from_header(format!("id-{number}").as_bytes()).unwrap())
+    };
+    let mut owned = [0; 4];
+    for number in 0..400 {
+        owned[owner(number)] += 1;
+        assert_eq!(owner(number), owner(number));
+    }
+    assert!(owned.iter().all(|count| *count > 50), "{owned:?}");
+}
