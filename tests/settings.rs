@@ -159,6 +159,8 @@ fn certificates() -> Folder {
 }
 
 #[test]
+// One table.
+#[allow(clippy::too_many_lines)]
 fn flags_win_over_variables_these_over_the_file_and_that_over_defaults() {
     let flags: Vec<&str> = MATRIX.iter().map(|(name, ..)| *name).collect();
     assert_eq!(listed_flags(), flags);

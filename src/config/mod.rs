@@ -355,23 +355,19 @@ impl Config {
         let per_address = flags
             .max_connections_per_address
             .unwrap_or(OrOff::On((max_connections / 4).max(MIN_PER_ADDRESS)));
-        let insecure = https.is_none().then(|| Listen {
-            addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
-            is_default: flags.insecure_listen.is_none(),
-        });
+        let insecure = https.is_none().then(|| insecure_listen(&flags));
         if https.is_some() && !flags.proxy_protocol_from.is_empty() {
             let reason =
                 "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol";
             return Err(Exit::refusal(reason).about(["--proxy-protocol-from"]));
         }
+        let Flags { fcm_token_url, fcm_url, fcm_ca, .. } = &flags;
+        let (token_url, fcm_url, ca) = (fcm_token_url.clone(), fcm_url.clone(), fcm_ca.clone());
+        let fcm_endpoints = FcmEndpoints { token_url, fcm_url, ca };
         Ok(Self {
             insecure,
             https,
-            metrics_listen: match flags.metrics_listen {
-                None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
-                Some(OrOff::On(addr)) => Some(MetricsListen { addr, is_default: false }),
-                Some(OrOff::Off) => None,
-            },
+            metrics_listen: metrics_listen(&flags),
             workers,
             ring_features: flags.io_uring_without,
             cpus: machine.cpus,
@@ -387,11 +383,7 @@ impl Config {
             may_be_one_of_many: environment.may_be_one_of_many,
             single_instance: environment.single_instance,
             fcm_credentials: environment.fcm_credentials.clone(),
-            fcm_endpoints: FcmEndpoints {
-                token_url: flags.fcm_token_url,
-                fcm_url: flags.fcm_url,
-                ca: flags.fcm_ca,
-            },
+            fcm_endpoints,
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
             proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),
@@ -458,83 +450,109 @@ fn switch(name: &str) -> Result<bool, Exit> {
     }
 }
 
+fn insecure_listen(flags: &Flags) -> Listen {
+    Listen {
+        addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
+        is_default: flags.insecure_listen.is_none(),
+    }
+}
+
+fn metrics_listen(flags: &Flags) -> Option<MetricsListen> {
+    match flags.metrics_listen {
+        None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
+        Some(OrOff::On(addr)) => Some(MetricsListen { addr, is_default: false }),
+        Some(OrOff::Off) => None,
+    }
+}
+
 /// The least that the default of `--max-connections-per-address` is.
 const MIN_PER_ADDRESS: usize = 16;
 
-/// What the flags say of HTTPS; `None` if it is not served.
-fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit> {
-    let source_given = [
-        ("--domain", flags.domain.is_some()),
-        ("--tls-cert", flags.tls_cert.is_some()),
-        ("--tls-key", flags.tls_key.is_some()),
-    ];
-    let acme_given = [
+/// The first of these flags that was given.
+fn first_given(flags: &[(&'static str, bool)]) -> Option<&'static str> {
+    flags.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+}
+
+/// The first flag that says something of certificates by ACME.
+fn acme_given(flags: &Flags) -> Option<&'static str> {
+    first_given(&[
         ("--cert-cache", flags.cert_cache.is_some()),
         // Nowhere is where nothing but ACME listens anyway.
         ("--http-listen", matches!(flags.http_listen, Some(OrOff::On(_)))),
         ("--acme-directory", flags.acme_directory.is_some()),
         ("--acme-ca", flags.acme_ca.is_some()),
-    ];
-    let other_given = [
+    ])
+}
+
+/// What the flags say of HTTPS; `None` if it is not served.
+fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit> {
+    let source_given = first_given(&[
+        ("--domain", flags.domain.is_some()),
+        ("--tls-cert", flags.tls_cert.is_some()),
+        ("--tls-key", flags.tls_key.is_some()),
+    ]);
+    let other_given = first_given(&[
         ("--https-listen", flags.https_listen.is_some()),
         ("--https-proxy-protocol", flags.https_proxy_protocol),
-    ];
-    let first = |given: &[(&'static str, bool)]| {
-        given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
-    };
-    let any = first(&source_given).or(first(&acme_given)).or(first(&other_given));
-    let Some(any) = any else { return Ok(None) };
+    ]);
+    let Some(any) = source_given.or(acme_given(flags)).or(other_given) else { return Ok(None) };
     if flags.insecure_listen.is_some() {
         return Err(Exit::refusal(&format!(
             "--insecure-listen serves without TLS and {any} is for HTTPS; leave one of them out"
         ))
         .about(["--insecure-listen", any]));
     }
-    let certificate = match (&flags.tls_cert, &flags.tls_key, &flags.domain) {
-        (Some(_), None, _) => {
-            let reason = "--tls-cert needs its private key: give --tls-key too";
-            return Err(Exit::refusal(reason).about(["--tls-cert"]));
-        }
-        (None, Some(_), _) => {
-            let reason = "--tls-key needs its certificate: give --tls-cert too";
-            return Err(Exit::refusal(reason).about(["--tls-key"]));
-        }
-        (Some(cert), Some(key), _) => {
-            if let Some(flag) = first(&acme_given) {
-                return Err(Exit::refusal(&format!(
-                    "{flag} is for certificates by ACME, and --tls-cert brings its own; leave one \
-                     of them out"
-                ))
-                .about([flag, "--tls-cert"]));
-            }
-            CertificateSource::Files { cert: cert.clone(), key: key.clone() }
-        }
-        (None, None, Some(_)) => CertificateSource::Acme {
-            cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
-            http_listen: match flags.http_listen {
-                None => Some(DEFAULT_HTTP_LISTEN),
-                Some(OrOff::On(address)) => Some(address),
-                Some(OrOff::Off) => None,
-            },
-            directory: flags
-                .acme_directory
-                .clone()
-                .unwrap_or_else(|| DEFAULT_ACME_DIRECTORY.to_owned()),
-            ca: flags.acme_ca.clone(),
-        },
-        (None, None, None) => {
-            return Err(Exit::refusal(&format!(
-                "{any} is for HTTPS, which needs --domain, or --tls-cert and --tls-key"
-            ))
-            .about([any]));
-        }
-    };
     Ok(Some(Https {
         listen: flags.https_listen.unwrap_or(DEFAULT_HTTPS_LISTEN),
         domain: flags.domain.clone(),
         proxy_protocol: flags.https_proxy_protocol,
-        certificate,
+        certificate: certificate_source(flags, environment, any)?,
     }))
+}
+
+/// Where the certificate comes from; `any` is a flag that asks for HTTPS.
+fn certificate_source(
+    flags: &Flags,
+    environment: &Environment,
+    any: &str,
+) -> Result<CertificateSource, Exit> {
+    let (reason, about) = match (&flags.tls_cert, &flags.tls_key, &flags.domain) {
+        (Some(cert), Some(key), _) => {
+            let Some(flag) = acme_given(flags) else {
+                return Ok(CertificateSource::Files { cert: cert.clone(), key: key.clone() });
+            };
+            let reason = format!(
+                "{flag} is for certificates by ACME, and --tls-cert brings its own; leave one of \
+                 them out"
+            );
+            return Err(Exit::refusal(&reason).about([flag, "--tls-cert"]));
+        }
+        (None, None, Some(_)) => return Ok(acme_source(flags, environment)),
+        (Some(_), None, _) => {
+            ("--tls-cert needs its private key: give --tls-key too".to_owned(), "--tls-cert")
+        }
+        (None, Some(_), _) => {
+            ("--tls-key needs its certificate: give --tls-cert too".to_owned(), "--tls-key")
+        }
+        (None, None, None) => {
+            (format!("{any} is for HTTPS, which needs --domain, or --tls-cert and --tls-key"), any)
+        }
+    };
+    Err(Exit::refusal(&reason).about([about]))
+}
+
+fn acme_source(flags: &Flags, environment: &Environment) -> CertificateSource {
+    let directory = flags.acme_directory.as_deref().unwrap_or(DEFAULT_ACME_DIRECTORY);
+    CertificateSource::Acme {
+        cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
+        http_listen: match flags.http_listen {
+            None => Some(DEFAULT_HTTP_LISTEN),
+            Some(OrOff::On(address)) => Some(address),
+            Some(OrOff::Off) => None,
+        },
+        directory: directory.to_owned(),
+        ca: flags.acme_ca.clone(),
+    }
 }
 
 fn default_cert_cache(environment: &Environment) -> PathBuf {

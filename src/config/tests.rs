@@ -100,6 +100,8 @@ fn bare_run_takes_the_documented_defaults() {
 }
 
 #[test]
+// One table.
+#[allow(clippy::too_many_lines)]
 fn every_flag_sets_its_own_field_in_every_spelling() {
     type Change = fn(&mut Config);
     let table: &[(&str, &str, Change)] = &[

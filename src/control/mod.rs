@@ -137,6 +137,8 @@ pub fn status(config: &Config) -> Result<String, Exit> {
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
+// One list, in its order, of what a process has to do.
+#[allow(clippy::too_many_lines)]
 async fn supervise(
     config: &Config,
     log: &telemetry::Guard,

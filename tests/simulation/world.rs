@@ -455,6 +455,8 @@ impl World {
         self.workers[worker].by_key.get(key.0 as usize).copied().flatten()
     }
 
+    // One arm for each action.
+    #[allow(clippy::too_many_lines)]
     fn act(&mut self, worker: usize, action: Action) {
         match action {
             Action::Write(key) => {
@@ -816,6 +818,8 @@ impl World {
         check!(before.short, "shed", "{shed:?} paid while memory was ample");
     }
 
+    // One list of checks.
+    #[allow(clippy::too_many_lines)]
     fn check_worker(&mut self, worker: usize) {
         let relay = &self.workers[worker].relay;
         let mut charged = 0;
