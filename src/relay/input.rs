@@ -53,7 +53,10 @@ impl Relay {
         messages: &mut u32,
     ) -> usize {
         let Some(connection) = self.connections.held_mut(key) else { return 0 };
-        let Some(mut speaker) = connection.speaker() else { return 0 };
+        let Some(mut speaker) = connection.speaker() else {
+            self.broken("frames are read that have no meaning");
+            return 0;
+        };
         // Apart from its connection while a message may change that.
         let mut decoder = std::mem::take(&mut connection.decoder);
         let mut rest = input;

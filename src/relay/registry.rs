@@ -369,7 +369,8 @@ impl Registry {
         self.entry(key).is_some_and(|entry| matches!(entry.tenure, Tenure::Probed { .. }))
     }
 
-    /// The holder has proved that it lives: ends the probe and returns the newcomers, who lose.
+    /// The holder has proved that it lives: ends the probe, if there is one, and returns the
+    /// newcomers, who lose.
     pub fn holder_lives(&mut self, key: EntryKey) -> Vec<Key> {
         let Some(entry) = self.entry_mut(key) else { return Vec::new() };
         let Tenure::Probed { holder, newcomers } = &mut entry.tenure else { return Vec::new() };
@@ -380,7 +381,8 @@ impl Registry {
         newcomers.into_values().collect()
     }
 
-    /// The holder was silent, or is gone: the newcomer that has waited longest takes the id.
+    /// The holder was silent, or is gone: the newcomer that has waited longest takes the id. `None`
+    /// if nobody claims it.
     pub fn take_over(&mut self, key: EntryKey) -> Option<Takeover> {
         let entry = self.entry_mut(key)?;
         let Tenure::Probed { newcomers, .. } = &mut entry.tenure else { return None };
