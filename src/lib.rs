@@ -12,6 +12,7 @@
 //!   proxies put before them
 //! - [`relay`]: what one worker knows and decides: registry, outboxes, memory, deadlines; no I/O, no
 //!   clock
+//! - [`shared`]: the little that workers share: who may connect, and the memory budget
 //! - [`worker`]: the io_uring shell around it: one thread, ring, listener and event loop per core,
 //!   and TLS
 //! - [`control`]: the other plane: starts and stops the workers, hears the signals, keeps
@@ -20,14 +21,16 @@
 //! - [`words`]: errors of libraries, as an operator can read them
 //!
 //! Arrows point downward only: `main`, then [`control`], which starts the workers, then [`worker`],
-//! then [`relay`], then [`protocol`]; and `config`, `metrics`, `telemetry` and `words` are the ground
-//! that all of them stand on.
+//! then [`relay`], then [`shared`], then [`protocol`]; and `config`, `metrics`, `telemetry`, `clock`
+//! and `words` are the ground that all of them stand on.
 
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;
+pub mod shared;
 pub mod telemetry;
 pub mod words;
 pub mod worker;

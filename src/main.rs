@@ -1,6 +1,6 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
-use pyrycode_relay::config::{Command, Config, Exit};
+use pyrycode_relay::config::{self, Command, Config, Exit};
 use pyrycode_relay::control::assets;
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
@@ -10,54 +10,46 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     die_of_panics();
     let (command, args) = Command::split(std::env::args_os());
-    let ended = match command {
-        Command::Serve => serve(args),
-        Command::Check => check(args),
-        Command::Status => status(args),
-        Command::Grafana => print(args, assets::GRAFANA),
-        Command::Alerts => print(args, assets::ALERTS),
-        Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
-        Command::Dockerfile => print(args, assets::DOCKERFILE),
+    let ended = match config::help(&args) {
+        Some(text) => Ok(Some(text)),
+        None => obey(command, args),
     };
-    let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };
+    let (code, text) = match ended {
+        Ok(text) => (0, text),
+        Err(exit) => (exit.code, Some(exit.to_string())),
+    };
+    let Some(text) = text else { return ExitCode::SUCCESS };
     telemetry::with_patience(move || {
         // Nobody may be there to read it; the exit code is told all the same.
-        let _ = if to_stdout {
-            writeln!(std::io::stdout(), "{message}")
-        } else {
-            writeln!(std::io::stderr(), "{message}")
+        let _ = match code {
+            0 => writeln!(std::io::stdout(), "{text}"),
+            _ => writeln!(std::io::stderr(), "{text}"),
         };
     });
     ExitCode::from(code)
 }
 
-fn serve(args: Vec<OsString>) -> Result<(), Exit> {
+/// Does what is asked; what is then to be printed, if anything.
+fn obey(command: Command, args: Vec<OsString>) -> Result<Option<String>, Exit> {
     let config = Config::from_args(args.clone())?;
-    let log = telemetry::init(config.log_format, config.log_level);
-    control::run(&config, &log, || Config::from_args(args.clone()))
-        .map_err(|exit| config.blame(exit))
-}
-
-fn check(args: Vec<OsString>) -> Result<(), Exit> {
-    let config = Config::from_args(args)?;
-    let _log = telemetry::init(config.log_format, config.log_level);
-    control::check(&config).map_err(|exit| config.blame(exit))?;
-    Err(told(config.report()))
-}
-
-fn status(args: Vec<OsString>) -> Result<(), Exit> {
-    Err(told(control::status(&Config::from_args(args)?)?))
-}
-
-/// Prints a text that takes no flags.
-fn print(args: Vec<OsString>, text: &str) -> Result<(), Exit> {
-    Config::from_args(args)?;
-    Err(told(text.trim_end().to_owned()))
-}
-
-/// There is nothing more to do than to say this.
-fn told(message: String) -> Exit {
-    Exit { code: 0, message, to_stdout: true }
+    let locate = |exit| config.locate(exit);
+    let asset = match command {
+        Command::Serve => {
+            let log = telemetry::init(config.log_format, config.log_level);
+            let reread = || Config::from_args(args.clone());
+            return control::run(&config, &log, reread).map_err(locate).map(|()| None);
+        }
+        Command::Check => {
+            let _log = telemetry::init(config.log_format, config.log_level);
+            return control::check(&config).map_err(locate).map(|()| Some(config.report()));
+        }
+        Command::Status => return control::status(&config).map_err(locate).map(Some),
+        Command::Grafana => assets::GRAFANA,
+        Command::Alerts => assets::ALERTS,
+        Command::SystemdUnit => assets::SYSTEMD_UNIT,
+        Command::Dockerfile => assets::DOCKERFILE,
+    };
+    Ok(Some(asset.trim_end().to_owned()))
 }
 
 /// A worker that panicked would leave its server-ids unserved while the others go on. Better the

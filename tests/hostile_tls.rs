@@ -228,6 +228,8 @@ async fn oversized_handshake_messages() {
 // ---- what is not TLS, or not any more
 
 #[tokio::test]
+// Mostly one table.
+#[allow(clippy::too_many_lines)]
 async fn garbage_on_the_port() {
     let args = ["--header-timeout", "2s", "--domain", DOMAIN];
     let scene = Scene::begin_tls("garbage for TLS", &args).await;
@@ -352,7 +354,8 @@ async fn handshakes_without_end() {
     println!("{served} handshakes of one address, of {most} at most; {refused} refused");
     assert!((40..=most).contains(&served), "{served} served, not 40 to {most}");
     let said = scene.logs().iter().filter(|line| line.event() == "handshake_rate_limited").count();
-    assert!(said <= 2, "said {said} times");
+    // Twenty at once, and one a minute.
+    assert!(said <= 22, "said {said} times");
     assert_eq!(said > 0, refused > 0);
     scene.end().await;
 }
@@ -360,6 +363,8 @@ async fn handshakes_without_end() {
 // ---- records
 
 #[tokio::test]
+// One list of records, each with what it does.
+#[allow(clippy::too_many_lines)]
 async fn records_of_every_size() {
     let scene = Scene::begin_tls("records of every size", &[]).await;
     let doors = forgeable(&scene.door());

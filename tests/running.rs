@@ -918,6 +918,8 @@ async fn a_long_value_makes_no_long_line() {
 }
 
 #[tokio::test]
+// One story, in its order.
+#[allow(clippy::too_many_lines)]
 async fn token_user_agent_and_payloads_appear_nowhere() {
     for format in ["text", "json"] {
         let mut relay = Relay::start(&["--log-format", format, "--log-level", "trace"]).await;

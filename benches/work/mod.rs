@@ -11,13 +11,13 @@ use pyrycode_relay::protocol::frames::{self, Decoder, Incoming};
 use pyrycode_relay::protocol::ids::{ConnId, ServerId};
 use pyrycode_relay::protocol::json;
 use pyrycode_relay::protocol::upgrade::{HeadScanner, ParsedHead, Upgrade};
-use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
-use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::Outbox;
 use pyrycode_relay::relay::registry::{EntryKey, Registration, Registry};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::{TimerId, Wheel};
 use pyrycode_relay::relay::{Action, Key, Owners, Relay, Settings};
+use pyrycode_relay::shared::admission::{Admission, AdmissionLimits, Proxies};
+use pyrycode_relay::shared::budget::SharedBudget;
 use pyrycode_relay::telemetry::Remote;
 
 /// Bytes of JSON in one message: a short one, a page of text, a file.
@@ -136,16 +136,17 @@ pub fn server_id(number: usize) -> ServerId {
 }
 
 pub fn shard() -> Shard {
-    let mut registry = Registry::new(RandomState::with_seeds(1, 2, 3, 4), 16);
+    let counters = Metrics::new(1).worker(0);
+    let mut registry = Registry::new(RandomState::with_seeds(1, 2, 3, 4), 16, counters);
     for number in 0..10_000 {
-        registry.claim(&server_id(number), Key(number as u32), |_| TimerId::NONE);
+        registry.claim(&server_id(number), Key(number as u32), 5000);
     }
     Shard { registry, taken: server_id(5000), free: server_id(10_001) }
 }
 
 impl Shard {
     pub fn claim(&mut self) -> EntryKey {
-        self.registry.claim(&self.free, Key(99_999), |_| TimerId::NONE).0
+        self.registry.claim(&self.free, Key(99_999), 5000).0
     }
 
     pub fn register_and_leave(&mut self) {

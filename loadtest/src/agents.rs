@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::crowd::Crowd;
 use crate::launch::{self, Cpus, usable_cpus};
 use crate::net::Net;
-use crate::run::Plan;
+use crate::plan::Plan;
 use crate::spec::{Counts, Play, Said, Shape, Spec, Told};
 use crate::tls::Handshakes;
 use crate::wire::Target;

@@ -3,7 +3,7 @@
 use crate::cgroup::parse_size;
 use crate::frame;
 use crate::launch::Launch;
-use crate::run::Plan;
+use crate::plan::Plan;
 use crate::spec::{Play, Shape};
 use crate::subject::Subject;
 use crate::tls::{Offer, Version};

@@ -2,8 +2,9 @@
 
 use crate::Outcome;
 use crate::measured::{Measured, Traffic};
+use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::run::{self, Plan};
+use crate::run;
 use crate::spec::Play;
 use crate::subject::Subject;
 use crate::table::CALLS;

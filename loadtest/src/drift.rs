@@ -1,6 +1,6 @@
 //! Whether what a relay holds stays the same over a long time.
 
-use crate::measured::Sample;
+use crate::sample::Sample;
 use serde::Serialize;
 use std::fmt;
 

@@ -4,6 +4,7 @@
 //!
 //! - [`cli`], [`scenarios`]: what can be typed, and what is done then
 //! - [`subject`], [`launch`], [`cgroup`]: the relay under load; [`baseline`] and [`floor`] are the tool's own
+//! - [`plan`], [`sample`]: what is to be measured and what was seen, as data that names nobody above
 //! - [`run`], [`compare`], [`progress`]: one measurement; several in turn
 //! - [`measured`], [`storms`], [`verdict`], [`drift`], [`round_trips`], [`proc`], [`syscalls`], [`tables`]: what came of it
 //! - [`table`], [`page`], [`plot`]: how it is told
@@ -32,12 +33,14 @@ mod net;
 mod page;
 mod peer;
 mod peers;
+mod plan;
 mod play;
 mod plot;
 mod proc;
 mod progress;
 mod round_trips;
 mod run;
+mod sample;
 mod scenarios;
 mod spec;
 mod storms;

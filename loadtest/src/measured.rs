@@ -4,32 +4,17 @@
 use crate::cgroup;
 use crate::drift::Drift;
 use crate::faults::Faults;
+use crate::plan::Plan;
 use crate::proc::{self, Threads};
 use crate::round_trips::{RoundTrips, Summary};
-use crate::run::Plan;
+use crate::sample::{Connecting, Sample};
 use crate::spec::Counts;
 use crate::storms::Costs;
 use crate::syscalls::Calls;
-use crate::tables::Tables;
 use crate::tls::Handshakes;
 use crate::verdict::{Bottleneck, Share, judge};
 use serde::Serialize;
 use std::time::Duration;
-
-/// Something that was looked at once a second.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub(crate) struct Sample {
-    /// Since the beginning of the measurement.
-    pub(crate) second: f64,
-    pub(crate) messages_per_second: f64,
-    pub(crate) resident_mib: Option<f64>,
-    pub(crate) descriptors: Option<u64>,
-    /// CPUs that the relay used.
-    pub(crate) cpus: Option<f64>,
-    /// Every few seconds, where the relay tells.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tables: Option<Tables>,
-}
 
 /// What was measured of one subject, once.
 #[derive(Debug, Clone, Serialize)]
@@ -122,14 +107,6 @@ pub(crate) struct Traffic {
     pub(crate) slowest_share: f64,
     /// Phones that came anew while it was measured, by the second.
     pub(crate) reconnections_per_second: f64,
-}
-
-/// The phones' way in, and what they hold once they are there.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub(crate) struct Connecting {
-    pub(crate) cpu_us_per_upgrade: Option<f64>,
-    pub(crate) upgrades_per_second: f64,
-    pub(crate) resident_bytes_per_phone: Option<f64>,
 }
 
 /// What was agreed, how often, and what it cost where phones only connected.

@@ -1,8 +1,9 @@
 //! A page with tables and plots that needs nothing from outside.
 
 use crate::Outcome;
-use crate::measured::{Measured, Sample};
+use crate::measured::Measured;
 use crate::plot::{Line, Plot, escape};
+use crate::sample::Sample;
 use crate::table;
 use std::fmt::Write as _;
 use std::path::Path;

@@ -3,17 +3,18 @@
 use crate::Outcome;
 use crate::agents::Agents;
 use crate::cgroup::MemoryCgroup;
-use crate::drift;
+use crate::drift::{self, Drift};
 use crate::faults::Saboteurs;
-use crate::measured::{self, Connecting, Look, Measured, Sample, Tls};
+use crate::measured::{self, Look, Measured, Tls, Traffic};
+use crate::plan::Plan;
 use crate::proc;
 use crate::progress::Progress;
-use crate::spec::{Play, Shape, Told};
+use crate::sample::{Connecting, Sample};
+use crate::spec::{Counts, Play, Told};
 use crate::storms::{self, Costs, Storm};
 use crate::subject::{Running, Subject};
 use crate::syscalls::{self, Calls};
-use crate::tls::{Handshakes, Offer};
-use std::path::PathBuf;
+use crate::tls::Handshakes;
 use std::time::{Duration, Instant};
 
 /// How often the relay is looked at.
@@ -24,42 +25,6 @@ const TABLES_EVERY: u64 = 5;
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long the relay has to let go of the descriptors of phones that were cut.
 const LET_GO: Duration = Duration::from_secs(10);
-
-/// What is to be measured.
-#[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    pub(crate) shape: Shape,
-    /// Bytes of JSON in each frame.
-    pub(crate) size: usize,
-    pub(crate) play: Play,
-    pub(crate) workers: usize,
-    /// Processes that play the peers, at least.
-    pub(crate) agents: u32,
-    pub(crate) warm_up: Duration,
-    pub(crate) time: Duration,
-    /// How long an upgrade or a frame may be overdue before it counts as lost.
-    pub(crate) patience: Duration,
-    /// The agents never sleep.
-    pub(crate) spin: bool,
-    /// Its system calls are counted, too.
-    pub(crate) syscalls: bool,
-    /// What the peers offer to a relay that speaks TLS.
-    pub(crate) offer: Offer,
-    /// The limit of the memory cgroup that the relay is to run in, in bytes.
-    pub(crate) cgroup: Option<u64>,
-    /// Where the relay's standard error goes.
-    pub(crate) log: Option<PathBuf>,
-    /// Peers misbehave beside those that are measured, drawn from this seed; and what the relay
-    /// holds must not grow.
-    pub(crate) faults: Option<u64>,
-}
-
-impl Plan {
-    /// How long one measurement takes, but for connecting.
-    pub(crate) fn duration(&self) -> Duration {
-        self.warm_up + self.time
-    }
-}
 
 /// Loads the subject as planned.
 pub(crate) fn measure(subject: &Subject, plan: &Plan, progress: &Progress) -> Outcome<Measured> {
@@ -99,15 +64,14 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn run(&mut self, subject: String) -> Outcome<Measured> {
+    /// Connects everybody, but where that is what is measured, and lets the relay warm up.
+    fn warm_up(&mut self, subject: &str) -> Outcome<Vec<Storm>> {
         let plan = self.plan;
         self.agents.tell(Told::OpenBinaries)?;
-        let resume = plan.offer.resume;
-        let mut storms = match plan.play {
+        let storms = match plan.play {
             Play::Connect => Vec::new(),
             _ => vec![self.connect_phones()?],
         };
-        let mut samples = Vec::new();
         if plan.play.has_traffic() {
             self.agents.tell(Told::Start)?;
         }
@@ -117,6 +81,14 @@ impl Session<'_> {
         }
         self.agents.tell(Told::Mark)?;
         self.progress.stage(format!("{subject}: {}", plan.play));
+        Ok(storms)
+    }
+
+    fn run(&mut self, subject: String) -> Outcome<Measured> {
+        let plan = self.plan;
+        let resume = plan.offer.resume;
+        let mut storms = self.warm_up(&subject)?;
+        let mut samples = Vec::new();
         let then = self.look()?;
         let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
         self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
@@ -126,10 +98,7 @@ impl Session<'_> {
         }
         let now = self.look()?;
         let faults = self.saboteurs.take().map(Saboteurs::stop).transpose()?;
-        let drift = plan.faults.map(|_| drift::of(&samples)).unwrap_or_default();
-        if let Some(grown) = drift.iter().find(|drift| !drift.is_flat) {
-            return Err(format!("the relay's fault: it holds more and more: {grown}").into());
-        }
+        let drift = self.drift(&samples)?;
         let counts = self.agents.count()?;
         let calls = self.calls()?;
         let resident = self.running.resident_bytes()?;
@@ -149,13 +118,7 @@ impl Session<'_> {
         let cpu = now.cpu_since(&then);
         let connections = plan.shape.connections() as f64;
         let idle = cpu.filter(|_| plan.play == Play::Idle);
-        let traffic = plan
-            .play
-            .has_traffic()
-            .then(|| measured::traffic(&counts, cpu, now.wakes_since(&then), seconds));
-        if traffic.is_some_and(|traffic| traffic.messages == 0) {
-            return Err("the relay's fault: it brought not a single frame".into());
-        }
+        let traffic = self.traffic(&counts, (&then, &now))?;
         Ok(Measured {
             subject,
             scenario: plan.play.to_string(),
@@ -181,6 +144,31 @@ impl Session<'_> {
                 None => Vec::new(),
             },
         })
+    }
+
+    /// Whether what the relay holds has grown, where that is asked.
+    fn drift(&self, samples: &[Sample]) -> Outcome<Vec<Drift>> {
+        let drift = self.plan.faults.map(|_| drift::of(samples)).unwrap_or_default();
+        match drift.iter().find(|drift| !drift.is_flat) {
+            Some(grown) => {
+                Err(format!("the relay's fault: it holds more and more: {grown}").into())
+            }
+            None => Ok(drift),
+        }
+    }
+
+    /// What became of the frames that were sent, if any were to be.
+    fn traffic(&self, counts: &[Counts], (then, now): (&Look, &Look)) -> Outcome<Option<Traffic>> {
+        if !self.plan.play.has_traffic() {
+            return Ok(None);
+        }
+        let seconds = (now.at - then.at).as_secs_f64();
+        let (cpu, wakes) = (now.cpu_since(then), now.wakes_since(then));
+        let traffic = measured::traffic(counts, cpu, wakes, seconds);
+        if traffic.messages == 0 {
+            return Err("the relay's fault: it brought not a single frame".into());
+        }
+        Ok(Some(traffic))
     }
 
     fn look(&self) -> Outcome<Look> {

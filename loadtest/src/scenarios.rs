@@ -1,12 +1,13 @@
 //! What each command does.
 
-use crate::cli::{Command, Load, Scenario};
-use crate::compare;
+use crate::cli::{Command, Load, Pace, Scenario};
+use crate::compare::{self, Comparison};
 use crate::floor::Means;
 use crate::hostile::Siege;
 use crate::measured::Measured;
+use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::run::{self, Plan};
+use crate::run;
 use crate::spec::{Play, Shape};
 use crate::tls::certificate::server_config;
 use crate::{Outcome, agents, baseline, floor, hostile, launch, page, table};
@@ -40,24 +41,9 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
         }
         Command::All { load } => all(&load),
         Command::Compare { subjects, load, pace, scenario, rounds, reference } => {
-            let (shape, seconds) = match scenario {
-                Scenario::Echo | Scenario::Churn => ("64x16", 5.0),
-                Scenario::Push => ("64x4", 5.0),
-                Scenario::Idle => ("1000x16", 60.0),
-                Scenario::Connect => ("1000x16", 5.0),
-            };
-            let plan = load.plan(scenario.play(&pace), shape, seconds);
-            let plan = Plan { spin: pace.spin, ..plan };
-            let subjects = load.subjects(subjects)?;
+            let (plan, subjects) = (plan_of(&load, &pace, scenario), load.subjects(subjects)?);
             let compared = compare::run(&subjects, &reference, &plan, rounds as usize)?;
-            match load.json {
-                true => println!("{}", serde_json::to_string(&compared)?),
-                false => print!("{compared}"),
-            }
-            match &load.report {
-                Some(path) => page::write(path, &compared.to_string(), &compared.runs),
-                None => Ok(()),
-            }
+            tell_comparison(&load, &compared)
         }
         Command::Hostile { subjects, workers, seconds, attack, log, json } => {
             let time = Duration::from_secs_f64(seconds);
@@ -130,6 +116,28 @@ fn tell(load: &Load, all: &[Measured]) -> Outcome<()> {
     }
     match &load.report {
         Some(path) => page::write(path, "", all),
+        None => Ok(()),
+    }
+}
+
+/// What each subject of a comparison is loaded with.
+fn plan_of(load: &Load, pace: &Pace, scenario: Scenario) -> Plan {
+    let (shape, seconds) = match scenario {
+        Scenario::Echo | Scenario::Churn => ("64x16", 5.0),
+        Scenario::Push => ("64x4", 5.0),
+        Scenario::Idle => ("1000x16", 60.0),
+        Scenario::Connect => ("1000x16", 5.0),
+    };
+    Plan { spin: pace.spin, ..load.plan(scenario.play(pace), shape, seconds) }
+}
+
+fn tell_comparison(load: &Load, compared: &Comparison) -> Outcome<()> {
+    match load.json {
+        true => println!("{}", serde_json::to_string(compared)?),
+        false => print!("{compared}"),
+    }
+    match &load.report {
+        Some(path) => page::write(path, &compared.to_string(), &compared.runs),
         None => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Phones that connect all at once, once or several times, and what that cost the relay.
 
-use crate::measured::Connecting;
+use crate::sample::Connecting;
 use crate::tls::Handshakes;
 use serde::Serialize;
 use std::time::Duration;

@@ -178,7 +178,8 @@ fn drift(measured: &Measured) -> Option<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::measured::{Connecting, Load, Sample};
+    use crate::measured::Load;
+    use crate::sample::{Connecting, Sample};
     use crate::storms::Costs;
     use crate::verdict::{Bottleneck, Share};
 

@@ -280,7 +280,7 @@ impl Flags {
     /// # Errors
     ///
     /// The refusal, and the flag that it is about, if any.
-    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, (Exit, String)> {
+    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
         let (args, _) = double_dashes(args);
         // Given as a switch, it would take the next flag for its value, and whatever stands behind
         // that would be blamed.
@@ -289,13 +289,13 @@ impl Flags {
             matches!(two, [name, next] if name == NAMES_PROXIES && is_flag(next))
         };
         if args.windows(2).any(is_switch) {
-            let exit = Exit::refusal(&format!("{NAMES_PROXIES}: {}", networks::NOT_A_SWITCH));
-            return Err((exit, NAMES_PROXIES.to_owned()));
+            let reason = format!("{NAMES_PROXIES}: {}", networks::NOT_A_SWITCH);
+            return Err(Exit::refusal(&reason).about([NAMES_PROXIES]));
         }
         command()
             .try_get_matches_from(args)
             .and_then(|matches| Self::from_arg_matches(&matches))
-            .map_err(|err| exit(&err))
+            .map_err(|err| refusal(&err))
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -386,8 +386,18 @@ pub(super) fn names() -> Vec<String> {
     command.get_arguments().filter_map(|arg| arg.get_long()).map(ToOwned::to_owned).collect()
 }
 
+/// What `--help` or `--version` is answered, if either is among `args`, which begins with the
+/// program's name. Nothing else is looked at, so nothing that is wrong elsewhere is in the way.
+#[must_use]
+pub fn help(args: &[OsString]) -> Option<String> {
+    let (args, _) = double_dashes(args.iter().cloned());
+    let err = command().try_get_matches_from(args).err()?;
+    let is_asked = matches!(err.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    is_asked.then(|| err.to_string().trim_end().to_owned())
+}
+
 /// What clap says in several lines, said in one.
-fn exit(err: &clap::Error) -> (Exit, String) {
+fn refusal(err: &clap::Error) -> Exit {
     let context = |kind| match err.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
@@ -399,10 +409,6 @@ fn exit(err: &clap::Error) -> (Exit, String) {
     let flag = flag.split("[=").next().unwrap_or_default();
     let value = context(ContextKind::InvalidValue).unwrap_or_default();
     let refusal = Exit::refusal(&match err.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let message = err.to_string().trim_end().to_owned();
-            return (Exit { code: 0, message, to_stdout: true }, String::new());
-        }
         ErrorKind::ValueValidation => {
             format!("{flag}: {}", err.source().map(ToString::to_string).unwrap_or_default())
         }
@@ -437,5 +443,5 @@ fn exit(err: &clap::Error) -> (Exit, String) {
             format!("{line}; `{PROGRAM} --help` lists all flags")
         }
     });
-    (refusal, flag.to_owned())
+    refusal.about([flag])
 }

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 pub use capacity::Capacity;
 pub use command::Command;
+pub use flags::help;
 pub use ipnet::IpNet;
 pub use ring_features::RingFeatures;
 pub use show::Setting;
@@ -262,28 +263,48 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why the process ends before it has begun.
+/// Why the process ends, or does not begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// The exit status: 0 for `--help` and `--version`, 2 for a refusal.
+    /// The exit status: 2 for a refusal, which is the operator's to mend, 1 for a failure.
     pub code: u8,
-    /// What to print, without a newline at its end. A refusal is one line that says what is wrong
-    /// and how to mend it.
-    pub message: String,
-    /// To standard output rather than standard error.
-    pub to_stdout: bool,
+    /// What is wrong and how to mend it.
+    pub reason: String,
+    /// The flags whose values are at fault, with their dashes.
+    pub flags: Vec<String>,
+    /// Where those values stand that were not given on the command line.
+    pub places: Vec<String>,
 }
 
 impl Exit {
     pub(crate) fn refusal(reason: &str) -> Self {
-        // What was typed may hold anything; the refusal stays one line all the same.
-        Self { code: 2, message: format!("{PROGRAM}: {}", one_line(reason)), to_stdout: false }
+        Self { code: 2, reason: reason.to_owned(), flags: Vec::new(), places: Vec::new() }
     }
 
-    /// The same, of a value that stands at this place.
-    fn at(self, place: &str) -> Self {
-        let reason = self.message.strip_prefix(PROGRAM).unwrap_or(&self.message);
-        Self::refusal(&format!("{place}: {}", reason.trim_start_matches(": ")))
+    pub(crate) fn failure(reason: String) -> Self {
+        Self { code: 1, reason, flags: Vec::new(), places: Vec::new() }
+    }
+
+    /// The same, and these flags are at fault.
+    pub(crate) fn about<const N: usize>(self, flags: [&str; N]) -> Self {
+        Self { flags: flags.map(ToOwned::to_owned).into(), ..self }
+    }
+
+    /// What is wrong, where, and how to mend it, in one line whatever was typed.
+    #[must_use]
+    pub fn explanation(&self) -> String {
+        let reason = one_line(&self.reason);
+        if self.places.is_empty() {
+            reason
+        } else {
+            format!("{}: {reason}", self.places.join(", "))
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{PROGRAM}: {}", self.explanation())
     }
 }
 
@@ -303,19 +324,18 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`Exit`] for `--help`, `--version`, and whatever cannot be served; a refusal is always the
-    /// operator's to mend.
+    /// A refusal of whatever cannot be served, which is always the operator's to mend.
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
         let given = sources::gather(args, std::env::vars_os())?;
-        let origins = given.origins.clone();
+        let (origins, file) = (given.origins.clone(), given.flags.config.clone());
         Self::from_given(given, &Environment::observe()?, Machine::observe())
-            .map_err(|exit| sources::blame(exit, &origins))
+            .map_err(|exit| sources::locate(exit, &origins, file.as_deref()))
     }
 
-    /// `exit`, which blames flags, with the places that their values come from.
+    /// `exit`, with the places that the values of its flags come from.
     #[must_use]
-    pub fn blame(&self, exit: Exit) -> Exit {
-        sources::blame(exit, &self.origins)
+    pub fn locate(&self, exit: Exit) -> Exit {
+        sources::locate(exit, &self.origins, self.file.as_deref())
     }
 
     fn from_given(given: Given, environment: &Environment, machine: Machine) -> Result<Self, Exit> {
@@ -335,23 +355,19 @@ impl Config {
         let per_address = flags
             .max_connections_per_address
             .unwrap_or(OrOff::On((max_connections / 4).max(MIN_PER_ADDRESS)));
-        let insecure = https.is_none().then(|| Listen {
-            addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
-            is_default: flags.insecure_listen.is_none(),
-        });
+        let insecure = https.is_none().then(|| insecure_listen(&flags));
         if https.is_some() && !flags.proxy_protocol_from.is_empty() {
-            return Err(Exit::refusal(
-                "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol",
-            ));
+            let reason =
+                "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol";
+            return Err(Exit::refusal(reason).about(["--proxy-protocol-from"]));
         }
+        let Flags { fcm_token_url, fcm_url, fcm_ca, .. } = &flags;
+        let (token_url, fcm_url, ca) = (fcm_token_url.clone(), fcm_url.clone(), fcm_ca.clone());
+        let fcm_endpoints = FcmEndpoints { token_url, fcm_url, ca };
         Ok(Self {
             insecure,
             https,
-            metrics_listen: match flags.metrics_listen {
-                None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
-                Some(OrOff::On(addr)) => Some(MetricsListen { addr, is_default: false }),
-                Some(OrOff::Off) => None,
-            },
+            metrics_listen: metrics_listen(&flags),
             workers,
             ring_features: flags.io_uring_without,
             cpus: machine.cpus,
@@ -367,11 +383,7 @@ impl Config {
             may_be_one_of_many: environment.may_be_one_of_many,
             single_instance: environment.single_instance,
             fcm_credentials: environment.fcm_credentials.clone(),
-            fcm_endpoints: FcmEndpoints {
-                token_url: flags.fcm_token_url,
-                fcm_url: flags.fcm_url,
-                ca: flags.fcm_ca,
-            },
+            fcm_endpoints,
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
             proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),
@@ -438,78 +450,109 @@ fn switch(name: &str) -> Result<bool, Exit> {
     }
 }
 
+fn insecure_listen(flags: &Flags) -> Listen {
+    Listen {
+        addr: flags.insecure_listen.unwrap_or(DEFAULT_LISTEN),
+        is_default: flags.insecure_listen.is_none(),
+    }
+}
+
+fn metrics_listen(flags: &Flags) -> Option<MetricsListen> {
+    match flags.metrics_listen {
+        None => Some(MetricsListen { addr: DEFAULT_METRICS_LISTEN, is_default: true }),
+        Some(OrOff::On(addr)) => Some(MetricsListen { addr, is_default: false }),
+        Some(OrOff::Off) => None,
+    }
+}
+
 /// The least that the default of `--max-connections-per-address` is.
 const MIN_PER_ADDRESS: usize = 16;
 
-/// What the flags say of HTTPS; `None` if it is not served.
-fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit> {
-    let source_given = [
-        ("--domain", flags.domain.is_some()),
-        ("--tls-cert", flags.tls_cert.is_some()),
-        ("--tls-key", flags.tls_key.is_some()),
-    ];
-    let acme_given = [
+/// The first of these flags that was given.
+fn first_given(flags: &[(&'static str, bool)]) -> Option<&'static str> {
+    flags.iter().find(|(_, given)| *given).map(|(name, _)| *name)
+}
+
+/// The first flag that says something of certificates by ACME.
+fn acme_given(flags: &Flags) -> Option<&'static str> {
+    first_given(&[
         ("--cert-cache", flags.cert_cache.is_some()),
         // Nowhere is where nothing but ACME listens anyway.
         ("--http-listen", matches!(flags.http_listen, Some(OrOff::On(_)))),
         ("--acme-directory", flags.acme_directory.is_some()),
         ("--acme-ca", flags.acme_ca.is_some()),
-    ];
-    let other_given = [
+    ])
+}
+
+/// What the flags say of HTTPS; `None` if it is not served.
+fn https(flags: &Flags, environment: &Environment) -> Result<Option<Https>, Exit> {
+    let source_given = first_given(&[
+        ("--domain", flags.domain.is_some()),
+        ("--tls-cert", flags.tls_cert.is_some()),
+        ("--tls-key", flags.tls_key.is_some()),
+    ]);
+    let other_given = first_given(&[
         ("--https-listen", flags.https_listen.is_some()),
         ("--https-proxy-protocol", flags.https_proxy_protocol),
-    ];
-    let first = |given: &[(&'static str, bool)]| {
-        given.iter().find(|(_, given)| *given).map(|(name, _)| *name)
-    };
-    let any = first(&source_given).or(first(&acme_given)).or(first(&other_given));
-    let Some(any) = any else { return Ok(None) };
+    ]);
+    let Some(any) = source_given.or(acme_given(flags)).or(other_given) else { return Ok(None) };
     if flags.insecure_listen.is_some() {
         return Err(Exit::refusal(&format!(
             "--insecure-listen serves without TLS and {any} is for HTTPS; leave one of them out"
-        )));
+        ))
+        .about(["--insecure-listen", any]));
     }
-    let certificate = match (&flags.tls_cert, &flags.tls_key, &flags.domain) {
-        (Some(_), None, _) => {
-            return Err(Exit::refusal("--tls-cert needs its private key: give --tls-key too"));
-        }
-        (None, Some(_), _) => {
-            return Err(Exit::refusal("--tls-key needs its certificate: give --tls-cert too"));
-        }
-        (Some(cert), Some(key), _) => {
-            if let Some(flag) = first(&acme_given) {
-                return Err(Exit::refusal(&format!(
-                    "{flag} is for certificates by ACME, and --tls-cert brings its own; leave one \
-                     of them out"
-                )));
-            }
-            CertificateSource::Files { cert: cert.clone(), key: key.clone() }
-        }
-        (None, None, Some(_)) => CertificateSource::Acme {
-            cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
-            http_listen: match flags.http_listen {
-                None => Some(DEFAULT_HTTP_LISTEN),
-                Some(OrOff::On(address)) => Some(address),
-                Some(OrOff::Off) => None,
-            },
-            directory: flags
-                .acme_directory
-                .clone()
-                .unwrap_or_else(|| DEFAULT_ACME_DIRECTORY.to_owned()),
-            ca: flags.acme_ca.clone(),
-        },
-        (None, None, None) => {
-            return Err(Exit::refusal(&format!(
-                "{any} is for HTTPS, which needs --domain, or --tls-cert and --tls-key"
-            )));
-        }
-    };
     Ok(Some(Https {
         listen: flags.https_listen.unwrap_or(DEFAULT_HTTPS_LISTEN),
         domain: flags.domain.clone(),
         proxy_protocol: flags.https_proxy_protocol,
-        certificate,
+        certificate: certificate_source(flags, environment, any)?,
     }))
+}
+
+/// Where the certificate comes from; `any` is a flag that asks for HTTPS.
+fn certificate_source(
+    flags: &Flags,
+    environment: &Environment,
+    any: &str,
+) -> Result<CertificateSource, Exit> {
+    let (reason, about) = match (&flags.tls_cert, &flags.tls_key, &flags.domain) {
+        (Some(cert), Some(key), _) => {
+            let Some(flag) = acme_given(flags) else {
+                return Ok(CertificateSource::Files { cert: cert.clone(), key: key.clone() });
+            };
+            let reason = format!(
+                "{flag} is for certificates by ACME, and --tls-cert brings its own; leave one of \
+                 them out"
+            );
+            return Err(Exit::refusal(&reason).about([flag, "--tls-cert"]));
+        }
+        (None, None, Some(_)) => return Ok(acme_source(flags, environment)),
+        (Some(_), None, _) => {
+            ("--tls-cert needs its private key: give --tls-key too".to_owned(), "--tls-cert")
+        }
+        (None, Some(_), _) => {
+            ("--tls-key needs its certificate: give --tls-cert too".to_owned(), "--tls-key")
+        }
+        (None, None, None) => {
+            (format!("{any} is for HTTPS, which needs --domain, or --tls-cert and --tls-key"), any)
+        }
+    };
+    Err(Exit::refusal(&reason).about([about]))
+}
+
+fn acme_source(flags: &Flags, environment: &Environment) -> CertificateSource {
+    let directory = flags.acme_directory.as_deref().unwrap_or(DEFAULT_ACME_DIRECTORY);
+    CertificateSource::Acme {
+        cache: flags.cert_cache.clone().unwrap_or_else(|| default_cert_cache(environment)),
+        http_listen: match flags.http_listen {
+            None => Some(DEFAULT_HTTP_LISTEN),
+            Some(OrOff::On(address)) => Some(address),
+            Some(OrOff::Off) => None,
+        },
+        directory: directory.to_owned(),
+        ca: flags.acme_ca.clone(),
+    }
 }
 
 fn default_cert_cache(environment: &Environment) -> PathBuf {
@@ -528,7 +571,8 @@ fn memory_budget(asked: Option<u64>, workers: usize, limit: u64) -> Result<u64, 
                  a quarter of that is the default",
                 units::show_bytes(bytes),
                 units::show_bytes(limit)
-            )));
+            ))
+            .about(["--memory-budget"]));
         }
         Some(bytes) => bytes,
         None => (limit / 4).max(needed).min(limit).max(MIN_BUDGET_BYTES),
@@ -539,7 +583,8 @@ fn memory_budget(asked: Option<u64>, workers: usize, limit: u64) -> Result<u64, 
              lower --workers",
             units::show_bytes(budget),
             units::show_bytes(needed)
-        )));
+        ))
+        .about(["--memory-budget", "--workers"]));
     }
     Ok(budget)
 }

@@ -82,13 +82,12 @@ pub(super) fn gather(
         }
     }
     let rest: Vec<OsString> = args.collect();
-    // First by itself, so that no other place keeps --help from being answered.
-    Flags::parse([std::slice::from_ref(&program), rest.as_slice()].concat())
-        .map_err(|(exit, _)| exit)?;
+    // First by itself, so that what is wrong on the command line is told before what is elsewhere.
+    Flags::parse([std::slice::from_ref(&program), rest.as_slice()].concat())?;
     let with_program = |words: &[OsString]| [std::slice::from_ref(&program), words, &rest].concat();
     let mut flags = parse(with_program(&words), &origins, None)?;
     if let Some(path) = flags.config.clone() {
-        let lines = read_file(&path, &names).map_err(|exit| blame(exit, &origins))?;
+        let lines = read_file(&path, &names).map_err(|exit| locate(exit, &origins, None))?;
         for (number, name, value) in lines {
             offer(&mut origins, &mut words, name, OsStr::new(&value), Origin::Line(number));
         }
@@ -125,41 +124,28 @@ fn word(name: &str, value: &OsStr) -> OsString {
 
 /// Parses, and tells of a refusal where the refused value stands.
 fn parse(args: Vec<OsString>, origins: &Origins, file: Option<&Path>) -> Result<Flags, Exit> {
-    Flags::parse(args).map_err(|(exit, flag)| {
-        let place = match origins.get(flag.trim_start_matches('-')) {
-            Some(Origin::Variable(variable)) => variable.clone(),
-            Some(Origin::Line(number)) => {
-                format!("{} line {number}", file.unwrap_or(Path::new("")).display())
-            }
-            Some(Origin::Flag) | None => return exit,
-        };
-        exit.at(&place)
-    })
+    Flags::parse(args).map_err(|exit| locate(exit, origins, file))
 }
 
-/// Names where a value comes from, wherever `exit` blames a flag that was not given as one.
-pub(super) fn blame(exit: Exit, origins: &Origins) -> Exit {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
-    let mut message = String::new();
-    let mut rest = exit.message.as_str();
-    while let Some((before, after)) = rest.split_once("--") {
-        let (name, after) = after.split_at(after.find(|c| !is_name(c)).unwrap_or(after.len()));
-        message.push_str(before);
-        match origins.get(name) {
-            Some(Origin::Variable(variable)) => message.push_str(variable),
-            Some(line @ Origin::Line(_)) => message.push_str(&format!("--{name} ({line})")),
-            Some(Origin::Flag) | None => message.push_str(&format!("--{name}")),
+/// Tells where the values come from that `exit` blames, as far as they were not given as flags.
+pub(super) fn locate(exit: Exit, origins: &Origins, file: Option<&Path>) -> Exit {
+    let place = |flag: &String| match origins.get(flag.trim_start_matches('-'))? {
+        Origin::Variable(variable) => Some(variable.clone()),
+        Origin::Line(number) => {
+            Some(format!("{} line {number}", file.unwrap_or(Path::new("--config")).display()))
         }
-        rest = after;
-    }
-    message.push_str(rest);
-    Exit { message, ..exit }
+        Origin::Flag => None,
+    };
+    let places = exit.flags.iter().filter_map(place).collect();
+    Exit { places, ..exit }
 }
 
 /// The lines of a configuration file: number, flag and value.
 fn read_file(path: &Path, names: &[String]) -> Result<Vec<(usize, String, String)>, Exit> {
     let shown = path.display();
-    let unreadable = |why: &str| Exit::refusal(&format!("--config: {shown} cannot be read: {why}"));
+    let unreadable = |why: &str| {
+        Exit::refusal(&format!("--config: {shown} cannot be read: {why}")).about(["--config"])
+    };
     let bytes = std::fs::read(path).map_err(|error| unreadable(&error.to_string()))?;
     let text =
         String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8; save it as UTF-8"))?;
@@ -211,7 +197,7 @@ mod tests {
     }
 
     fn refusal(args: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> String {
-        gather_from(args, variables, file).unwrap_err().message
+        gather_from(args, variables, file).unwrap_err().to_string()
     }
 
     #[test]
@@ -267,23 +253,17 @@ mod tests {
             ("grace".to_owned(), Origin::Flag),
         ]
         .into();
-        let said = |text: &str| blame(Exit::refusal(text), &origins).message;
-        assert_eq!(said("--domain: x"), "pyrycode-relay: PYRYCODE_RELAY_DOMAIN: x");
+        let said = |flags: [&str; 2]| {
+            locate(Exit::refusal("it is no good").about(flags), &origins, Some(Path::new("/f")))
+                .to_string()
+        };
+        let domain = "pyrycode-relay: PYRYCODE_RELAY_DOMAIN: it is no good";
+        assert_eq!(said(["--domain", "--grace"]), domain);
         assert_eq!(
-            said("--max-connections."),
-            "pyrycode-relay: --max-connections (line 3 of --config)."
+            said(["--max-connections", "--domain"]),
+            "pyrycode-relay: /f line 3, PYRYCODE_RELAY_DOMAIN: it is no good"
         );
-        for text in ["--grace --domain-x -- --max-connections-per-address --", "none"] {
-            assert_eq!(said(text), format!("pyrycode-relay: {text}"));
-        }
-    }
-
-    #[test]
-    fn no_other_place_keeps_help_from_being_answered() {
-        let bad = [("PYRYCODE_RELAY_GRACE", "soon")];
-        for args in [["--help"], ["--version"]] {
-            assert_eq!(gather_from(&args, &bad, None).unwrap_err().code, 0);
-        }
+        assert_eq!(said(["--grace", "--workers"]), "pyrycode-relay: it is no good");
     }
 
     #[test]

@@ -6,9 +6,9 @@ use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
-use crate::relay::admission::Admission;
-use crate::relay::budget::SharedBudget;
 use crate::relay::{Described, Owners, Settings};
+use crate::shared::admission::Admission;
+use crate::shared::budget::SharedBudget;
 use crate::worker::{Mail, ProxyHeaders, Start};
 use rustls::ServerConfig;
 use std::sync::Arc;
@@ -164,7 +164,7 @@ impl Fleet {
 impl Fleet {
     /// A fleet of mailboxes that the test reads.
     pub(super) fn of_mailboxes(workers: usize) -> (Self, Vec<UnboundedReceiver<Mail>>) {
-        use crate::relay::admission::{AdmissionLimits, Proxies};
+        use crate::shared::admission::{AdmissionLimits, Proxies};
         let (mailboxes, receivers) = (0..workers).map(|_| unbounded_channel()).unzip();
         let metrics = Metrics::new(workers);
         let admission = Admission::new(AdmissionLimits::NONE, Proxies::default(), [0; 4]);

@@ -43,7 +43,7 @@ pub(super) fn listen(flag: &str, address: SocketAddr, sockets: usize) -> Result<
             Err(error) => error,
         };
         let is_taken = error.kind() == io::ErrorKind::AddrInUse;
-        let refused = || Err(failure(explain_no_listener(flag, address, &error)));
+        let refused = || Err(refusal(flag, address, &error));
         if !is_taken || PortOwner::of(address) != PortOwner::Nobody {
             return refused();
         }
@@ -87,7 +87,11 @@ pub(super) fn listen_by_tokio(flag: &str, address: SocketAddr) -> Result<TcpList
     let listener = listen(flag, address, 1)?.pop().ok_or(io::ErrorKind::AddrNotAvailable.into());
     listener
         .and_then(|socket| TcpListener::from_std(socket.into()))
-        .map_err(|error| failure(explain_no_listener(flag, address, &error)))
+        .map_err(|error| refusal(flag, address, &error))
+}
+
+fn refusal(flag: &str, address: SocketAddr, error: &io::Error) -> Exit {
+    failure(explain_no_listener(flag, address, error)).about([flag])
 }
 
 fn no_metrics(address: SocketAddr, error: &io::Error) {
@@ -120,11 +124,11 @@ pub(super) fn check(config: &Config) -> Result<(), Exit> {
     }
     for (flag, address) in places {
         let Err(error) = listener::look(address) else { continue };
-        let err = explain_no_listener(flag, address, &error);
+        let refused = refusal(flag, address, &error);
         if error.kind() != io::ErrorKind::PermissionDenied {
-            return Err(failure(err));
+            return Err(refused);
         }
-        warn!(err, "not_permitted_here");
+        warn!(err = refused.reason, "not_permitted_here");
     }
     Ok(())
 }

@@ -126,7 +126,8 @@ fn open(
 /// There is none, or it does not answer; exit code 1.
 pub fn status(config: &Config) -> Result<String, Exit> {
     let Some(MetricsListen { addr, .. }) = config.metrics_listen else {
-        return Err(failure("--metrics-listen is empty, so no relay can be asked".to_owned()));
+        let reason = "--metrics-listen is empty, so no relay can be asked".to_owned();
+        return Err(failure(reason).about(["--metrics-listen"]));
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -136,6 +137,8 @@ pub fn status(config: &Config) -> Result<String, Exit> {
 }
 
 /// Starts the workers and waits: for a signal, or for a worker that fails.
+// One list, in its order, of what a process has to do.
+#[allow(clippy::too_many_lines)]
 async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
@@ -274,11 +277,12 @@ fn raise_descriptor_limit(workers: usize) -> Result<(), Exit> {
         return Err(failure(format!(
             "{workers} workers need {needs} descriptors before anybody connects, and this process \
              may have {has}; {MEND_DESCRIPTORS}"
-        )));
+        ))
+        .about(["--workers"]));
     }
     Ok(())
 }
 
 fn failure(message: String) -> Exit {
-    Exit { code: 1, message: format!("pyrycode-relay: {message}"), to_stdout: false }
+    Exit::failure(message)
 }

@@ -44,9 +44,7 @@ impl Live {
         }
         let newer = match read() {
             Ok(newer) => newer,
-            Err(Exit { message, .. }) => {
-                return error!(err = message, "reload_refused");
-            }
+            Err(exit) => return error!(err = exit.explanation(), "reload_refused"),
         };
         let changes = self.config.changes(&newer);
         // Whoever reads that something has changed may count on it.

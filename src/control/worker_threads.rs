@@ -21,6 +21,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// What a worker thread ended with.
 pub(super) type End = io::Result<()>;
 
+/// How a thread is made possible.
+const MEND_THREADS: &str = "raise the limit on processes (ulimit -u; systemd: TasksMax=; docker: \
+     --pids-limit), or lower --workers";
+
+/// Why there is no worker.
+enum Refused {
+    /// The kernel gives it no ring.
+    Ring(io::Error),
+    /// The kernel gives it no thread.
+    Thread(io::Error),
+}
+
 /// Threads that have their rings and wait for what they are to serve.
 pub(super) struct WorkerThreads {
     pub(super) starts: Vec<Sender<Start>>,
@@ -42,10 +54,16 @@ impl WorkerThreads {
         while starts.len() < workers {
             match spawn_worker(config, starts.len(), entries, &ended) {
                 Ok(start) => starts.push(start),
-                Err(error) if is_short(&error) && patience.is_left() => {}
-                Err(error) if is_short(&error) && entries > ring::MIN_ENTRIES => entries /= 2,
-                Err(error) if is_short(&error) && !starts.is_empty() => break,
-                Err(error) => return Err(failure(explain_no_ring(&error))),
+                Err(Refused::Ring(error)) if is_short(&error) && patience.is_left() => {}
+                Err(Refused::Ring(error)) if is_short(&error) && entries > ring::MIN_ENTRIES => {
+                    entries /= 2
+                }
+                Err(Refused::Ring(error)) if is_short(&error) && !starts.is_empty() => break,
+                Err(Refused::Ring(error)) => return Err(failure(explain_no_ring(&error))),
+                Err(Refused::Thread(error)) => {
+                    let fault = format!("a worker's thread cannot start: {error}; {MEND_THREADS}");
+                    return Err(failure(fault).about(["--workers"]));
+                }
             }
         }
         locked_memory::warn_of(config.workers, &Plan { workers: starts.len(), entries });
@@ -80,21 +98,23 @@ fn spawn_worker(
     number: usize,
     entries: u32,
     ended: &UnboundedSender<End>,
-) -> io::Result<Sender<Start>> {
+) -> Result<Sender<Start>, Refused> {
     let (start, starts) = channel();
     let (made, makes) = channel();
     let (budget_bytes, workers) = (config.memory_budget_bytes, config.workers);
     let (ended, features) = (ended.clone(), config.ring_features);
-    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+    let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+    let spawned = thread.spawn(move || {
         let rings = match Rings::make(entries, features, budget_bytes, workers) {
             Ok(rings) => rings,
             Err(error) => return drop(made.send(Err(error))),
         };
         let _ = made.send(Ok(()));
         serve(&starts, rings, &ended);
-    })?;
-    let made = makes.recv().map_err(|_| io::Error::other("its thread ended"))?;
-    made.map(|()| start)
+    });
+    spawned.map_err(Refused::Thread)?;
+    let made = makes.recv().map_err(|_| Refused::Thread(io::Error::other("it has ended")))?;
+    made.map(|()| start).map_err(Refused::Ring)
 }
 
 fn serve(starts: &Receiver<Start>, rings: Rings, ended: &UnboundedSender<End>) {

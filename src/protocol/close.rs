@@ -33,8 +33,6 @@ impl Close {
     /// To a phone: its outbox went over its limit, or it held the largest backlog of a process
     /// that went over its memory budget.
     pub const BACKLOG_FULL: Self = Self::new(1011, "phone backlog full");
-    /// To a phone: writing to it failed. Best effort: the frame can hardly arrive.
-    pub const WRITE_FAILED: Self = Self::new(1011, "phone write failed");
     /// To a phone: nobody holds the id that it asked for.
     pub const NO_SERVER: Self = Self::new(4404, "no server with that id");
     /// To a phone: another connection of the binary took the id.

@@ -10,6 +10,7 @@
 //! - [`ids`]: server-ids and conn-ids
 //! - [`forwarded`]: whom a proxy speaks for, by X-Forwarded-For
 //! - [`opening`]: HTTP in the clear where TLS is to come
+//! - [`preamble`]: what comes before HTTP or TLS, of these two
 //! - [`proxy`]: PROXY protocol headers, version 2
 //! - [`push`]: push services and push tokens
 
@@ -21,6 +22,7 @@ pub mod frames;
 pub mod ids;
 pub mod json;
 pub mod opening;
+pub mod preamble;
 pub mod proxy;
 pub mod push;
 mod reply;

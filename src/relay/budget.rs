@@ -1,121 +1,8 @@
-//! The process-wide memory budget for everything queued or half read (PROTOCOL.md, chapter 5).
-//!
-//! Of the budget each worker has a headroom of its own, for what one event may add before anybody
-//! is asked to pay for it. The rest is a pool, which workers lease in chunks from one shared counter,
-//! so that it is touched once per chunk, not once per frame.
-//!
-//! Half of the pool is shared out among the workers from the start, their reserves, and never goes to
-//! another: whoever hoards memory on one worker leaves the connections of the others room to work.
+//! One worker's lease of the memory budget (PROTOCOL.md, chapter 5), so that the counter which all
+//! workers share is touched once for each chunk, not once for each frame.
 
+use crate::shared::budget::SharedBudget;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
-/// The most that one event may add: the longest message with its envelope, in a chunk of its own,
-/// and beside it a chunk that grows for a notice.
-const EVENT_BYTES: u64 = 256 * 1024 + 64 * 1024;
-
-/// What all workers share: how much is leased, who has the largest backlog, who is short.
-pub struct SharedBudget {
-    limit_bytes: u64,
-    /// What one event may add, for each worker.
-    event_bytes: u64,
-    headroom_bytes: u64,
-    pool_bytes: u64,
-    leased_bytes: AtomicU64,
-    workers: Vec<Standing>,
-}
-
-/// How one worker stands, by its own word.
-#[derive(Default)]
-struct Standing {
-    /// The size class of its largest backlog, see [`Backlogs`](super::backlogs).
-    largest_class: AtomicU32,
-    /// Bytes that it leases beyond its reserve.
-    beyond_bytes: AtomicU64,
-    /// Bytes that it has charged and could not lease.
-    wanted_bytes: AtomicU64,
-    /// It has been asked to shed and has not looked into it yet.
-    is_asked: AtomicBool,
-    /// It has nothing to give, until it takes more.
-    gives_nothing: AtomicBool,
-}
-
-impl SharedBudget {
-    /// A budget of `limit_bytes` for `workers` workers.
-    #[must_use]
-    pub fn new(limit_bytes: u64, workers: usize) -> Arc<Self> {
-        let share_bytes = limit_bytes / workers.max(1) as u64;
-        Self::for_events_of(EVENT_BYTES.min(share_bytes / 3), limit_bytes, workers)
-    }
-
-    /// As [`SharedBudget::new`], where no event adds more than `event_bytes`.
-    #[must_use]
-    pub fn for_events_of(event_bytes: u64, limit_bytes: u64, workers: usize) -> Arc<Self> {
-        // With others, a worker goes on while one of them is asked to pay.
-        let headroom_bytes = if workers > 1 { 2 * event_bytes } else { event_bytes };
-        Arc::new(Self {
-            limit_bytes,
-            event_bytes,
-            headroom_bytes,
-            pool_bytes: limit_bytes.saturating_sub(headroom_bytes * workers as u64),
-            leased_bytes: AtomicU64::new(0),
-            workers: (0..workers).map(|_| Standing::default()).collect(),
-        })
-    }
-
-    /// The limit, in bytes.
-    #[must_use]
-    pub fn limit_bytes(&self) -> u64 {
-        self.limit_bytes
-    }
-
-    /// What may be leased in all: the limit less the headrooms.
-    #[must_use]
-    pub fn pool_bytes(&self) -> u64 {
-        self.pool_bytes
-    }
-
-    /// Bytes that each worker may charge beyond what it leases.
-    #[must_use]
-    pub fn headroom_bytes(&self) -> u64 {
-        self.headroom_bytes
-    }
-
-    /// Bytes that the workers hold leases for: what they have charged, rounded up to chunks, and at
-    /// least their reserves.
-    #[must_use]
-    pub fn leased_bytes(&self) -> u64 {
-        self.leased_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether less is left to lease than the workers want.
-    fn is_short(&self) -> bool {
-        let wanted = self.workers.iter().map(|w| w.wanted_bytes.load(Ordering::Relaxed));
-        wanted.sum::<u64>() > self.pool_bytes.saturating_sub(self.leased_bytes())
-    }
-
-    fn lease(&self, bytes: u64) -> bool {
-        self.leased_bytes
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |leased| {
-                let leased = leased.checked_add(bytes)?;
-                (leased <= self.pool_bytes).then_some(leased)
-            })
-            .is_ok()
-    }
-
-    /// Leases `bytes` or what is left; returns how much that was.
-    fn lease_up_to(&self, bytes: u64) -> u64 {
-        let before = self.leased_bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, |leased| {
-            let taken = bytes.min(self.pool_bytes.saturating_sub(leased));
-            (taken > 0).then_some(leased + taken)
-        });
-        before.map_or(0, |before| bytes.min(self.pool_bytes.saturating_sub(before)))
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.leased_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
 
 /// One worker's lease. What it charges never exceeds what it has leased by more than its headroom,
 /// and all leases together never exceed the pool.
@@ -133,10 +20,10 @@ impl Budget {
     /// The lease of worker number `worker`, which has its reserve and no charge at first.
     #[must_use]
     pub fn new(shared: Arc<SharedBudget>, worker: usize) -> Self {
-        let workers = shared.workers.len().max(1) as u64;
+        let workers = shared.workers().max(1) as u64;
         // Two chunks per worker may lie idle: keep them to a thirty-second of the whole.
-        let chunk_bytes = (shared.pool_bytes / workers / 64).clamp(1, 1024 * 1024);
-        let share_bytes = shared.pool_bytes / workers / 2;
+        let chunk_bytes = (shared.pool_bytes() / workers / 64).clamp(1, 1024 * 1024);
+        let share_bytes = shared.pool_bytes() / workers / 2;
         // Refused only to more leases than the budget was made for.
         let reserve_bytes = if shared.lease(share_bytes) { share_bytes } else { 0 };
         let leased_bytes = reserve_bytes;
@@ -159,7 +46,7 @@ impl Budget {
         }
         let wanted = self.charged_bytes + bytes as u64;
         self.lease_for(wanted);
-        wanted <= self.leased_bytes + self.shared.headroom_bytes
+        wanted <= self.leased_bytes + self.shared.headroom_bytes()
     }
 
     /// Charges `bytes`, of which [`Budget::has_room`] was asked. False if they are beyond the
@@ -178,7 +65,7 @@ impl Budget {
     /// Whether no more is charged than is leased and the headroom.
     #[must_use]
     pub fn is_within_headroom(&self) -> bool {
-        self.over_bytes() <= self.shared.headroom_bytes
+        self.over_bytes() <= self.shared.headroom_bytes()
     }
 
     /// Takes back a charge.
@@ -222,14 +109,7 @@ impl Budget {
     }
 
     fn publish_lease(&self) {
-        if let Some(standing) = self.standing() {
-            let beyond = self.leased_bytes - self.reserve_bytes;
-            standing.beyond_bytes.store(beyond, Ordering::Relaxed);
-        }
-    }
-
-    fn standing(&self) -> Option<&Standing> {
-        self.shared.workers.get(self.worker)
+        self.shared.set_beyond(self.worker, self.leased_bytes - self.reserve_bytes);
     }
 
     /// What this worker has charged.
@@ -250,16 +130,14 @@ impl Budget {
     pub fn settle(&mut self) -> bool {
         self.lease_for(self.charged_bytes);
         let wanted = self.over_bytes();
-        if let Some(standing) = self.standing() {
-            standing.wanted_bytes.store(wanted, Ordering::Relaxed);
-        }
+        self.shared.set_wanted(self.worker, wanted);
         wanted == 0
     }
 
     /// Whether another event has room while someone else is asked to pay.
     #[must_use]
     pub fn may_wait(&self) -> bool {
-        self.over_bytes() + self.shared.event_bytes <= self.shared.headroom_bytes
+        self.over_bytes() + self.shared.event_bytes() <= self.shared.headroom_bytes()
     }
 
     /// What all workers share.
@@ -270,9 +148,7 @@ impl Budget {
 
     /// Tells the other workers the size class of this worker's largest backlog.
     pub fn publish_largest_class(&self, class: u32) {
-        if let Some(standing) = self.standing() {
-            standing.largest_class.store(class, Ordering::Relaxed);
-        }
+        self.shared.set_largest_class(self.worker, class);
         self.set_gives_nothing(false);
     }
 
@@ -283,33 +159,22 @@ impl Budget {
     }
 
     fn set_gives_nothing(&self, gives_nothing: bool) {
-        if let Some(standing) = self.standing() {
-            standing.gives_nothing.store(gives_nothing, Ordering::Relaxed);
-        }
+        self.shared.set_gives_nothing(self.worker, gives_nothing);
     }
 
     /// The other worker that holds the largest backlog beyond its reserve, if that is larger than
     /// one of this class. O(workers).
     #[must_use]
     pub fn larger_elsewhere(&self, own_class: u32) -> Option<usize> {
-        self.beyond_reserves().filter(|(class, _)| *class > own_class).max().map(|(_, who)| who)
+        self.shared
+            .beyond_reserves(self.worker)
+            .filter(|(class, _)| *class > own_class)
+            .max()
+            .map(|(_, who)| who)
     }
 
     fn largest_elsewhere(&self) -> Option<usize> {
-        self.beyond_reserves().max().map(|(_, worker)| worker)
-    }
-
-    /// The other workers that hold something beyond their reserves, and may have something to give:
-    /// the class of the largest backlog of each, and its number.
-    fn beyond_reserves(&self) -> impl Iterator<Item = (u32, usize)> {
-        let others = self.shared.workers.iter().enumerate();
-        others
-            .filter(|(worker, standing)| {
-                *worker != self.worker
-                    && standing.beyond_bytes.load(Ordering::Relaxed) > 0
-                    && !standing.gives_nothing.load(Ordering::Relaxed)
-            })
-            .map(|(worker, standing)| (standing.largest_class.load(Ordering::Relaxed), worker))
+        self.shared.beyond_reserves(self.worker).max().map(|(_, worker)| worker)
     }
 
     /// The other worker that is to pay for what this one, whose largest backlog is of this class, has
@@ -328,22 +193,19 @@ impl Budget {
     /// worker may wait: no other worker can take those.
     #[must_use]
     pub fn is_within_own(&self) -> bool {
-        let own = self.reserve_bytes + self.shared.headroom_bytes;
-        self.charged_bytes + self.shared.event_bytes <= own
+        let own = self.reserve_bytes + self.shared.headroom_bytes();
+        self.charged_bytes + self.shared.event_bytes() <= own
     }
 
     /// Whether `worker` is to be asked to shed now: not while a request is under way to it.
     #[must_use]
     pub fn ask(&self, worker: usize) -> bool {
-        let standing = self.shared.workers.get(worker);
-        standing.is_some_and(|standing| !standing.is_asked.swap(true, Ordering::Relaxed))
+        self.shared.ask(worker)
     }
 
     /// A request of another worker has arrived: the next one may be sent.
     pub fn take_request(&self) {
-        if let Some(standing) = self.standing() {
-            standing.is_asked.store(false, Ordering::Relaxed);
-        }
+        self.shared.take_request(self.worker);
     }
 
     /// Whether a backlog of `bytes`, the largest of this worker, lies beyond the reserve whole.

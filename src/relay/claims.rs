@@ -4,13 +4,14 @@
 use super::ahead::Ahead;
 use super::connection::{Connection, Newcomer, Stage};
 use super::memory::Work;
-use super::registry::{Claim, ClaimId, Departure, EntryKey, Registration, Takeover, Tenure};
+use super::registry::{Claim, Departure, EntryKey, Registration, Seat, Takeover, Tenure};
 use super::timers::{Millis, NEVER};
-use super::{Action, Key, Relay, TimerOwner};
+use super::{Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::Close;
 use crate::protocol::ids::{ConnId, ServerId};
 use crate::protocol::upgrade::{self, Role, Upgrade};
+use crate::telemetry::Remote;
 use rand::Rng;
 use tracing::{info, warn};
 
@@ -30,11 +31,10 @@ impl Relay {
         if !self.push_http(key, &answer) {
             return;
         }
-        let conn_id = self.new_conn_id(key);
         match role {
-            Role::Binary { version } => self.claim(now, key, &server_id, conn_id, &version),
+            Role::Binary { version } => self.claim(now, key, &server_id, &version),
             Role::Phone { device_name } => {
-                self.register(now, key, &server_id, conn_id, device_name.as_deref());
+                self.register(now, key, &server_id, device_name.as_deref());
             }
         }
         self.start_heartbeat(now, key);
@@ -50,33 +50,29 @@ impl Relay {
         ConnId::new(key.0, nonce)
     }
 
-    fn set_stage(&mut self, key: Key, stage: Stage) {
-        if let Some(connection) = self.connections.get_mut(key.0 as usize) {
-            connection.enter(stage, &mut self.population);
-            connection.due.stage = NEVER;
-        }
+    /// A connection has its place in the registry. Who it is, for the log.
+    fn take_place(&mut self, key: Key, stage: Stage) -> Option<Remote> {
+        let (connection, tracking) = self.connections.tracked(key)?;
+        tracking.enter(connection, stage);
+        connection.due.stage = NEVER;
+        Some(connection.remote)
     }
 
-    fn claim(&mut self, now: Millis, key: Key, id: &ServerId, conn_id: ConnId, version: &str) {
-        let wheel = &mut self.wheel;
-        let (entry, claim) =
-            self.registry.claim(id, key, |entry| wheel.add(TimerOwner::Entry(entry)));
-        let Some(timer) = self.held_mut(entry).map(|entry| entry.timer) else { return };
-        let remote = self.connection(key).map(|connection| connection.remote);
+    fn claim(&mut self, now: Millis, key: Key, id: &ServerId, version: &str) {
+        let conn_id = self.new_conn_id(key);
+        let probe_due = now + self.limits.probe_timeout_ms;
+        let (entry, claim) = self.registry.claim(id, key, probe_due);
         match claim {
             Claim::Waiting { holder, first, claim_id } => {
                 let newcomer = Newcomer { entry, conn_id, claim_id, ahead: Ahead::default() };
-                self.set_stage(key, Stage::Newcomer(Box::new(newcomer)));
+                self.take_place(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
-                    self.wheel.arm_at(timer, now + self.limits.probe_timeout_ms);
                     self.send_ping(now, holder);
                 }
             }
             Claim::Granted | Claim::Reclaimed(_) => {
                 self.counters.count(Series::UpgradeServerAccept);
-                self.set_stage(key, Stage::Binary { entry, conn_id });
-                self.wheel.arm_at(timer, NEVER);
-                self.binaries += 1;
+                let remote = self.take_place(key, Stage::Binary { entry, conn_id });
                 info!(
                     server_id = id.as_str(),
                     binary_conn_id = conn_id.as_str(),
@@ -86,39 +82,34 @@ impl Relay {
                 );
                 if let Claim::Reclaimed(phones) = claim {
                     self.counters.count(Series::Reclaims);
-                    self.evict(now, phones, Close::RECLAIMED);
+                    self.evict(now, id, phones, Close::RECLAIMED);
                 }
-                self.publish_counts();
+                self.registry.publish_counts();
             }
         }
     }
 
-    fn register(
-        &mut self,
-        now: Millis,
-        key: Key,
-        id: &ServerId,
-        conn_id: ConnId,
-        device_name: Option<&str>,
-    ) {
-        let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
+    fn register(&mut self, now: Millis, key: Key, id: &ServerId, device_name: Option<&str>) {
+        let conn_id = self.new_conn_id(key);
         let server_id = id.as_str();
         match self.registry.register(id, key) {
             Registration::Registered(entry, seat) => {
-                self.set_stage(key, Stage::Phone { entry, conn_id, congested_bytes: 0, seat });
-                self.phones += 1;
+                let stage = Stage::Phone { entry, conn_id, congested_bytes: 0, seat };
+                let remote = self.take_place(key, stage).map(tracing::field::display);
                 self.counters.count(Series::UpgradeClientAccept);
-                self.publish_counts();
+                self.registry.publish_counts();
                 let conn_id = conn_id.as_str();
                 info!(server_id, conn_id, device_name, remote, "phone_registered");
             }
             Registration::NoServer => {
+                let remote = self.remote_of(key);
                 info!(server_id, device_name, remote, "phone_register_no_server");
                 self.counters.count(Series::UpgradeClientReject404);
                 self.counters.count(Series::RegisterNoServer);
                 self.turn_away(now, key, Close::NO_SERVER);
             }
             Registration::AtCap => {
+                let remote = self.remote_of(key);
                 warn!(server_id, device_name, remote, "phone_register_at_cap");
                 self.counters.count(Series::UpgradeClientReject429);
                 self.counters.count(Series::RegisterPhonesAtCap);
@@ -127,20 +118,22 @@ impl Relay {
         }
     }
 
+    /// Who a connection is, for the log.
+    pub(super) fn remote_of(&self, key: Key) -> Option<tracing::field::DisplayValue<Remote>> {
+        self.connections.held(key).map(|connection| tracing::field::display(connection.remote))
+    }
+
     /// Forgets a connection's part in the registry, given the stage that it has left. The binary
     /// is told `notice` of a phone.
     pub(super) fn leave(&mut self, now: Millis, key: Key, stage: Stage, notice: Option<u16>) {
         match stage {
             Stage::Phone { entry, conn_id, seat, .. } => {
-                if let Some(moved) = self.registry.unregister(entry, key, seat)
-                    && let Some(Connection { stage: Stage::Phone { seat: its, .. }, .. }) =
-                        self.connection_mut(moved)
-                {
-                    *its = seat;
+                if let Some(moved) = self.registry.unregister(entry, key, seat) {
+                    self.move_to_seat(moved, seat);
                 }
-                self.phones -= 1;
-                self.publish_counts();
-                self.log_phone_gone(key, entry, conn_id, notice);
+                self.registry.publish_counts();
+                let (server_id, remote) = (self.registry.name(entry), self.remote_of(key));
+                log_phone_gone(server_id, conn_id, remote, notice);
                 if let Some(code) = notice {
                     self.notify(entry, conn_id, code);
                 }
@@ -148,31 +141,26 @@ impl Relay {
             Stage::Binary { entry, conn_id } => self.binary_left(now, key, entry, conn_id),
             Stage::Newcomer(newcomer) => {
                 self.charge_input(now, key, 0);
-                self.newcomer_left(newcomer.entry, newcomer.claim_id);
+                self.registry.withdraw(newcomer.entry, newcomer.claim_id);
             }
             Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {}
         }
     }
 
-    fn log_phone_gone(&self, key: Key, entry: EntryKey, conn_id: ConnId, code: Option<u16>) {
-        let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
-        let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
-        let conn_id = conn_id.as_str();
-        info!(server_id, conn_id, remote, close_code = code, "phone_unregistered");
+    /// A phone has another place among those of its id.
+    fn move_to_seat(&mut self, phone: Key, to: Seat) {
+        match self.connections.held_mut(phone).map(|connection| &mut connection.stage) {
+            Some(Stage::Phone { seat, .. }) => *seat = to,
+            _ => self.broken("a phone's place is taken by what is no phone"),
+        }
     }
 
     fn binary_left(&mut self, now: Millis, key: Key, entry: EntryKey, conn_id: ConnId) {
-        let Some(timer) = self.held_mut(entry).map(|entry| entry.timer) else { return };
-        match self.registry.depart(entry, key) {
+        match self.registry.depart(entry, key, now + self.limits.grace_ms) {
             Departure::Grace => {
-                self.wheel.arm_at(timer, now + self.limits.grace_ms);
-                self.binaries -= 1;
-                self.publish_counts();
-                if let Some(entry) = self.registry.entry(entry) {
-                    let (server_id, binary_conn_id) = (entry.id.as_str(), conn_id.as_str());
-                    let remote = self.connection(key).map(|c| tracing::field::display(c.remote));
-                    info!(server_id, binary_conn_id, remote, "server_released");
-                }
+                self.registry.publish_counts();
+                let (server_id, remote) = (self.registry.name(entry), self.remote_of(key));
+                info!(server_id, binary_conn_id = conn_id.as_str(), remote, "server_released");
                 // Their next frame cannot reach a binary, and they must learn so.
                 self.resume_phones(now, entry);
             }
@@ -181,23 +169,17 @@ impl Relay {
         }
     }
 
-    fn newcomer_left(&mut self, entry: EntryKey, claim_id: ClaimId) {
-        if self.registry.withdraw(entry, claim_id)
-            && let Some(entry) = self.registry.entry(entry)
-        {
-            self.wheel.arm_at(entry.timer, NEVER);
+    /// The holder of an id has completed a frame: if it is being probed, it lives.
+    #[inline]
+    pub(super) fn holder_lives(&mut self, now: Millis, entry: EntryKey) {
+        if self.registry.is_probed(entry) {
+            self.end_probe(now, entry);
         }
     }
 
-    /// The holder of an id has completed a frame: if it is being probed, it lives.
-    pub(super) fn holder_lives(&mut self, now: Millis, entry: EntryKey) {
-        let Some(held) = self.held_mut(entry) else { return };
-        if !matches!(held.tenure, Tenure::Probed { .. }) {
-            return;
-        }
-        let timer = held.timer;
-        warn!(server_id = held.id.as_str(), "server_id_conflict");
-        self.wheel.arm_at(timer, NEVER);
+    #[cold]
+    fn end_probe(&mut self, now: Millis, entry: EntryKey) {
+        warn!(server_id = self.registry.name(entry), "server_id_conflict");
         // O(1) for each, which has paid for it with its claim.
         for newcomer in self.registry.holder_lives(entry) {
             self.turn_away_newcomer(now, newcomer);
@@ -213,16 +195,15 @@ impl Relay {
 
     /// The timer of an id: its grace is over, or its holder was silent for the probe's time.
     pub(super) fn entry_timed_out(&mut self, now: Millis, key: EntryKey) {
-        let Some(entry) = self.held_mut(key) else { return };
+        let Some(entry) = self.registry.entry_mut(key) else { return };
         match entry.tenure {
-            Tenure::Held(_) => {}
+            Tenure::Held(_) => self.broken("a timer fires of a server-id that is simply held"),
             Tenure::Grace => {
                 info!(server_id = entry.id.as_str(), "grace_expired");
                 self.counters.count(Series::GraceExpiries);
                 if let Some(mut entry) = self.registry.expire(key) {
                     entry.tell_last_faults(now);
-                    self.wheel.remove(entry.timer);
-                    self.evict(now, entry.phones, Close::NORMAL);
+                    self.evict(now, &entry.id, entry.phones, Close::NORMAL);
                 }
             }
             Tenure::Probed { holder, .. } => {
@@ -237,21 +218,18 @@ impl Relay {
 
     fn finish_takeover(&mut self, now: Millis, entry: EntryKey, takeover: Takeover) {
         let Takeover { winner, losers, phones } = takeover;
-        let Some(held) = self.registry.entry(entry) else { return };
-        let connection = self.connection(winner);
-        let binary_conn_id = connection.and_then(|connection| match &connection.stage {
-            Stage::Newcomer(newcomer) => Some(newcomer.conn_id),
+        let Some(id) = self.registry.entry(entry).map(|entry| entry.id.clone()) else { return };
+        let newcomer = self.connections.held(winner).and_then(|winner| match &winner.stage {
+            Stage::Newcomer(newcomer) => Some(&**newcomer),
             _ => None,
         });
         warn!(
-            server_id = held.id.as_str(),
-            binary_conn_id = binary_conn_id.as_ref().map(ConnId::as_str),
-            remote = connection.map(|connection| tracing::field::display(connection.remote)),
+            server_id = id.as_str(),
+            binary_conn_id = newcomer.map(|newcomer| newcomer.conn_id.as_str()),
+            remote = self.remote_of(winner),
             "server_id_takeover"
         );
-        let timer = held.timer;
-        self.wheel.arm_at(timer, NEVER);
-        self.evict(now, phones, Close::RECLAIMED);
+        self.evict(now, &id, phones, Close::RECLAIMED);
         // O(1) for each, which has paid for it with its claim.
         for loser in losers {
             self.turn_away_newcomer(now, loser);
@@ -263,36 +241,46 @@ impl Relay {
 
     /// A newcomer has won: it is the holder, and what it has sent meanwhile counts.
     fn promote(&mut self, now: Millis, winner: Key) {
-        let Some(connection) = self.connections.get_mut(winner.0 as usize) else { return };
+        let Some((connection, tracking)) = self.connections.tracked(winner) else { return };
         let Stage::Newcomer(newcomer) = &mut connection.stage else {
             return self.broken("a server-id is taken over by what is no newcomer");
         };
         let Newcomer { entry, conn_id, .. } = **newcomer;
         let ahead = std::mem::take(&mut newcomer.ahead);
-        connection.enter(Stage::Binary { entry, conn_id }, &mut self.population);
-        if std::mem::take(&mut connection.paused) {
-            self.actions.push(Action::Read(winner));
-        }
-        self.resume_deadlines(now, winner);
-        let half_read = self.connection(winner).map_or(0, |c| c.decoder.buffered_bytes());
+        tracking.enter(connection, Stage::Binary { entry, conn_id });
+        self.output.resume(connection);
+        connection.resume_deadlines(now, &self.limits);
+        tracking.arm(connection);
+        let half_read = connection.decoder.buffered_bytes();
         self.charge_input(now, winner, half_read);
         // Linear in what was sent ahead, which was read before the pause took hold: no more than
         // one newcomer's share of what a turn receives.
         self.work.push_back(Work::Replay { winner, ahead, position: 0 });
     }
 
-    /// Closes phones that the registry has already forgotten, all at once: as many as an id may have,
-    /// and each has paid for it with its registration.
-    fn evict(&mut self, now: Millis, phones: Vec<Key>, close: Close) {
-        self.phones -= phones.len() as u64;
-        self.publish_counts();
+    /// Closes phones of `id` that the registry has already forgotten, all at once: as many as an id
+    /// may have, and each has paid for it with its registration.
+    fn evict(&mut self, now: Millis, id: &ServerId, phones: Vec<Key>, close: Close) {
+        self.registry.publish_counts();
         for phone in phones {
-            if let Some(Connection { stage: Stage::Phone { conn_id, entry, .. }, .. }) =
-                self.connection(phone)
-            {
-                self.log_phone_gone(phone, *entry, *conn_id, Some(close.code));
+            match self.connections.held(phone) {
+                Some(Connection { stage: Stage::Phone { conn_id, .. }, remote, .. }) => {
+                    let remote = Some(tracing::field::display(*remote));
+                    log_phone_gone(Some(id.as_str()), *conn_id, remote, Some(close.code));
+                }
+                _ => self.broken("a phone is registered that is none"),
             }
             self.close_forgotten(now, phone, close);
         }
     }
+}
+
+fn log_phone_gone(
+    server_id: Option<&str>,
+    conn_id: ConnId,
+    remote: Option<tracing::field::DisplayValue<Remote>>,
+    code: Option<u16>,
+) {
+    let conn_id = conn_id.as_str();
+    info!(server_id, conn_id, remote, close_code = code, "phone_unregistered");
 }

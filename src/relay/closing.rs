@@ -7,7 +7,8 @@
 //! - *echo*: the answer to the peer's close frame;
 //! - *lose*: no close frame, because the peer is gone or would not read it.
 
-use super::connection::{Closing, Due, Stage};
+use super::connection::{Closing, Due, Hearing, Stage};
+use super::output::drop_pending;
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, Key, Relay};
@@ -119,11 +120,9 @@ impl Relay {
         close: Close,
         notice: Option<u16>,
     ) {
-        let closing = Closing::default();
-        if let Some(stage) = self.begin_closing(now, key, closing) {
+        if let Some(stage) = self.begin_closing(now, key, Closing::default()) {
             self.counters.count(series);
-            self.drop_pending(key);
-            self.push_close(key, close);
+            self.push_close_at_once(key, close);
             self.leave(now, key, stage, notice);
         }
     }
@@ -132,19 +131,17 @@ impl Relay {
     pub(super) fn close_forgotten(&mut self, now: Millis, key: Key, close: Close) {
         if self.begin_closing(now, key, Closing::default()).is_some() {
             self.counters.count(series_of(close));
-            self.drop_pending(key);
-            self.push_close(key, close);
+            self.push_close_at_once(key, close);
         }
     }
 
     /// Closes a phone right behind its 101, before it was registered.
     pub(super) fn turn_away(&mut self, now: Millis, key: Key, close: Close) {
-        let due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        connection.enter(Stage::Closing(Closing::default()), &mut self.population);
-        connection.due.stage = due;
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        tracking.enter(connection, Stage::Closing(Closing::default()));
+        connection.due.stage = now + self.limits.close_timeout_ms;
+        tracking.arm(connection);
         self.counters.count(series_of(close));
-        self.arm(key);
         self.push_close(key, close);
     }
 
@@ -153,7 +150,7 @@ impl Relay {
         let closing = Closing { then: Some(close), ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
             self.counters.count(series_of_directive(close));
-            if let Some(connection) = self.connection_mut(key) {
+            if let Some(connection) = self.connections.held_mut(key) {
                 // Starts when the close frame itself is with the kernel.
                 connection.due.stage = NEVER;
             }
@@ -165,54 +162,69 @@ impl Relay {
     /// The peer broke the rules of framing: it can no longer be understood, but it has its time to
     /// answer our close frame like any other.
     pub(super) fn fail(&mut self, now: Millis, key: Key, error: FrameError) {
-        let closing = Closing { discard: true, ..Closing::default() };
+        let closing = Closing { hearing: Hearing::Noise, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
             self.counters.count(series_of(error.close()));
-            self.drop_pending(key);
-            self.push_close(key, error.close());
+            self.push_close_at_once(key, error.close());
             self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
         }
     }
 
     /// The peer has sent its close frame.
     pub(super) fn on_peer_close(&mut self, now: Millis, key: Key, code: Option<u16>) {
-        let Some(connection) = self.connection_mut(key) else { return };
-        if let Stage::Closing(closing) = &mut connection.stage {
-            closing.answered = true;
-            closing.discard = true;
+        let Some(connection) = self.connections.held_mut(key) else { return };
+        if let Some(closing) = connection.closing_mut() {
+            closing.hearing = Hearing::Nothing;
             // The peer reads nothing after its own close frame: what was still queued is dropped.
             if let Some(close) = closing.then.take() {
-                self.drop_pending(key);
-                self.push_close(key, close);
+                self.push_close_at_once(key, close);
             }
             return self.after_flush(now, key);
         }
-        let closing = Closing { answered: true, discard: true, ..Closing::default() };
+        let closing = Closing { hearing: Hearing::Nothing, ..Closing::default() };
         if let Some(stage) = self.begin_closing(now, key, closing) {
             self.counters.count(series_of_peer_close(code));
-            self.drop_pending(key);
             self.push_close_echo(key, code);
             self.leave(now, key, stage, Some(code.unwrap_or(NO_CODE)));
         }
     }
 
-    /// A peer that broke the rules of framing seems to have answered our close frame.
-    pub(super) fn on_answer(&mut self, now: Millis, key: Key) {
-        if let Some(Stage::Closing(closing)) = self.connection_mut(key).map(|c| &mut c.stage) {
-            closing.answered = true;
-            self.after_flush(now, key);
+    /// Queues the last frame of a connection. Without room for it, the connection is aborted.
+    fn push_close(&mut self, key: Key, close: Close) {
+        let Some(connection) = self.connections.held_mut(key) else { return };
+        if self.output.push_close(connection, &mut self.ledger, close).is_err() {
+            self.abort(key);
+        }
+    }
+
+    /// As [`Relay::push_close`], in place of what still waits.
+    fn push_close_at_once(&mut self, key: Key, close: Close) {
+        let Some(connection) = self.connections.held_mut(key) else { return };
+        drop_pending(connection, &mut self.ledger);
+        if self.output.push_close(connection, &mut self.ledger, close).is_err() {
+            self.abort(key);
+        }
+    }
+
+    /// As [`Relay::push_close_at_once`], with the peer's own code.
+    fn push_close_echo(&mut self, key: Key, code: Option<u16>) {
+        let Some(connection) = self.connections.held_mut(key) else { return };
+        drop_pending(connection, &mut self.ledger);
+        if self.output.push_close_echo(connection, &mut self.ledger, code).is_err() {
+            self.abort(key);
         }
     }
 
     /// Ends the connection without a close frame.
     pub(super) fn lose(&mut self, now: Millis, key: Key, why: Loss) {
-        let Some(connection) = self.connection(key) else { return };
+        let Some(connection) = self.connections.held(key) else { return };
         if connection.is_open() {
             tracing::info!(remote = %connection.remote, err = why.text(), "connection_lost");
             self.counters.count(why.series());
         }
-        let stage = self.terminate(key, Action::Abort(key));
-        self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
+        if let Some(stage) = self.terminate(key, Action::Abort(key)) {
+            self.leave(now, key, stage, Some(GONE_WITHOUT_CLOSE));
+        }
     }
 
     /// Ends a connection that is not registered, or no longer.
@@ -225,96 +237,91 @@ impl Relay {
         self.terminate(key, Action::Close(key));
     }
 
-    /// Forgets all about a connection but its key; returns the stage that it leaves.
-    fn terminate(&mut self, key: Key, last: Action) -> Stage {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else {
-            return Stage::Closed;
-        };
-        let stage = connection.enter(Stage::Closed, &mut self.population);
-        if matches!(stage, Stage::Closed) {
-            return stage;
+    /// Forgets all about a connection but its key; returns the stage that it leaves, `None` if it
+    /// was closed before.
+    fn terminate(&mut self, key: Key, last: Action) -> Option<Stage> {
+        let (connection, tracking) = self.connections.tracked(key)?;
+        if connection.is_closed() {
+            return None;
         }
+        let stage = tracking.enter(connection, Stage::Closed);
         connection.decoder = Decoder::default();
         connection.due = Due::NONE;
+        tracking.disarm(connection);
         connection.outbox.clear();
         // Before its peer can see the end, and connect again counting on the freed place.
         connection.pass = None;
-        let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
-        self.visitors.remove(visit);
-        let timer = connection.timer;
-        self.wheel.arm_at(timer, NEVER);
+        self.visitors.remove(std::mem::replace(&mut connection.visit, VisitId::NONE));
         self.ledger.clear(key);
-        self.actions.push(last);
-        stage
+        self.output.act(last);
+        Some(stage)
     }
 
     /// From open to closing; returns the stage that it leaves, `None` if it was not open.
     fn begin_closing(&mut self, now: Millis, key: Key, closing: Closing) -> Option<Stage> {
-        let due = now + self.limits.close_timeout_ms;
-        let connection = self.connections.get_mut(key.0 as usize)?;
+        let (connection, tracking) = self.connections.tracked(key)?;
         if !connection.is_open() {
             return None;
         }
-        let stage = connection.enter(Stage::Closing(closing), &mut self.population);
-        connection.due.stage = due;
+        let stage = tracking.enter(connection, Stage::Closing(closing));
+        connection.due.stage = now + self.limits.close_timeout_ms;
         connection.due.ping = NEVER;
         connection.due.pong = NEVER;
         connection.due.message = NEVER;
-        if connection.paused {
-            connection.paused = false;
-            self.actions.push(Action::Read(key));
-        }
-        self.arm(key);
+        self.output.resume(connection);
+        tracking.arm(connection);
         Some(stage)
-    }
-
-    fn drop_pending(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        connection.outbox.drop_pending();
-        self.charge_outbox(key);
     }
 
     /// The kernel has everything that was queued: takes the next step of an end, or of a hand-over.
     pub(super) fn after_flush(&mut self, now: Millis, key: Key) {
-        let close_timeout = self.limits.close_timeout_ms;
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let Some(connection) = self.connections.held(key) else { return };
         if !connection.outbox.is_empty() {
             return;
         }
-        match &mut connection.stage {
-            Stage::Closing(closing) => {
-                if let Some(close) = closing.then.take() {
-                    return self.push_close(key, close);
-                }
-                if connection.ended {
-                    self.terminate(key, Action::Close(key));
-                    return;
-                }
-                connection.due.stage = connection.due.stage.min(now + close_timeout);
-                if closing.answered && !closing.finished {
-                    closing.finished = true;
-                    connection.due.stage = now + close_timeout.min(LINGER_MS);
-                    self.actions.push(Action::FinishWriting(key));
-                }
-                self.actions.push(Action::CheckUnsent(key));
-                self.arm(key);
-            }
-            Stage::HandingOver(_) => self.hand_over_if_flushed(now, key),
+        match connection.stage {
+            Stage::Closing(_) => self.go_on_closing(now, key),
+            Stage::HandingOver(_) => self.hand_over(key),
             Stage::Head(_) => self.resume_heads(now, key),
-            _ => {}
+            // Open ones have said all that they had to say, and those that are closed as well.
+            Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } | Stage::Closed => {}
         }
+    }
+
+    /// The kernel has all that a closing connection has said so far.
+    fn go_on_closing(&mut self, now: Millis, key: Key) {
+        let close_timeout = self.limits.close_timeout_ms;
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        let has_ended = connection.ended;
+        let Stage::Closing(closing) = &mut connection.stage else {
+            return self.broken("an end goes on that was not begun");
+        };
+        if let Some(close) = closing.then.take() {
+            return self.push_close(key, close);
+        }
+        if has_ended {
+            return self.close_socket(key);
+        }
+        connection.due.stage = connection.due.stage.min(now + close_timeout);
+        if closing.hearing == Hearing::Nothing && !closing.finished {
+            closing.finished = true;
+            connection.due.stage = now + close_timeout.min(LINGER_MS);
+            self.output.act(Action::FinishWriting(key));
+        }
+        self.output.act(Action::CheckUnsent(key));
+        tracking.arm(connection);
     }
 
     /// The time of a closing connection is over. If everything is with the kernel, it is asked
     /// whether the peer still takes what it holds; a socket that gives no answer ends a little later.
     pub(super) fn closing_timed_out(&mut self, now: Millis, key: Key) {
         let linger = self.limits.close_timeout_ms.min(LINGER_MS);
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connections.held_mut(key) else { return };
         match &mut connection.stage {
             Stage::Closing(closing) if connection.outbox.is_empty() && !closing.drain.overdue => {
                 closing.drain.overdue = true;
                 connection.due.stage = now + linger;
-                self.actions.push(Action::CheckUnsent(key));
+                self.output.act(Action::CheckUnsent(key));
             }
             _ => self.abort(key),
         }
@@ -325,7 +332,8 @@ impl Relay {
     /// peer is on a slow line and the connection stays.
     pub fn on_unsent(&mut self, now: Millis, key: Key, bytes: usize) {
         let close_timeout = self.limits.close_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        // It may have been aborted since the kernel was asked.
         let Stage::Closing(closing) = &mut connection.stage else { return };
         let drain = &mut closing.drain;
         let is_overdue = std::mem::take(&mut drain.overdue);
@@ -339,10 +347,10 @@ impl Relay {
         }
         if has_sunk || (bytes > 0 && now - drain.progress_at < close_timeout) {
             connection.due.stage = now + close_timeout.min(LINGER_MS);
-            self.arm(key);
+            tracking.arm(connection);
         } else if bytes == 0 && closing.finished {
             // It has all of it, and need not be told that by a reset.
-            self.terminate(key, Action::Close(key));
+            self.close_socket(key);
         } else {
             self.abort(key);
         }
@@ -350,7 +358,7 @@ impl Relay {
 
     /// The peer has ended its direction (`clean`), or reading failed.
     pub fn on_end(&mut self, now: Millis, key: Key, clean: bool) {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
+        let Some(connection) = self.connections.held_mut(key) else { return };
         connection.ended = true;
         match connection.stage {
             // What is queued may still reach a peer that has only stopped sending.
@@ -368,7 +376,7 @@ impl Relay {
     /// The layer below has failed (PROTOCOL.md, chapter 7: TLS). A peer that has not
     /// been upgraded may still read an alert; any other is lost.
     pub fn on_transport_failed(&mut self, now: Millis, key: Key, error: &dyn Display) {
-        let Some(connection) = self.connection(key) else { return };
+        let Some(connection) = self.connections.held(key) else { return };
         if let Stage::Head(_) = connection.stage {
             tracing::info!(remote = %connection.remote, err = %error, "tls_failed");
             self.counters.count(Series::HandshakeTls);
@@ -390,23 +398,18 @@ impl Relay {
         self.shutting_down = true;
         for mut entry in self.registry.clear() {
             entry.tell_last_faults(now);
-            self.wheel.remove(entry.timer);
         }
-        self.binaries = 0;
-        self.phones = 0;
-        self.publish_counts();
+        self.registry.publish_counts();
         // Once in a process's life, and linear in the connections: everybody is told at once.
-        let keys: Vec<Key> = self.connections.iter().map(|(key, _)| Key(key as u32)).collect();
-        for key in keys {
-            let Some(connection) = self.connection_mut(key) else { continue };
+        for key in self.connections.keys() {
+            let Some(connection) = self.connections.held_mut(key) else { continue };
             match &mut connection.stage {
                 Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } => {
                     self.close_forgotten(now, key, Close::SHUTTING_DOWN);
                 }
                 Stage::Closing(closing) => {
                     if let Some(close) = closing.then.take() {
-                        self.drop_pending(key);
-                        self.push_close(key, close);
+                        self.push_close_at_once(key, close);
                     }
                 }
                 Stage::Head(_) if !connection.outbox.is_empty() => self.hang_up(now, key),

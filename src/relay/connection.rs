@@ -1,20 +1,24 @@
 //! One connection's state, as plain data, and its deadlines.
 
-use super::admission::Pass;
+use super::Key;
 use super::ahead::Ahead;
 use super::outbox::Outbox;
 use super::registry::{ClaimId, EntryKey, Seat};
 use super::timers::{Millis, NEVER, TimerId};
 use super::visitors::VisitId;
+use crate::config::Limits;
 use crate::metrics::Series;
 use crate::protocol::close::Close;
 use crate::protocol::frames::Decoder;
 use crate::protocol::ids::ConnId;
 use crate::protocol::upgrade::{HeadScanner, Upgrade};
+use crate::shared::admission::Pass;
 use crate::telemetry::Remote;
 
 /// Everything the relay knows of one connection.
 pub struct Connection {
+    /// Its own name.
+    pub key: Key,
     /// Who the peer is.
     pub remote: Remote,
     /// What it counts as until it is released; none if it was turned away at once.
@@ -27,7 +31,7 @@ pub struct Connection {
     pub decoder: Decoder,
     /// Outgoing bytes.
     pub outbox: Outbox,
-    /// Armed for the earliest of `due`, or before.
+    /// Armed for the earliest of `due`, or before, by [`Tracking`](super::connections::Tracking).
     pub timer: TimerId,
     /// What time will bring.
     pub due: Due,
@@ -76,44 +80,88 @@ pub enum Stage {
     Closed,
 }
 
-/// How many connections of a worker there are at each stage, so that reading the gauges is O(1).
+macro_rules! phases {
+    ($($(#[$doc:meta])* $phase:ident $name:literal $series:ident = $stage:pat,)*) => {
+        /// How far a connection has come, without what belongs to it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Phase { $($(#[$doc])* $phase,)* }
+
+        impl Phase {
+            const COUNT: usize = [$(Self::$phase,)*].len();
+            const ALL: [Self; Self::COUNT] = [$(Self::$phase,)*];
+
+            /// As an operator sees it.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$phase => $name,)* }
+            }
+
+            /// The gauge that it is counted by.
+            fn series(self) -> Series {
+                match self { $(Self::$phase => Series::$series,)* }
+            }
+        }
+
+        impl Stage {
+            /// How far that is.
+            #[must_use]
+            #[inline]
+            pub fn phase(&self) -> Phase {
+                match self { $($stage => Phase::$phase,)* }
+            }
+        }
+    };
+}
+
+// Every stage, in the order of a connection's life: its name for operators, its gauge.
+phases! {
+    /// A request head is expected.
+    Head "head" ConnectionsHead = Stage::Head(_),
+    /// On its way to the owner of its server-id.
+    HandingOver "moving" ConnectionsMoving = Stage::HandingOver(_),
+    /// A binary that waits for the outcome of a probe.
+    Newcomer "newcomer" ConnectionsNewcomer = Stage::Newcomer(_),
+    /// A binary that holds an id.
+    Binary "binary" ConnectionsBinary = Stage::Binary { .. },
+    /// A phone that is registered.
+    Phone "phone" ConnectionsPhone = Stage::Phone { .. },
+    /// Its last bytes are queued or sent.
+    Closing "closing" ConnectionsClosing = Stage::Closing(_),
+    /// Aborted, closed or handed over; waits for its release. To an operator it is still closing.
+    Closed "closed" ConnectionsClosing = Stage::Closed,
+}
+
+/// How many connections of a worker there are in each phase, so that reading the gauges is O(1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Population([u64; 6]);
+pub struct Population([u64; Phase::COUNT]);
 
 impl Population {
-    /// The gauges, and what each shows now.
+    /// The gauges, and what each shows now. Two phases may share one: the last counts for both.
     pub fn gauges(&self) -> impl Iterator<Item = (Series, u64)> {
-        let series = [
-            Series::ConnectionsHead,
-            Series::ConnectionsMoving,
-            Series::ConnectionsNewcomer,
-            Series::ConnectionsBinary,
-            Series::ConnectionsPhone,
-            Series::ConnectionsClosing,
-        ];
-        series.into_iter().zip(self.0)
+        Phase::ALL.into_iter().map(|phase| {
+            let alike = Phase::ALL.into_iter().zip(self.0);
+            let of_gauge =
+                alike.filter(|(other, _)| other.series() as usize == phase.series() as usize);
+            (phase.series(), of_gauge.map(|(_, count)| count).sum())
+        })
     }
 
     /// A connection has entered this stage.
+    #[inline]
     pub fn enter(&mut self, stage: &Stage) {
         *self.count_mut(stage) += 1;
     }
 
     /// A connection has left this stage.
+    #[inline]
     pub fn leave(&mut self, stage: &Stage) {
         *self.count_mut(stage) -= 1;
     }
 
+    // A phase is an index within bounds.
+    #[allow(clippy::indexing_slicing)]
     fn count_mut(&mut self, stage: &Stage) -> &mut u64 {
-        let [head, handing_over, newcomer, binary, phone, closing] = &mut self.0;
-        match stage {
-            Stage::Head(_) => head,
-            Stage::HandingOver(_) => handing_over,
-            Stage::Newcomer(_) => newcomer,
-            Stage::Binary { .. } => binary,
-            Stage::Phone { .. } => phone,
-            Stage::Closing(_) | Stage::Closed => closing,
-        }
+        &mut self.0[stage.phase() as usize]
     }
 }
 
@@ -174,14 +222,24 @@ pub struct Newcomer {
 pub struct Closing {
     /// The close frame that follows what is still queued; `None` once it is queued itself.
     pub then: Option<Close>,
-    /// The peer owes no answer: it has sent its close frame, or can no longer be understood.
-    pub answered: bool,
-    /// Input is thrown away unread.
-    pub discard: bool,
+    /// What the peer may still have to say.
+    pub hearing: Hearing,
     /// The sending direction has ended.
     pub finished: bool,
     /// What the kernel still holds for the peer, as far as that is known.
     pub drain: Drain,
+}
+
+/// What a closing connection's peer may still have to say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Hearing {
+    /// The answer to our close frame, among other frames.
+    #[default]
+    Frames,
+    /// The answer, though it can no longer be understood: what ends like a close frame is one.
+    Noise,
+    /// Nothing: it owes no answer any more, and input is thrown away unread.
+    Nothing,
 }
 
 /// How the last bytes of a connection leave the kernel.
@@ -193,6 +251,27 @@ pub struct Drain {
     pub progress_at: Millis,
     /// The peer's time is over, unless the bytes have become fewer: the kernel is being asked.
     pub overdue: bool,
+}
+
+/// Whose frames they are, and so what they mean.
+#[derive(Debug, Clone, Copy)]
+pub enum Speaker {
+    /// A phone's are wrapped and passed on.
+    Phone {
+        /// Its id.
+        entry: EntryKey,
+        /// Its name for the binary.
+        conn_id: ConnId,
+    },
+    /// A binary's are envelopes.
+    Binary {
+        /// Its id.
+        entry: EntryKey,
+    },
+    /// A newcomer's are kept until it has won.
+    Newcomer,
+    /// Of one that is closing, only the answer to our close frame still counts.
+    Closing,
 }
 
 /// Heartbeat pings carry their number, so that a pong names the ping that it answers.
@@ -236,6 +315,8 @@ impl Connection {
     #[must_use]
     pub fn new(now: Millis, remote: Remote, pass: Option<Pass>) -> Self {
         Self {
+            // Until it is taken in.
+            key: Key(u32::MAX),
             since: now,
             remote,
             pass,
@@ -250,14 +331,6 @@ impl Connection {
             ended: false,
             paused: false,
         }
-    }
-
-    /// Enters this stage, and returns the one that it leaves: the only way from one to another.
-    pub fn enter(&mut self, stage: Stage, population: &mut Population) -> Stage {
-        population.enter(&stage);
-        let left = std::mem::replace(&mut self.stage, stage);
-        population.leave(&left);
-        left
     }
 
     /// The kernel takes bytes: if it is closing, its peer reads, and has its time anew until `due`.
@@ -276,6 +349,66 @@ impl Connection {
         !self.outbox.in_flight() && !std::mem::replace(&mut self.write_queued, true)
     }
 
+    /// What is said of what its frames mean, if they have a meaning.
+    #[must_use]
+    #[inline]
+    pub fn speaker(&self) -> Option<Speaker> {
+        match self.stage {
+            Stage::Phone { entry, conn_id, .. } => Some(Speaker::Phone { entry, conn_id }),
+            Stage::Binary { entry, .. } => Some(Speaker::Binary { entry }),
+            Stage::Newcomer(_) => Some(Speaker::Newcomer),
+            Stage::Closing(Closing { hearing: Hearing::Frames, .. }) => Some(Speaker::Closing),
+            _ => None,
+        }
+    }
+
+    /// Whether its frames mean what they did, for sure.
+    #[inline]
+    pub fn is_still(&self, speaker: &Speaker) -> bool {
+        matches!(
+            (&self.stage, speaker),
+            (Stage::Phone { .. }, Speaker::Phone { .. })
+                | (Stage::Binary { .. }, Speaker::Binary { .. })
+        )
+    }
+
+    /// Our last bytes: the close under way, if it is one.
+    #[inline]
+    pub fn closing_mut(&mut self) -> Option<&mut Closing> {
+        match &mut self.stage {
+            Stage::Closing(closing) => Some(closing),
+            _ => None,
+        }
+    }
+
+    /// Whether the relay has forgotten it but for its key.
+    #[must_use]
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.stage, Stage::Closed)
+    }
+
+    /// Reading goes on after a pause of ours: what the peer owes is due anew from now.
+    pub fn resume_deadlines(&mut self, now: Millis, limits: &Limits) {
+        if self.due.pong != NEVER {
+            self.due.pong = self.due.pong.max(now + limits.heartbeat_timeout_ms);
+        }
+        if self.due.message != NEVER {
+            self.due.message = self.due.message.max(now + limits.message_timeout_ms);
+        }
+    }
+
+    /// A pong counts if it answers a ping that is not answered yet.
+    pub fn on_pong(&mut self, payload: &[u8], pong_due: Millis) {
+        let Ok(number) = payload.try_into().map(u32::from_be_bytes) else { return };
+        let behind = self.heartbeat.sent.wrapping_sub(number);
+        if behind >= self.heartbeat.sent.wrapping_sub(self.heartbeat.answered) {
+            return;
+        }
+        self.heartbeat.answered = number;
+        self.due.pong = if behind == 0 { NEVER } else { pong_due };
+    }
+
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
@@ -287,12 +420,5 @@ impl Connection {
     #[inline]
     pub fn is_open(&self) -> bool {
         self.stage.is_open()
-    }
-
-    /// Whether frames of the peer still have a meaning.
-    #[must_use]
-    #[inline]
-    pub fn reads_frames(&self) -> bool {
-        self.is_open() || matches!(self.stage, Stage::Closing(Closing { discard: false, .. }))
     }
 }

@@ -25,26 +25,26 @@ impl Relay {
     pub fn describe(&self, now: Millis, first: usize) -> Described {
         let mut lines = String::new();
         let end = first.saturating_add(AT_ONCE);
-        for slot in first..end.min(self.connections.capacity()) {
-            if let Some(connection) = self.connections.get(slot) {
-                self.describe_one(now, Key(slot as u32), connection, &mut lines);
+        let slots = self.connections.slots();
+        for slot in first..end.min(slots) {
+            if let Some(connection) = self.connections.find(Key(slot as u32)) {
+                self.describe_one(now, connection, &mut lines);
             }
         }
-        Described { lines, next: (end < self.connections.capacity()).then_some(end) }
+        Described { lines, next: (end < slots).then_some(end) }
     }
 
-    fn describe_one(&self, now: Millis, key: Key, connection: &Connection, lines: &mut String) {
-        let charges = self.ledger.charges(key);
-        let (state, entry, conn_id) = match &connection.stage {
-            Stage::Head(_) => ("head", None, None),
-            Stage::HandingOver(_) => ("moving", None, None),
-            Stage::Newcomer(newcomer) => {
-                ("newcomer", Some(newcomer.entry), Some(&newcomer.conn_id))
+    fn describe_one(&self, now: Millis, connection: &Connection, lines: &mut String) {
+        let charges = self.ledger.charges(connection.key);
+        let state = connection.stage.phase().name();
+        let (entry, conn_id) = match &connection.stage {
+            Stage::Newcomer(newcomer) => (Some(newcomer.entry), Some(&newcomer.conn_id)),
+            Stage::Binary { entry, conn_id } | Stage::Phone { entry, conn_id, .. } => {
+                (Some(*entry), Some(conn_id))
             }
-            Stage::Binary { entry, conn_id } => ("binary", Some(*entry), Some(conn_id)),
-            Stage::Phone { entry, conn_id, .. } => ("phone", Some(*entry), Some(conn_id)),
-            Stage::Closing(_) => ("closing", None, None),
-            Stage::Closed => ("closed", None, None),
+            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {
+                (None, None)
+            }
         };
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -62,8 +62,6 @@ impl Relay {
 
     /// A server-id is a peer's own text: quoted, it can forge neither a field nor a line.
     fn quoted_id(&self, entry: EntryKey) -> String {
-        self.registry
-            .entry(entry)
-            .map_or_else(|| "-".to_owned(), |e| format!("{:?}", e.id.as_str()))
+        self.registry.name(entry).map_or_else(|| "-".to_owned(), |name| format!("{name:?}"))
     }
 }

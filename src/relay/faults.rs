@@ -30,7 +30,7 @@ impl Relay {
     /// The holder of an id has sent what is no envelope.
     pub(super) fn on_bad_envelope(&mut self, now: Millis, entry: EntryKey, error: EnvelopeError) {
         self.counters.count(Series::MalformedEnvelopes);
-        let Some(held) = self.held_mut(entry) else { return };
+        let Some(held) = self.registry.entry_mut(entry) else { return };
         if held.faults.bad_envelopes.admit(LINES, now, 1) {
             let server_id = held.id.as_str();
             warn!(server_id, err = %error, "binary_forwarder_bad_envelope");
@@ -40,7 +40,7 @@ impl Relay {
     /// The holder of an id has something for a phone that it does not have.
     pub(super) fn on_unknown_conn_id(&mut self, now: Millis, entry: EntryKey, to: Option<ConnId>) {
         self.counters.count(Series::UnknownConnIds);
-        let Some(held) = self.held_mut(entry) else { return };
+        let Some(held) = self.registry.entry_mut(entry) else { return };
         if held.faults.unknown_conn_ids.admit(LINES, now, 1) {
             let (server_id, conn_id) = (held.id.as_str(), to.as_ref().map(ConnId::as_str));
             warn!(server_id, conn_id, "binary_forwarder_unknown_conn_id");
@@ -49,7 +49,7 @@ impl Relay {
 
     /// The holder of an id asks for a wake where there are none.
     pub(super) fn on_wake_while_off(&mut self, now: Millis, entry: EntryKey) {
-        let Some(held) = self.held_mut(entry) else { return };
+        let Some(held) = self.registry.entry_mut(entry) else { return };
         if held.faults.wakes_while_off.admit(LINES, now, 1) {
             debug!(server_id = held.id.as_str(), "push_wake_off");
         }
@@ -58,12 +58,10 @@ impl Relay {
     /// A binary is about to be pinged, which happens now and then whatever it does: says what it
     /// has done wrong since it was last said.
     pub(super) fn tell_faults(&mut self, now: Millis, binary: Key) {
-        let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) = self.connection(binary)
-        else {
-            return;
-        };
-        let entry = *entry;
-        if let Some(held) = self.held_mut(entry) {
+        if let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) =
+            self.connections.held(binary)
+            && let Some(held) = self.registry.entry_mut(*entry)
+        {
             held.tell_faults(|faults| faults.take_due(LINES, now));
         }
     }

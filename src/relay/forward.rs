@@ -2,11 +2,12 @@
 
 use super::closing::series_of_directive;
 use super::connection::{Connection, Stage};
+use super::connections::Connections;
 use super::memory::Work;
 use super::output::BINARY_FULL_BYTES;
 use super::registry::EntryKey;
 use super::timers::Millis;
-use super::{Action, Key, Relay};
+use super::{Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope::{self, Envelope, EnvelopeError};
@@ -31,22 +32,24 @@ impl Relay {
         frame: &[u8],
     ) {
         let payload_bytes = envelope::wrapped_len(frame.len());
-        let holder = self.registry.entry(entry).and_then(|entry| entry.holder());
-        let queued_bytes = holder.and_then(|holder| {
-            self.push_text(holder, payload_bytes, usize::MAX, |out| {
-                envelope::push_wrapped(out, &conn_id, frame);
-            })
-        });
+        let holder = self.registry.holder(entry);
+        let queued_bytes =
+            holder.and_then(|holder| self.connections.held_mut(holder)).and_then(|holder| {
+                let limits = (payload_bytes, usize::MAX);
+                self.output.push_text(holder, &mut self.ledger, limits, |out| {
+                    envelope::push_wrapped(out, &conn_id, frame);
+                })
+            });
         match queued_bytes {
             Some(queued_bytes) => {
                 self.counters.count(Series::FramesPhoneToBinary);
                 self.counters.add(Series::BytesPhoneToBinary, frame.len() as u64);
                 if queued_bytes >= BINARY_FULL_BYTES {
-                    self.slow_down(phone, entry, payload_bytes);
+                    self.slow_down(phone, payload_bytes);
                 }
             }
             None => {
-                let server_id = self.registry.entry(entry).map(|entry| entry.id.as_str());
+                let server_id = self.registry.name(entry);
                 info!(server_id, conn_id = conn_id.as_str(), "phone_frame_undeliverable");
                 self.close_now(now, phone, Close::NORMAL, Some(GONE_WITHOUT_CLOSE));
             }
@@ -54,13 +57,15 @@ impl Relay {
     }
 
     /// The binary's outbox is full and this phone goes on sending: it is no longer read.
-    fn slow_down(&mut self, phone: Key, entry: EntryKey, sent_bytes: usize) {
-        let Some(connection) = self.connection_mut(phone) else { return };
-        let Stage::Phone { congested_bytes, .. } = &mut connection.stage else { return };
+    fn slow_down(&mut self, phone: Key, sent_bytes: usize) {
+        let Some(connection) = self.connections.held_mut(phone) else { return };
+        let Stage::Phone { congested_bytes, entry, .. } = &mut connection.stage else {
+            return self.broken("a phone's frame was passed on that is no phone's");
+        };
         let is_first = *congested_bytes == 0;
         *congested_bytes = congested_bytes.saturating_add(sent_bytes as u32);
         connection.paused = *congested_bytes >= CONGESTED_PHONE_BYTES;
-        if is_first && let Some(entry) = self.registry.entry_mut(entry) {
+        if is_first && let Some(entry) = self.registry.entry_mut(*entry) {
             entry.congested.push(phone);
         }
     }
@@ -68,26 +73,29 @@ impl Relay {
     /// The binary's outbox has drained, or there is no binary any more: its phones are read again.
     /// O(1) for each that has sent something meanwhile.
     pub(super) fn resume_phones(&mut self, now: Millis, entry: EntryKey) {
-        let Some(held) = self.held_mut(entry) else { return };
+        let Some(held) = self.registry.entry_mut(entry) else { return };
         for phone in std::mem::take(&mut held.congested) {
-            let Some(connection) = self.connection_mut(phone) else { continue };
-            // One that has left may have been followed by anybody.
+            // One that has left may have been followed by anybody, or by nobody.
+            let Some((connection, tracking)) = self.connections.find_tracked(phone) else {
+                continue;
+            };
             match &mut connection.stage {
                 Stage::Phone { congested_bytes, entry: of, .. } if *of == entry => {
                     *congested_bytes = 0;
                 }
                 _ => continue,
             }
-            if std::mem::take(&mut connection.paused) {
-                self.resume_deadlines(now, phone);
-                self.actions.push(Action::Read(phone));
+            if self.output.resume(connection) {
+                connection.resume_deadlines(now, &self.limits);
+                tracking.arm(connection);
             }
         }
     }
 
     /// What the holder of an id has sent ahead, unless it has ended meanwhile.
     pub(super) fn on_message_ahead(&mut self, now: Millis, binary: Key, message: &[u8]) {
-        if let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) = self.connection(binary)
+        if let Some(Connection { stage: Stage::Binary { entry, .. }, .. }) =
+            self.connections.held(binary)
         {
             self.on_envelope(now, *entry, envelope::unwrap(message));
         }
@@ -123,54 +131,56 @@ impl Relay {
         frame: Option<&[u8]>,
         close_code: Option<NonZeroU16>,
     ) {
-        let Some(phone) = to.and_then(|to| self.find_phone(entry, to)) else {
+        let Some(phone) = to.and_then(|to| find_phone(&mut self.connections, entry, to)) else {
             return self.on_unknown_conn_id(now, entry, to);
         };
+        let key = phone.key;
         let close = close_code.map(|code| Close::directive(code.get()));
         if let Some(frame) = frame {
-            let queued = self.push_text(phone, frame.len(), PHONE_OUTBOX_BYTES, |out| {
+            let limits = (frame.len(), PHONE_OUTBOX_BYTES);
+            let queued = self.output.push_text(phone, &mut self.ledger, limits, |out| {
                 out.extend_from_slice(frame);
             });
             if queued.is_none() {
                 return match close {
-                    Some(asked) => {
-                        self.close_as(series_of_directive(asked), now, phone, asked, None);
-                    }
-                    None => {
-                        let notice = Some(GONE_WITHOUT_CLOSE);
-                        self.close_now(now, phone, Close::BACKLOG_FULL, notice);
-                    }
+                    Some(asked) => self.close_as(series_of_directive(asked), now, key, asked, None),
+                    None => self.close_now(now, key, Close::BACKLOG_FULL, Some(GONE_WITHOUT_CLOSE)),
                 };
             }
             self.counters.count(Series::FramesBinaryToPhone);
             self.counters.add(Series::BytesBinaryToPhone, frame.len() as u64);
         }
         if let Some(close) = close {
-            self.close_in_turn(now, phone, close);
-        }
-    }
-
-    /// The phone with this name, if it is one of this id's.
-    fn find_phone(&self, of: EntryKey, name: ConnId) -> Option<Key> {
-        let key = Key(name.slot());
-        match self.connection(key)?.stage {
-            Stage::Phone { entry, conn_id, .. } => (entry == of && conn_id == name).then_some(key),
-            _ => None,
+            self.close_in_turn(now, key, close);
         }
     }
 
     /// Tells the holder of an id that one of its phones is gone. A holder that cannot be told is
     /// aborted: it must not believe in a phone that is not there.
     pub(super) fn notify(&mut self, entry: EntryKey, conn_id: ConnId, code: u16) {
-        let Some(holder) = self.registry.entry(entry).and_then(|entry| entry.holder()) else {
-            return;
-        };
-        let payload_bytes = envelope::close_notice_len(code);
-        let told = self.push_text(holder, payload_bytes, usize::MAX, |out| {
+        // In grace, nobody is told.
+        let Some(holder) = self.registry.holder(entry) else { return };
+        let Some(connection) = self.connections.held_mut(holder) else { return };
+        let limits = (envelope::close_notice_len(code), usize::MAX);
+        let told = self.output.push_text(connection, &mut self.ledger, limits, |out| {
             envelope::push_close_notice(out, &conn_id, code);
         });
         if told.is_none() {
             self.work.push_back(Work::Lose(holder));
         }
+    }
+}
+
+/// The phone with this name, if it is one of this id's.
+#[inline]
+fn find_phone(
+    connections: &mut Connections,
+    of: EntryKey,
+    name: ConnId,
+) -> Option<&mut Connection> {
+    let phone = connections.find_mut(Key(name.slot()))?;
+    match phone.stage {
+        Stage::Phone { entry, conn_id, .. } if entry == of && conn_id == name => Some(phone),
+        _ => None,
     }
 }

@@ -1,26 +1,7 @@
 //! A relay seen from outside: read-only, for simulations that check it step by step.
 
-use super::connection::{Population, Stage};
+pub use super::connection::Phase;
 use super::{Key, Relay};
-
-/// How far a connection has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// A request head is expected.
-    Head,
-    /// On its way to the owner of its server-id.
-    HandingOver,
-    /// A binary that waits for the outcome of a probe.
-    Newcomer,
-    /// A binary that holds an id.
-    Binary,
-    /// A phone that is registered.
-    Phone,
-    /// Its last bytes are queued or sent.
-    Closing,
-    /// Aborted, closed or handed over; waits for its release.
-    Closed,
-}
 
 /// One connection at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,16 +20,8 @@ impl Relay {
     /// A connection as it is now; `None` for a key that is not in use.
     #[must_use]
     pub fn glimpse(&self, key: Key) -> Option<Glimpse> {
-        let connection = self.connection(key)?;
-        let phase = match connection.stage {
-            Stage::Head(_) => Phase::Head,
-            Stage::HandingOver(_) => Phase::HandingOver,
-            Stage::Newcomer(_) => Phase::Newcomer,
-            Stage::Binary { .. } => Phase::Binary,
-            Stage::Phone { .. } => Phase::Phone,
-            Stage::Closing(_) => Phase::Closing,
-            Stage::Closed => Phase::Closed,
-        };
+        let connection = self.connections.find(key)?;
+        let phase = connection.stage.phase();
         let outbox_bytes = connection.outbox.charged();
         let charges = self.ledger.charges(key);
         Some(Glimpse {
@@ -72,19 +45,14 @@ impl Relay {
         if self.ledger.is_over() && !self.ledger.budget().may_wait() {
             return Err(format!("{} bytes over", self.ledger.budget().over_bytes()));
         }
-        let mut population = Population::default();
-        for (slot, connection) in &self.connections {
-            population.enter(&connection.stage);
-            let charged = self.ledger.charges(Key(slot as u32)).outbox as usize;
-            let held = connection.outbox.held_bytes();
-            if charged != held {
-                return Err(format!("{slot}: {charged} bytes are charged for {held} queued"));
+        self.registry.check()?;
+        self.connections.check(|key, connection| {
+            let charged = self.ledger.charges(key).outbox as usize;
+            match connection.outbox.held_bytes() {
+                held if held == charged => Ok(()),
+                held => Err(format!("{key:?}: {charged} bytes are charged for {held} queued")),
             }
-        }
-        if population != self.population {
-            return Err(format!("{:?} are counted, {population:?} are there", self.population));
-        }
-        Ok(())
+        })
     }
 
     /// How many server-ids are held or in grace.
@@ -96,6 +64,6 @@ impl Relay {
     /// How many timers exist, armed or not: one for each connection and each server-id.
     #[must_use]
     pub fn timers(&self) -> usize {
-        self.wheel.len()
+        self.connections.timers() + self.registry.timers()
     }
 }

@@ -1,14 +1,13 @@
 //! Connections before their 101: request heads, plain HTTP answers, the way to the owner of a
 //! server-id (PROTOCOL.md, chapter 1).
 
-use super::admission::{Cause, Refusal};
-use super::connection::{Closing, HeadBuffer, PendingHandOver, Stage};
-use super::ledger::Part;
+use super::connection::{Closing, HeadBuffer, Hearing, PendingHandOver, Stage};
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
+use crate::shared::admission::{Cause, Refusal};
 use crate::telemetry::Remote;
 use tracing::{debug, info, warn};
 
@@ -23,12 +22,9 @@ enum Decision {
     Upgrade(Upgrade),
 }
 
-/// Says who was turned away, if that is not said too often. `path` is where it asked for an
+/// Says who was turned away. `path` is where it asked for an
 /// upgrade, if it came that far.
 pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) {
-    if !refusal.say {
-        return;
-    }
     let err = match refusal.cause {
         Cause::Rate => return info!(%remote, path, "rate_limited"),
         Cause::Connections => "the relay has reached --max-connections",
@@ -47,18 +43,18 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
 impl Relay {
     /// Starts the clock for a request head.
     pub(super) fn await_head(&mut self, now: Millis, key: Key) {
-        let due = now + self.limits.header_timeout_ms;
-        if let Some(connection) = self.connection_mut(key) {
-            connection.due.stage = due;
-        }
-        self.arm(key);
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        connection.due.stage = now + self.limits.header_timeout_ms;
+        tracking.arm(connection);
     }
 
     /// Bytes of one or more request heads, in any split.
     pub(super) fn on_head_bytes(&mut self, now: Millis, key: Key, input: &mut [u8]) {
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connections.held_mut(key) else { return };
         let paused = connection.paused;
-        let Stage::Head(head) = &mut connection.stage else { return };
+        let Stage::Head(head) = &mut connection.stage else {
+            return self.broken("a request is read that is not expected");
+        };
         let HeadBuffer { mut received, mut read, mut scanner } = std::mem::take(&mut **head);
         if paused {
             // It was on its way when reading stopped.
@@ -70,8 +66,8 @@ impl Relay {
             received.extend_from_slice(input);
         }
         let bytes = if is_kept { received.as_mut_slice() } else { input };
-        while self.connection(key).is_some_and(|connection| !connection.paused) {
-            let Some(unread) = bytes.get(read..) else { return };
+        while !self.is_paused(key) {
+            let unread = bytes.get(read..).unwrap_or_default();
             let (decision, consumed) = match scanner.parse(unread) {
                 upgrade::ParsedHead::Incomplete => break,
                 upgrade::ParsedHead::Refused(reply) => {
@@ -100,7 +96,7 @@ impl Relay {
                 }
             }
         }
-        let paused = self.connection(key).is_some_and(|connection| connection.paused);
+        let paused = self.is_paused(key);
         // Many heads are not moved for each few that are answered; one that is not whole is.
         if !is_kept || (read > 0 && !paused) {
             received = bytes.get(read..).unwrap_or_default().to_vec();
@@ -109,23 +105,27 @@ impl Relay {
         self.keep_head(now, key, HeadBuffer { received, read, scanner });
     }
 
+    fn is_paused(&self, key: Key) -> bool {
+        self.connections.held(key).is_some_and(|connection| connection.paused)
+    }
+
     /// The answers have left that were to leave before more is answered.
     pub(super) fn resume_heads(&mut self, now: Millis, key: Key) {
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connections.held_mut(key) else { return };
         if !std::mem::take(&mut connection.paused) {
             return;
         }
         self.await_head(now, key);
         self.on_head_bytes(now, key, &mut []);
-        let Some(connection) = self.connection(key) else { return };
-        if connection.paused || matches!(connection.stage, Stage::Closed) {
+        let Some(connection) = self.connections.held(key) else { return };
+        if connection.paused || connection.is_closed() {
             return;
         }
         if connection.ended && matches!(connection.stage, Stage::Head(_)) {
             // It had asked for all that it wanted.
             return self.hang_up(now, key);
         }
-        self.actions.push(Action::Read(key));
+        self.output.act(Action::Read(key));
     }
 
     /// What a request comes to.
@@ -164,7 +164,7 @@ impl Relay {
         }
         let known = request.filter(|request| request.route() != Route::NotFound);
         debug!(
-            remote = self.connection(key).map(|c| tracing::field::display(c.remote)),
+            remote = self.remote_of(key),
             path = known.map(Request::path),
             err = %format_args!("{}: {}", reply.status(), reply.text()),
             "request_refused"
@@ -180,14 +180,16 @@ impl Relay {
         request: &Request<'_>,
     ) -> Result<Upgrade, Reply> {
         let proxies = self.admission.clone();
-        // Only a connection that is there, and was let in, is asked for.
         let gone = Reply::Unavailable { retry_after_s: 1 };
-        let Some(connection) = self.connection_mut(key) else { return Err(gone) };
+        let Some(connection) = self.connections.held_mut(key) else { return Err(gone) };
         if let Some(caller) = proxies.proxies().caller(connection.remote, request.forwarded_for()) {
             connection.remote = caller;
         }
         let remote = connection.remote;
-        let Some(pass) = &mut connection.pass else { return Err(gone) };
+        let Some(pass) = &mut connection.pass else {
+            self.broken("a request is read of a connection that was not let in");
+            return Err(gone);
+        };
         let is_server = request.route() == Route::Server;
         if let Err(refusal) = pass.admit(now, remote.0.ip()) {
             log_refusal(remote, Some(request.path()), refusal);
@@ -216,13 +218,13 @@ impl Relay {
     /// share of what the process may have. With shares, no worker needs to know another's
     /// connections: the descriptor is free before the next is accepted, and whoever fills one
     /// worker leaves the others alone.
-    pub(super) fn make_room_for_visitor(&mut self, now: Millis) {
+    pub(super) fn make_room_for_visitor(&mut self) {
         let share = self.admission.visitors_of_each(self.owners.workers);
         // Two for each that comes, so that what is too much becomes less.
         for _ in 0..2 {
             let Some(evicted) = self.visitors.eviction_candidate(share) else { return };
-            let refusal = self.admission.refuse_visitor(now);
-            if let Some(connection) = self.connection(evicted) {
+            let refusal = Refusal::VISITORS;
+            if let Some(connection) = self.connections.held(evicted) {
                 log_refusal(connection.remote, None, refusal);
             }
             self.count_refusal(refusal.cause, false);
@@ -253,11 +255,23 @@ impl Relay {
         if !self.charge_input(now, key, kept.received.capacity()) {
             return;
         }
-        if let Some(connection) = self.connection_mut(key)
-            && let Stage::Head(head) = &mut connection.stage
-        {
-            **head = kept;
+        match self.connections.held_mut(key).map(|connection| &mut connection.stage) {
+            Some(Stage::Head(head)) => **head = kept,
+            _ => self.broken("a request is kept that is not expected"),
         }
+    }
+
+    /// Queues HTTP bytes. False if there was no room and the connection was aborted.
+    pub(super) fn push_http(&mut self, key: Key, bytes: &[u8]) -> bool {
+        let Some(connection) = self.connections.held_mut(key) else { return false };
+        if connection.is_closed() {
+            return false;
+        }
+        let pushed = self.output.push_http(connection, &mut self.ledger, bytes);
+        if pushed.is_err() {
+            self.abort(key);
+        }
+        pushed.is_ok()
     }
 
     /// Answers `/healthz`; false if the connection ends with that.
@@ -278,7 +292,7 @@ impl Relay {
             return false;
         }
         self.await_head(now, key);
-        if let Some(connection) = self.connection_mut(key)
+        if let Some(connection) = self.connections.held_mut(key)
             && connection.outbox.charged() > MAX_ANSWERS_BYTES
         {
             // Nothing is awaited but that it reads; a write that makes no progress has a deadline.
@@ -291,9 +305,8 @@ impl Relay {
     /// The first bytes of a connection that is to begin with TLS are HTTP in the clear: it goes on
     /// without TLS, for as long as it takes to say so.
     pub fn on_plain_http(&mut self, now: Millis, key: Key) {
-        let Some(connection) = self.connection(key) else { return };
         let err = "the peer sent plain HTTP to a TLS port";
-        info!(remote = %connection.remote, err, "tls_failed");
+        info!(remote = self.remote_of(key), err, "tls_failed");
         self.counters.count(Series::HandshakeTls);
         self.refuse(now, key, Reply::HttpOnHttps, false);
     }
@@ -301,16 +314,16 @@ impl Relay {
     /// A TLS handshake is to begin, which costs more than anything else that an unknown peer may ask
     /// for. False if the connection is over, because its address has begun too many.
     pub fn admit_handshake(&mut self, now: Millis, key: Key) -> bool {
-        let Some(connection) = self.connection_mut(key) else { return false };
-        if matches!(connection.stage, Stage::Closed) {
+        let Some(connection) = self.connections.held_mut(key) else { return false };
+        if connection.is_closed() {
             return false;
         }
         let admitted = connection.pass.as_mut().map_or(Ok(()), |pass| pass.admit_handshake(now));
-        let Err(refusal) = admitted else { return true };
-        if refusal.say {
-            let err = "its address begins more TLS handshakes than --handshake-rate allows";
-            info!(remote = %connection.remote, err, "handshake_rate_limited");
+        if admitted.is_ok() {
+            return true;
         }
+        let err = "its address begins more TLS handshakes than --handshake-rate allows";
+        info!(remote = %connection.remote, err, "handshake_rate_limited");
         self.counters.count(Series::HandshakeRate);
         self.close_socket(key);
         false
@@ -328,9 +341,8 @@ impl Relay {
     /// The head did not come in time, or what is before its answer did not leave in time.
     pub(super) fn head_timed_out(&mut self, now: Millis, key: Key) {
         self.counters.count(Series::HandshakeTimeout);
-        let begun = self
-            .connection(key)
-            .is_some_and(|c| matches!(&c.stage, Stage::Head(head) if !head.received.is_empty()));
+        let stage = self.connections.held(key).map(|connection| &connection.stage);
+        let begun = matches!(stage, Some(Stage::Head(head)) if !head.received.is_empty());
         if begun {
             self.log_answer(key, None, Reply::RequestTimeout);
             self.refuse(now, key, Reply::RequestTimeout, false);
@@ -342,66 +354,56 @@ impl Relay {
     /// Ends an HTTP connection once its answers are with the kernel. What the peer still sends is
     /// thrown away, not left unread: that would reset the connection under the answer.
     pub(super) fn hang_up(&mut self, now: Millis, key: Key) {
-        let due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let closing = Closing { answered: true, discard: true, ..Closing::default() };
-        connection.enter(Stage::Closing(closing), &mut self.population);
-        connection.due.stage = due;
-        if std::mem::take(&mut connection.paused) {
-            self.actions.push(Action::Read(key));
-        }
-        self.arm(key);
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        let closing = Closing { hearing: Hearing::Nothing, ..Closing::default() };
+        tracking.enter(connection, Stage::Closing(closing));
+        connection.due.stage = now + self.limits.close_timeout_ms;
+        self.output.resume(connection);
+        tracking.arm(connection);
         self.charge_input(now, key, 0);
         self.after_flush(now, key);
     }
 
     /// A request that may be upgraded: here, or where its server-id belongs.
     fn upgrade(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
-        if let Some(connection) = self.connection_mut(key) {
-            let visit = std::mem::replace(&mut connection.visit, VisitId::NONE);
-            self.visitors.remove(visit);
-        }
         let worker = self.owners.owner_of(&upgrade.server_id);
-        if worker == self.worker {
-            self.charge_input(now, key, 0);
+        let is_own = worker == self.worker;
+        let held_bytes = if is_own { 0 } else { unread.len() };
+        if let Some(connection) = self.connections.held_mut(key) {
+            self.visitors.remove(std::mem::replace(&mut connection.visit, VisitId::NONE));
+        }
+        if !self.charge_input(now, key, held_bytes) {
+            return;
+        }
+        if is_own {
             return self.open(now, key, upgrade, unread);
         }
-        if !self.charge_input(now, key, unread.len()) {
-            return;
-        }
-        let due = now + self.limits.header_timeout_ms;
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
         let pending = Box::new(PendingHandOver { worker, upgrade, unread: unread.to_vec() });
-        connection.enter(Stage::HandingOver(pending), &mut self.population);
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        tracking.enter(connection, Stage::HandingOver(pending));
         // Its request is whole, and still it may hold its place before the 101 no longer than this.
-        connection.due.stage = due;
-        self.arm(key);
-        self.hand_over_if_flushed(now, key);
+        connection.due.stage = now + self.limits.header_timeout_ms;
+        tracking.arm(connection);
+        // Unless earlier answers are still on their way to the kernel.
+        self.after_flush(now, key);
     }
 
-    /// Hands the connection over, unless earlier answers are still on their way to the kernel.
-    pub(super) fn hand_over_if_flushed(&mut self, now: Millis, key: Key) {
-        let Some(connection) = self.connection(key) else { return };
-        if !connection.outbox.is_empty() || !matches!(connection.stage, Stage::HandingOver(_)) {
-            return;
-        }
-        // Before it is closed: the backlogs must not remember a key that is about to be reused.
-        self.charge_input(now, key, 0);
-        self.ledger.set(key, Part::Transport, 0);
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        match connection.enter(Stage::Closed, &mut self.population) {
-            Stage::HandingOver(pending) => {
-                let PendingHandOver { worker, upgrade, unread } = *pending;
-                let (remote, pass) = (connection.remote, connection.pass.take());
-                let hand_over = Box::new(HandOver { remote, pass, upgrade, unread });
-                let timer = connection.timer;
-                self.wheel.arm_at(timer, NEVER);
-                self.actions.push(Action::HandOver { key, worker, hand_over });
-            }
+    /// Hands the connection over; earlier answers are with the kernel.
+    pub(super) fn hand_over(&mut self, key: Key) {
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        let pending = match tracking.enter(connection, Stage::Closed) {
+            Stage::HandingOver(pending) => *pending,
             other => {
-                connection.enter(other, &mut self.population);
-                self.broken("a connection is handed over that is not on its way");
+                tracking.enter(connection, other);
+                return self.broken("a connection is handed over that is not on its way");
             }
-        }
+        };
+        tracking.disarm(connection);
+        let (remote, pass) = (connection.remote, connection.pass.take());
+        // The backlogs must not remember a key that is about to be reused.
+        self.ledger.clear(key);
+        let PendingHandOver { worker, upgrade, unread } = pending;
+        let hand_over = Box::new(HandOver { remote, pass, upgrade, unread });
+        self.output.act(Action::HandOver { key, worker, hand_over });
     }
 }

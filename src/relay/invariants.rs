@@ -3,7 +3,6 @@
 //! whom it does not concern.
 
 use super::Relay;
-use super::registry::{Entry, EntryKey};
 use crate::metrics::{Series, WorkerMetrics};
 
 /// `err` says which invariant does not hold.
@@ -13,7 +12,7 @@ use crate::metrics::{Series, WorkerMetrics};
 /// In debug builds.
 #[cold]
 #[inline(never)]
-pub(super) fn broken(counters: &WorkerMetrics, err: &'static str) {
+pub(crate) fn broken(counters: &WorkerMetrics, err: &'static str) {
     counters.count(Series::InvariantsBroken);
     tracing::error!(err, "invariant_broken");
     debug_assert!(false, "{err}");
@@ -24,14 +23,5 @@ impl Relay {
     #[cold]
     pub(super) fn broken(&self, err: &'static str) {
         broken(&self.counters, err);
-    }
-
-    /// The entry that a connection's stage or a timer names: it exists for as long as that does.
-    pub(super) fn held_mut(&mut self, entry: EntryKey) -> Option<&mut Entry> {
-        let held = self.registry.entry_mut(entry);
-        if held.is_none() {
-            broken(&self.counters, "a server-id is named that is free");
-        }
-        held
     }
 }

@@ -102,7 +102,9 @@ impl Ledger {
             }
             self.accounts.resize(index + 1, Account::default());
         }
-        let Some(account) = self.accounts.get_mut(index) else { return };
+        let Some(account) = self.accounts.get_mut(index) else {
+            return broken(&self.counters, "a charge has no account");
+        };
         let charge = account.charges.part_mut(part);
         let before = std::mem::replace(charge, bytes);
         if before == bytes {
@@ -121,7 +123,9 @@ impl Ledger {
 
     #[inline(never)]
     fn move_between_lists(&mut self, key: Key, total: u32, is_unread: bool) {
-        let Some(account) = self.accounts.get_mut(key.0 as usize) else { return };
+        let Some(account) = self.accounts.get_mut(key.0 as usize) else {
+            return broken(&self.counters, "a backlog has no account");
+        };
         let moved = self.backlogs.update(key, &mut account.position, total, is_unread);
         self.budget.publish_largest_class(self.backlogs.largest_class());
         match moved {

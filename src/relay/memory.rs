@@ -79,7 +79,7 @@ impl Relay {
         if let Some(worker) = payer
             && budget.ask(worker)
         {
-            self.actions.push(Action::AskToShed(worker));
+            self.output.act(Action::AskToShed(worker));
         }
         let waits = is_within_own || (payer.is_some() && budget.may_wait());
         !waits && self.shed_largest(now)
@@ -107,9 +107,8 @@ impl Relay {
         let Some(key) = self.ledger.largest().or_else(|| self.ledger.any_small()) else {
             return false;
         };
-        let Some(connection) = self.connection(key) else {
+        let Some(connection) = self.connections.held(key) else {
             self.ledger.clear(key);
-            self.broken("a backlog of no connection");
             return true;
         };
         tracing::warn!(
@@ -156,14 +155,6 @@ impl Relay {
     }
 
     fn is_closed(&self, key: Key) -> bool {
-        self.connection(key).is_none_or(|connection| matches!(connection.stage, Stage::Closed))
-    }
-
-    /// Charges the connection for what its outbox takes now.
-    #[inline]
-    pub(super) fn charge_outbox(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get(key.0 as usize) {
-            self.ledger.set(key, Part::Outbox, connection.outbox.held_bytes());
-        }
+        self.connections.held(key).is_none_or(|connection| connection.is_closed())
     }
 }

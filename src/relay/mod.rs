@@ -6,16 +6,23 @@
 //! [`Action`]s. It opens no socket, spawns no task and reads no clock, so that whole crowds of
 //! peers can be run through it in one thread under virtual time.
 //!
-//! - [`connection`]: one connection's state and its deadlines
-//! - [`admission`]: who may connect, and how often (chapter 6)
+//! [`Relay`] itself only says what an event means. What it means it for is kept in types that keep
+//! their own invariants, and of which a line of code names those that it touches:
+//!
+//! - [`connections`]: the connections, with their timers; [`connection`]: one of them, as plain data
+//! - [`registry`]: server-ids, with their timers: who holds them, and their phones
+//! - [`ledger`]: what each connection is charged for (chapter 5)
+//! - `output`: what is queued for sockets, and what the shell is to do
+//! - [`visitors`]: who is not upgraded yet
+//!
+//! What events mean:
+//!
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
 //! - `claims`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
-//! - `output`: what is queued for a socket, and what the kernel took
-//! - [`ledger`]: what each connection is charged for (chapter 5)
 //! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `deadlines`: heartbeats and everything else that time brings about
@@ -23,8 +30,7 @@
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - `invariants`: what cannot happen, and what is done where it does
 //! - [`ahead`]: what a newcomer says before it has won
-//! - [`registry`], [`outbox`], [`spare`], [`budget`], [`backlogs`], [`visitors`], [`timers`]: the
-//!   data they stand on
+//! - [`outbox`], [`spare`], [`budget`], [`backlogs`], [`timers`]: the data they stand on
 //!
 //! # The life of a connection
 //!
@@ -45,11 +51,11 @@ mod invariants;
 mod memory;
 mod output;
 
-pub mod admission;
 pub mod ahead;
 pub mod backlogs;
 pub mod budget;
 pub mod connection;
+pub mod connections;
 pub mod glimpse;
 pub mod ledger;
 pub mod outbox;
@@ -66,22 +72,24 @@ use crate::config::Limits;
 use crate::metrics::{Metrics, Series, WorkerMetrics};
 use crate::protocol::ids::ServerId;
 use crate::protocol::upgrade::Upgrade;
+use crate::shared::admission::{Admission, Pass};
+use crate::shared::budget::SharedBudget;
 use crate::telemetry::Remote;
-use admission::{Admission, Pass};
 use ahash::RandomState;
-use budget::{Budget, SharedBudget};
-use connection::{Connection, Population, Stage};
+use budget::Budget;
+use connection::Connection;
+use connections::Connections;
 pub use describe::Described;
+pub(crate) use invariants::broken;
 use ledger::Ledger;
 use memory::Work;
-use rand::SeedableRng;
+use output::Output;
 use rand::rngs::StdRng;
-use registry::{EntryKey, Registry};
-use slab::Slab;
-use spare::SpareBuffers;
+use rand::{Rng, SeedableRng};
+use registry::Registry;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use timers::{Millis, Wheel};
+use timers::Millis;
 use visitors::Visitors;
 use wakes::Wake;
 
@@ -174,7 +182,7 @@ pub struct Settings {
     pub admission: Arc<Admission>,
     /// Counters of the process.
     pub metrics: Arc<Metrics>,
-    /// Random; conn-ids are made of it.
+    /// Random; conn-ids and the seeds of tables are made of it.
     pub seed: [u8; 32],
     /// Whether there is anyone to take wake requests.
     pub push: bool,
@@ -185,34 +193,19 @@ pub struct Relay {
     worker: usize,
     owners: Owners,
     domain: Option<Arc<str>>,
+    push: bool,
     limits: Limits,
+    shutting_down: bool,
     admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     counters: Arc<WorkerMetrics>,
-    connections: Slab<Connection>,
-    population: Population,
+    connections: Connections,
     registry: Registry,
-    wheel: Wheel<TimerOwner>,
     ledger: Ledger,
-    work: VecDeque<Work>,
+    output: Output,
     visitors: Visitors,
+    work: VecDeque<Work>,
     rng: StdRng,
-    spare: SpareBuffers,
-    /// Kept for its capacity.
-    pong: Vec<u8>,
-    actions: Vec<Action>,
-    queued_behind: bool,
-    shutting_down: bool,
-    push: bool,
-    binaries: u64,
-    phones: u64,
-}
-
-/// Whose timer fired.
-#[derive(Debug, Clone, Copy)]
-enum TimerOwner {
-    Connection(Key),
-    Entry(EntryKey),
 }
 
 impl Relay {
@@ -222,30 +215,30 @@ impl Relay {
         let Settings { worker, owners, domain, limits, budget, admission, metrics, seed, push } =
             settings;
         let counters = metrics.worker(worker);
+        let mut rng = StdRng::from_seed(seed);
+        // Of its own: by the owners' seeds, all ids of a worker agree modulo the number of workers,
+        // and would crowd a part of a table.
+        let [ids, addresses] = [(); 2].map(|()| {
+            let [a, b, c, d] = [(); 4].map(|()| rng.next_u64());
+            RandomState::with_seeds(a, b, c, d)
+        });
         Self {
-            registry: Registry::new(owners.hasher.clone(), limits.max_phones),
+            connections: Connections::new(counters.clone()),
+            registry: Registry::new(ids, limits.max_phones, counters.clone()),
             ledger: Ledger::new(Budget::new(budget, worker), counters.clone()),
-            counters,
+            output: Output::default(),
+            visitors: Visitors::new(addresses),
             work: VecDeque::new(),
-            rng: StdRng::from_seed(seed),
-            connections: Slab::new(),
-            population: Population::default(),
-            wheel: Wheel::default(),
-            visitors: Visitors::new(owners.hasher.clone()),
-            spare: SpareBuffers::default(),
-            pong: Vec::new(),
-            actions: Vec::new(),
-            queued_behind: false,
+            rng,
             shutting_down: false,
-            push,
-            binaries: 0,
-            phones: 0,
             worker,
             owners,
             domain,
+            push,
             limits,
             admission,
             metrics,
+            counters,
         }
     }
 
@@ -253,9 +246,9 @@ impl Relay {
     /// address has too many that have not come further. Where all addresses together have too many,
     /// the oldest one of the address that has the most of them is aborted.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
-        let entered = self.admission.enter(now, remote.0.ip());
+        let entered = self.admission.enter(remote.0.ip());
         let refusal = entered.as_ref().err().copied();
-        let key = self.insert(Connection::new(now, remote, entered.ok()));
+        let key = self.connections.insert(Connection::new(now, remote, entered.ok()));
         self.await_head(now, key);
         if let Some(refusal) = refusal {
             head::log_refusal(remote, None, refusal);
@@ -263,10 +256,10 @@ impl Relay {
             self.abort(key);
         } else {
             let visit = self.visitors.add(key, remote.0.ip().into());
-            if let Some(connection) = self.connection_mut(key) {
+            if let Some(connection) = self.connections.held_mut(key) {
                 connection.visit = visit;
             }
-            self.make_room_for_visitor(now);
+            self.make_room_for_visitor();
         }
         key
     }
@@ -274,7 +267,7 @@ impl Relay {
     /// The PROXY header of a connection has named the peer. It must come before the first byte of
     /// the request, and may abort the connection as [`Relay::accept`] may.
     pub fn set_remote(&mut self, key: Key, remote: Remote) {
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connections.held_mut(key) else { return };
         connection.remote = remote;
         let visit = connection.visit;
         let named = connection.pass.as_mut().map_or(Ok(()), |pass| pass.name(remote.0.ip()));
@@ -289,7 +282,7 @@ impl Relay {
     /// A connection came from another worker, because this one owns its server-id.
     pub fn adopt(&mut self, now: Millis, hand_over: HandOver) -> Key {
         let HandOver { remote, pass, upgrade, mut unread } = hand_over;
-        let key = self.insert(Connection::new(now, remote, pass));
+        let key = self.connections.insert(Connection::new(now, remote, pass));
         self.open(now, key, upgrade, &mut unread);
         self.settle(now);
         key
@@ -297,37 +290,19 @@ impl Relay {
 
     /// The socket is gone and the kernel holds none of its buffers: the key may be reused.
     pub fn release(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        let (is_closed, timer) = (matches!(connection.stage, Stage::Closed), connection.timer);
-        self.population.leave(&connection.stage);
-        self.wheel.remove(timer);
-        self.connections.remove(key.0 as usize);
-        if !is_closed {
-            self.broken("a connection is released that is alive");
-        }
+        self.connections.remove(key);
     }
 
-    /// Whether the shell should have a read under way for this connection.
+    /// Whether the shell should have a read under way for this connection, which may be gone.
     #[must_use]
     pub fn wants_read(&self, key: Key) -> bool {
-        self.connection(key).is_some_and(Connection::wants_read)
+        self.connections.find(key).is_some_and(Connection::wants_read)
     }
 
     /// Whether it has been upgraded here and is not closing: it stays with this worker for good.
     #[must_use]
     pub fn is_open(&self, key: Key) -> bool {
-        self.connection(key).is_some_and(Connection::is_open)
-    }
-
-    /// When [`Relay::on_timers`] should be called next.
-    #[must_use]
-    pub fn next_wake_ms(&self) -> Option<Millis> {
-        self.wheel.next_wake_ms()
-    }
-
-    /// Moves the actions that came up since the last call to `into`.
-    pub fn take_actions(&mut self, into: &mut Vec<Action>) {
-        into.append(&mut self.actions);
+        self.connections.find(key).is_some_and(Connection::is_open)
     }
 
     /// How many connections there are, closed ones that are not released included.
@@ -342,31 +317,6 @@ impl Relay {
         self.ledger.budget().charged_bytes()
     }
 
-    fn insert(&mut self, connection: Connection) -> Key {
-        self.population.enter(&connection.stage);
-        let key = Key(self.connections.insert(connection) as u32);
-        let timer = self.wheel.add(TimerOwner::Connection(key));
-        if let Some(connection) = self.connection_mut(key) {
-            connection.timer = timer;
-        }
-        key
-    }
-
-    fn connection(&self, key: Key) -> Option<&Connection> {
-        self.connections.get(key.0 as usize)
-    }
-
-    fn connection_mut(&mut self, key: Key) -> Option<&mut Connection> {
-        self.connections.get_mut(key.0 as usize)
-    }
-
-    /// Arms the connection's timer for the earliest of its deadlines, or leaves it earlier.
-    fn arm(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get(key.0 as usize) {
-            self.wheel.arm_by(connection.timer, connection.due.earliest());
-        }
-    }
-
     /// Applies these limits from now on. Deadlines that run already stay as they are.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
@@ -375,16 +325,10 @@ impl Relay {
 
     /// Publishes how many connections there are at each stage, and the other gauges.
     pub fn take_census(&self) {
-        for (gauge, count) in self.population.gauges() {
-            self.counters.set(gauge, count);
-        }
+        self.connections.publish_counts();
+        let timers = self.connections.timers() + self.registry.timers();
         self.counters.set(Series::ServerIds, self.registry.len() as u64);
-        self.counters.set(Series::Timers, self.wheel.len() as u64);
+        self.counters.set(Series::Timers, timers as u64);
         self.counters.set(Series::ChargedBytes, self.charged_bytes());
-    }
-
-    fn publish_counts(&self) {
-        self.counters.set(Series::ConnectedBinaries, self.binaries);
-        self.counters.set(Series::ConnectedPhones, self.phones);
     }
 }

@@ -1,9 +1,13 @@
-//! What is queued for a socket, and what the kernel took.
+//! What is queued for sockets, what the kernel took of it, and what else the shell is to do.
+//!
+//! [`Output`] knows of no connection but the one that it is given. So that nothing is queued which
+//! nobody is charged for, whatever grows an outbox charges the [`Ledger`] here.
 
 use super::closing::Loss;
-use super::connection::Stage;
-use super::ledger::Part;
+use super::connection::{Connection, Stage};
+use super::ledger::{Ledger, Part};
 use super::outbox::{MAX_CONTROL_GROWTH_BYTES, Write, charge_of, growth_bound};
+use super::spare::SpareBuffers;
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
 use crate::protocol::close::Close;
@@ -13,31 +17,217 @@ use crate::protocol::frames;
 /// to half of it. Beyond it come at most the messages that were being read already.
 pub(super) const BINARY_FULL_BYTES: usize = 1024 * 1024;
 
-impl Relay {
+/// There is no room in the memory budget: what was to be queued is lost, and so is the connection,
+/// which the caller must end.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+/// What the shell is to do, and the buffers for what it is to write.
+#[derive(Default)]
+pub(super) struct Output {
+    spare: SpareBuffers,
+    /// Kept for its capacity.
+    control: Vec<u8>,
+    actions: Vec<Action>,
+    queued_behind: bool,
+}
+
+impl Output {
+    /// Has the shell do something.
+    #[inline]
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Has the shell read a connection again, if that had stopped.
+    pub(super) fn resume(&mut self, connection: &mut Connection) -> bool {
+        let was_paused = std::mem::take(&mut connection.paused);
+        if was_paused {
+            self.actions.push(Action::Read(connection.key));
+        }
+        was_paused
+    }
+
     /// What should be written to the connection now, if anything, and if no write is under way.
-    pub fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
-        let due = now + self.limits.write_timeout_ms;
-        let connection = self.connections.get_mut(key.0 as usize)?;
+    fn begin_write(&mut self, connection: &mut Connection, ledger: &mut Ledger) -> Option<Write> {
         connection.write_queued = false;
-        if matches!(connection.stage, Stage::Closed) {
+        if connection.is_closed() {
             return None;
         }
         let has_control = connection.outbox.has_control();
         let write = connection.outbox.take_write()?;
         if has_control {
-            self.ledger.set(key, Part::Outbox, connection.outbox.held_bytes());
+            charge_outbox(connection, ledger);
         }
+        Some(write)
+    }
+
+    /// Has the shell ask for a write at the end of its turn.
+    fn queue_write(&mut self, connection: &mut Connection) {
+        self.queued_behind |= connection.outbox.in_flight();
+        if !connection.outbox.is_empty() && connection.asks_for_write() {
+            self.actions.push(Action::Write(connection.key));
+        }
+    }
+
+    /// Queues one text message, whose payload `write` appends. What is queued then, by charge;
+    /// `None` if that would be over `limit_bytes`, if the connection is not open, or if memory is
+    /// so short that the message must be lost.
+    #[inline]
+    pub(super) fn push_text(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        (payload_bytes, limit_bytes): (usize, usize),
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<usize> {
+        let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
+        let outbox = &mut to.outbox;
+        let queued_bytes = outbox.charged() + charge_of(payload_bytes);
+        if queued_bytes > limit_bytes || !to.stage.is_open() {
+            return None;
+        }
+        debug_assert!(outbox.most_growth(frame_bytes) <= growth_bound(frame_bytes), "a bound");
+        // Nearly always there is room for whatever it may be.
+        if !ledger.has_leased(growth_bound(frame_bytes))
+            && !ledger.has_room(outbox.most_growth(frame_bytes))
+        {
+            return None;
+        }
+        outbox.push_frame(&mut self.spare, frame_bytes, payload_bytes, |out| {
+            frames::push_text_header(out, payload_bytes);
+            write(out);
+        });
+        ledger.set(to.key, Part::Outbox, outbox.held_bytes());
+        self.queued_behind |= outbox.in_flight();
+        if to.asks_for_write() {
+            self.actions.push(Action::Write(to.key));
+        }
+        Some(queued_bytes)
+    }
+
+    /// Queues a close frame, the last frame of a connection.
+    pub(super) fn push_close(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        close: Close,
+    ) -> Result<(), NoRoom> {
+        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + close.reason.len());
+        frames::push_close(&mut frame, close);
+        self.push_last(to, ledger, &frame)
+    }
+
+    /// As [`Output::push_close`], with the peer's own code.
+    pub(super) fn push_close_echo(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        code: Option<u16>,
+    ) -> Result<(), NoRoom> {
+        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES);
+        frames::push_close_code(&mut frame, code);
+        self.push_last(to, ledger, &frame)
+    }
+
+    fn push_last(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        frame: &[u8],
+    ) -> Result<(), NoRoom> {
+        let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
+        if !ledger.has_room(to.outbox.most_growth(frame.len())) {
+            return Err(NoRoom);
+        }
+        to.outbox.push_frame(&mut self.spare, frame.len(), payload_bytes, |out| {
+            out.extend_from_slice(frame);
+        });
+        charge_outbox(to, ledger);
+        self.queue_write(to);
+        Ok(())
+    }
+
+    /// Queues a ping or a pong, which `write` writes, ahead of waiting messages. False if the
+    /// connection is not open, or memory is so short that it must be lost.
+    pub(super) fn push_control(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        if !to.is_open() || !ledger.has_room(MAX_CONTROL_GROWTH_BYTES) {
+            return false;
+        }
+        self.control.clear();
+        write(&mut self.control);
+        to.outbox.push_control(&self.control);
+        charge_outbox(to, ledger);
+        self.queue_write(to);
+        true
+    }
+
+    /// Pings a connection, for its heartbeat or because its id is claimed by another; the answer is
+    /// due at `pong_due`. A ping for which there is no memory is not sent, and its answer is not
+    /// awaited. Nor is a second one sent while the first still waits for the kernel: whoever answers
+    /// that one lives.
+    pub(super) fn push_ping(&mut self, to: &mut Connection, ledger: &mut Ledger, pong_due: Millis) {
+        if !to.outbox.has_ping() {
+            let number = to.heartbeat.sent.wrapping_add(1);
+            if !self.push_control(to, ledger, |out| frames::push_ping(out, &number.to_be_bytes())) {
+                return;
+            }
+            to.heartbeat.sent = number;
+        }
+        to.due.pong = to.due.pong.min(pong_due);
+    }
+
+    /// Queues HTTP bytes.
+    pub(super) fn push_http(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        bytes: &[u8],
+    ) -> Result<(), NoRoom> {
+        if !ledger.has_room(to.outbox.most_growth(bytes.len())) {
+            return Err(NoRoom);
+        }
+        to.outbox.push_http(&mut self.spare, bytes);
+        charge_outbox(to, ledger);
+        self.queue_write(to);
+        Ok(())
+    }
+}
+
+/// Charges the connection for what its outbox takes now.
+#[inline]
+fn charge_outbox(connection: &Connection, ledger: &mut Ledger) {
+    ledger.set(connection.key, Part::Outbox, connection.outbox.held_bytes());
+}
+
+/// Drops what waits for the connection, but for the rest of a frame that is half sent.
+pub(super) fn drop_pending(connection: &mut Connection, ledger: &mut Ledger) {
+    connection.outbox.drop_pending();
+    charge_outbox(connection, ledger);
+}
+
+impl Relay {
+    /// What should be written to the connection now, if anything, and if no write is under way.
+    pub fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
+        let (connection, tracking) = self.connections.tracked(key)?;
+        let write = self.output.begin_write(connection, &mut self.ledger)?;
+        let due = now + self.limits.write_timeout_ms;
         connection.due.write = due;
-        let timer = connection.timer;
-        self.wheel.arm_by(timer, due);
+        tracking.arm_by(connection, due);
         Some(write)
     }
 
     /// The write that [`Relay::begin_write`] gave is over: the kernel took `taken` bytes of it, or
     /// failed (`None`), which means that the peer is gone.
     pub fn on_written(&mut self, now: Millis, key: Key, buffer: Vec<u8>, taken: Option<usize>) {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        if matches!(connection.stage, Stage::Closed) {
+        let Some(connection) = self.connections.held_mut(key) else { return };
+        if connection.is_closed() {
             return;
         }
         connection.due.write = NEVER;
@@ -45,9 +235,12 @@ impl Relay {
             self.lose(now, key, Loss::WriteFailed);
             return self.settle(now);
         };
-        connection.outbox.on_written(&mut self.spare, buffer, taken);
-        let (held, is_empty) = (connection.outbox.held_bytes(), connection.outbox.is_empty());
-        self.ledger.set(key, Part::Outbox, held);
+        connection.outbox.on_written(&mut self.output.spare, buffer, taken);
+        charge_outbox(connection, &mut self.ledger);
+        let is_empty = connection.outbox.is_empty();
+        if !is_empty {
+            self.output.queue_write(connection);
+        }
         match connection.stage {
             Stage::Phone { .. } | Stage::Newcomer(_) => {}
             Stage::Binary { entry, .. } => {
@@ -66,128 +259,26 @@ impl Relay {
                 }
             }
         }
-        if !is_empty {
-            self.queue_write(key);
-        }
         self.settle(now);
     }
 
     /// The write that [`Relay::begin_write`] gave has made progress and goes on.
     pub fn on_write_progress(&mut self, now: Millis, key: Key) {
-        let due = now + self.limits.write_timeout_ms;
-        let close_due = now + self.limits.close_timeout_ms;
-        let Some(connection) = self.connection_mut(key) else { return };
+        let Some(connection) = self.connections.held_mut(key) else { return };
         if connection.due.write != NEVER {
-            connection.due.write = due;
+            connection.due.write = now + self.limits.write_timeout_ms;
         }
-        connection.note_progress(close_due);
+        connection.note_progress(now + self.limits.close_timeout_ms);
     }
 
-    /// Has the shell ask for a write at the end of its turn.
-    pub(super) fn queue_write(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        self.queued_behind |= connection.outbox.in_flight();
-        if !connection.outbox.is_empty() && connection.asks_for_write() {
-            self.actions.push(Action::Write(key));
-        }
+    /// Moves the actions that came up since the last call to `into`.
+    pub fn take_actions(&mut self, into: &mut Vec<Action>) {
+        into.append(&mut self.output.actions);
     }
 
     /// Whether something was queued, since this was asked last, behind a write that was under way.
     /// Whoever does not hear of a write as soon as it is over must look then.
     pub fn take_queued_behind(&mut self) -> bool {
-        std::mem::take(&mut self.queued_behind)
-    }
-
-    /// Queues one text message, whose payload `write` appends. What is queued then, by charge;
-    /// `None` if that would be over `limit_bytes`, if the connection is not open, or if memory is
-    /// so short that the message must be lost.
-    pub(super) fn push_text(
-        &mut self,
-        to: Key,
-        payload_bytes: usize,
-        limit_bytes: usize,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) -> Option<usize> {
-        let frame_bytes = frames::header_len(payload_bytes) + payload_bytes;
-        let connection = self.connections.get_mut(to.0 as usize)?;
-        let outbox = &mut connection.outbox;
-        let queued_bytes = outbox.charged() + charge_of(payload_bytes);
-        if queued_bytes > limit_bytes || !connection.stage.is_open() {
-            return None;
-        }
-        debug_assert!(outbox.most_growth(frame_bytes) <= growth_bound(frame_bytes), "a bound");
-        // Nearly always there is room for whatever it may be.
-        if !self.ledger.has_leased(growth_bound(frame_bytes))
-            && !self.ledger.has_room(outbox.most_growth(frame_bytes))
-        {
-            return None;
-        }
-        outbox.push_frame(&mut self.spare, frame_bytes, payload_bytes, |out| {
-            frames::push_text_header(out, payload_bytes);
-            write(out);
-        });
-        self.ledger.set(to, Part::Outbox, outbox.held_bytes());
-        self.queued_behind |= outbox.in_flight();
-        if connection.asks_for_write() {
-            self.actions.push(Action::Write(to));
-        }
-        Some(queued_bytes)
-    }
-
-    /// Queues a close frame, the last frame of a connection. Without room for it, the connection
-    /// is aborted.
-    pub(super) fn push_close(&mut self, key: Key, close: Close) {
-        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + close.reason.len());
-        frames::push_close(&mut frame, close);
-        self.push_last(key, &frame);
-    }
-
-    /// As [`Relay::push_close`], with the peer's own code.
-    pub(super) fn push_close_echo(&mut self, key: Key, code: Option<u16>) {
-        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES);
-        frames::push_close_code(&mut frame, code);
-        self.push_last(key, &frame);
-    }
-
-    fn push_last(&mut self, key: Key, frame: &[u8]) {
-        let (_, payload_bytes) = frames::frame_extent(frame).unwrap_or_default();
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return };
-        if !self.ledger.has_room(connection.outbox.most_growth(frame.len())) {
-            return self.abort(key);
-        }
-        connection.outbox.push_frame(&mut self.spare, frame.len(), payload_bytes, |out| {
-            out.extend_from_slice(frame);
-        });
-        self.charge_outbox(key);
-        self.queue_write(key);
-    }
-
-    /// Queues a ping or a pong, ahead of waiting messages. False if the connection is not open, or
-    /// memory is so short that it must be lost.
-    pub(super) fn push_control(&mut self, key: Key, frame: &[u8]) -> bool {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
-        if !connection.is_open() || !self.ledger.has_room(MAX_CONTROL_GROWTH_BYTES) {
-            return false;
-        }
-        connection.outbox.push_control(frame);
-        self.charge_outbox(key);
-        self.queue_write(key);
-        true
-    }
-
-    /// Queues HTTP bytes. False if there was no room and the connection was aborted.
-    pub(super) fn push_http(&mut self, key: Key, bytes: &[u8]) -> bool {
-        let Some(connection) = self.connections.get_mut(key.0 as usize) else { return false };
-        if matches!(connection.stage, Stage::Closed) {
-            return false;
-        }
-        if !self.ledger.has_room(connection.outbox.most_growth(bytes.len())) {
-            self.abort(key);
-            return false;
-        }
-        connection.outbox.push_http(&mut self.spare, bytes);
-        self.charge_outbox(key);
-        self.queue_write(key);
-        true
+        std::mem::take(&mut self.output.queued_behind)
     }
 }

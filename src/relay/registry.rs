@@ -2,15 +2,25 @@
 //! since when, and with which phones (PROTOCOL.md, chapter 3).
 //!
 //! An id that is not in the shard is *free*. A free id has no phones and no timer.
+//!
+//! # Invariants
+//!
+//! - The timer of an id is armed while the id is in grace or its holder is probed, and only then.
+//! - The counts of binaries and phones are those of the entries.
+//! - Whoever names an entry names one that exists: a connection that has a part in an id leaves
+//!   before the id is free.
 
 use super::Key;
 use super::faults::Faults;
-use super::timers::TimerId;
+use super::invariants::broken;
+use super::timers::{Millis, NEVER, TimerId, Wheel};
 use super::wakes::WakeAllowance;
+use crate::metrics::{Series, WorkerMetrics};
 use crate::protocol::ids::ServerId;
 use ahash::RandomState;
 use slab::Slab;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Names an entry of the shard while the id is held or in grace. Connections keep it, so that a
 /// frame finds its way without hashing the id.
@@ -50,8 +60,8 @@ pub struct Entry {
     pub tenure: Tenure,
     /// Phones that are registered under the id.
     pub phones: Vec<Key>,
-    /// Ends grace, or the probe. Not armed while the id is simply held.
-    pub timer: TimerId,
+    /// Ends grace, or the probe.
+    timer: TimerId,
     /// Phones that have sent something while the holder's outbox was full, and may not be read on.
     /// Some may have left since.
     pub congested: Vec<Key>,
@@ -84,7 +94,7 @@ pub enum Claim {
     Waiting {
         /// The incumbent.
         holder: Key,
-        /// No probe was under way: ping the holder and arm the timer.
+        /// No probe was under way: ping the holder.
         first: bool,
         /// Names the claim until it is decided or withdrawn.
         claim_id: ClaimId,
@@ -105,7 +115,7 @@ pub enum Registration {
 /// What the departure of a holder came to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Departure {
-    /// It held the id, which is now in grace: arm the timer.
+    /// It held the id, which is now in grace.
     Grace,
     /// It held the id while others claimed it: the first of them has it now.
     Takeover(Takeover),
@@ -124,20 +134,38 @@ pub struct Takeover {
     pub phones: Vec<Key>,
 }
 
+/// What is wrong where an entry is named that does not exist.
+const FREE: &str = "a server-id is named that is free";
+
 /// The shard. All its operations are plain bookkeeping; effects are the caller's.
 pub struct Registry {
     by_id: HashMap<ServerId, EntryKey, RandomState>,
     entries: Slab<Entry>,
+    timers: Wheel<EntryKey>,
+    counters: Arc<WorkerMetrics>,
     max_phones: usize,
     /// Claims that had to wait so far.
     claims: u64,
+    /// Ids that are held.
+    binaries: u64,
+    /// Phones of all ids.
+    phones: u64,
 }
 
 impl Registry {
-    /// An empty shard. `hasher` is seeded at random per process: ids are chosen by peers.
+    /// An empty shard. `hasher` is seeded at random: ids are chosen by peers.
     #[must_use]
-    pub fn new(hasher: RandomState, max_phones: usize) -> Self {
-        Self { by_id: HashMap::with_hasher(hasher), entries: Slab::new(), max_phones, claims: 0 }
+    pub fn new(hasher: RandomState, max_phones: usize, counters: Arc<WorkerMetrics>) -> Self {
+        Self {
+            by_id: HashMap::with_hasher(hasher),
+            entries: Slab::new(),
+            timers: Wheel::default(),
+            counters,
+            max_phones,
+            claims: 0,
+            binaries: 0,
+            phones: 0,
+        }
     }
 
     /// Lets this many phones in for each id from now on; those that are there stay.
@@ -145,15 +173,43 @@ impl Registry {
         self.max_phones = max_phones;
     }
 
-    /// The entry of an id.
+    /// The entry that a connection's stage or a timer names.
     #[must_use]
+    #[inline]
     pub fn entry(&self, key: EntryKey) -> Option<&Entry> {
-        self.entries.get(key.0 as usize)
+        let entry = self.entries.get(key.0 as usize);
+        if entry.is_none() {
+            self.broken();
+        }
+        entry
     }
 
-    /// The entry of an id.
+    /// As [`Registry::entry`].
+    #[inline]
     pub fn entry_mut(&mut self, key: EntryKey) -> Option<&mut Entry> {
-        self.entries.get_mut(key.0 as usize)
+        let entry = self.entries.get_mut(key.0 as usize);
+        if entry.is_none() {
+            broken(&self.counters, FREE);
+        }
+        entry
+    }
+
+    #[cold]
+    fn broken(&self) {
+        broken(&self.counters, FREE);
+    }
+
+    /// The living connection that frames go to, if there is one.
+    #[must_use]
+    #[inline]
+    pub fn holder(&self, key: EntryKey) -> Option<Key> {
+        self.entry(key).and_then(Entry::holder)
+    }
+
+    /// The id, as it stands in logs.
+    #[must_use]
+    pub fn name(&self, key: EntryKey) -> Option<&str> {
+        self.entry(key).map(|entry| entry.id.as_str())
     }
 
     /// How many ids are held or in grace.
@@ -168,13 +224,31 @@ impl Registry {
         self.entries.is_empty()
     }
 
-    /// Claims `id` for `claimant`. `add_timer` makes the timer of an id that was free.
-    pub fn claim(
-        &mut self,
-        id: &ServerId,
-        claimant: Key,
-        add_timer: impl FnOnce(EntryKey) -> TimerId,
-    ) -> (EntryKey, Claim) {
+    /// How many timers there are: one for each id that is not free.
+    #[must_use]
+    pub fn timers(&self) -> usize {
+        self.timers.len()
+    }
+
+    /// When [`Registry::pop_expired`] should be asked next.
+    #[must_use]
+    pub fn next_wake_ms(&self) -> Option<Millis> {
+        self.timers.next_wake_ms()
+    }
+
+    /// An id whose grace or probe is over.
+    pub fn pop_expired(&mut self, now: Millis) -> Option<EntryKey> {
+        self.timers.pop_expired(now)
+    }
+
+    /// Publishes how many binaries and phones there are.
+    pub fn publish_counts(&self) {
+        self.counters.set(Series::ConnectedBinaries, self.binaries);
+        self.counters.set(Series::ConnectedPhones, self.phones);
+    }
+
+    /// Claims `id` for `claimant`. If that has to wait, the holder is probed until `probe_due`.
+    pub fn claim(&mut self, id: &ServerId, claimant: Key, probe_due: Millis) -> (EntryKey, Claim) {
         if let Some(key) = self.by_id.get(id).copied()
             && let Some(entry) = self.entries.get_mut(key.0 as usize)
         {
@@ -184,12 +258,17 @@ impl Registry {
                 Tenure::Grace => {
                     entry.tenure = Tenure::Held(claimant);
                     entry.congested = Vec::new();
-                    Claim::Reclaimed(std::mem::take(&mut entry.phones))
+                    self.timers.arm_at(entry.timer, NEVER);
+                    self.binaries += 1;
+                    let phones = std::mem::take(&mut entry.phones);
+                    self.phones -= phones.len() as u64;
+                    Claim::Reclaimed(phones)
                 }
                 Tenure::Held(holder) => {
                     let holder = *holder;
                     let newcomers = BTreeMap::from([(claim_id, claimant)]);
                     entry.tenure = Tenure::Probed { holder, newcomers };
+                    self.timers.arm_at(entry.timer, probe_due);
                     Claim::Waiting { holder, first: true, claim_id }
                 }
                 Tenure::Probed { holder, newcomers } => {
@@ -199,32 +278,37 @@ impl Registry {
             };
             return (key, claim);
         }
+        (self.grant(id, claimant), Claim::Granted)
+    }
+
+    fn grant(&mut self, id: &ServerId, claimant: Key) -> EntryKey {
         let vacant = self.entries.vacant_entry();
         let key = EntryKey(vacant.key() as u32);
         vacant.insert(Entry {
             id: id.clone(),
             tenure: Tenure::Held(claimant),
             phones: Vec::new(),
-            timer: add_timer(key),
+            timer: self.timers.add(key),
             congested: Vec::new(),
             wakes: WakeAllowance::default(),
             faults: Faults::default(),
         });
         self.by_id.insert(id.clone(), key);
-        (key, Claim::Granted)
+        self.binaries += 1;
+        key
     }
 
     /// Registers a phone. An id in grace lets phones in.
     pub fn register(&mut self, id: &ServerId, phone: Key) -> Registration {
         let Some(key) = self.by_id.get(id).copied() else { return Registration::NoServer };
-        let Some(entry) = self.entries.get_mut(key.0 as usize) else {
-            return Registration::NoServer;
-        };
-        if entry.phones.len() >= self.max_phones {
+        let max_phones = self.max_phones;
+        let Some(entry) = self.entry_mut(key) else { return Registration::NoServer };
+        if entry.phones.len() >= max_phones {
             return Registration::AtCap;
         }
         let seat = Seat(entry.phones.len() as u32);
         entry.phones.push(phone);
+        self.phones += 1;
         Registration::Registered(key, seat)
     }
 
@@ -233,77 +317,97 @@ impl Registry {
     pub fn unregister(&mut self, key: EntryKey, phone: Key, seat: Seat) -> Option<Key> {
         let entry = self.entry_mut(key)?;
         let index = seat.0 as usize;
-        // Nobody sits there, or someone else, if all phones were forgotten at once.
         if entry.phones.get(index) != Some(&phone) {
+            broken(&self.counters, "a phone leaves a place that is not its own");
             return None;
         }
         entry.phones.swap_remove(index);
         if entry.phones.is_empty() {
             entry.phones = Vec::new();
         }
-        entry.phones.get(index).copied()
+        let moved = entry.phones.get(index).copied();
+        self.phones -= 1;
+        moved
     }
 
-    /// The connection of a binary that held the id is gone.
-    pub fn depart(&mut self, key: EntryKey, binary: Key) -> Departure {
+    /// The connection of a binary is gone. If it held the id alone, that is in grace until
+    /// `grace_due`.
+    pub fn depart(&mut self, key: EntryKey, binary: Key, grace_due: Millis) -> Departure {
         let Some(entry) = self.entry_mut(key) else { return Departure::NotHolder };
         match &mut entry.tenure {
             Tenure::Held(holder) if *holder == binary => {
                 entry.tenure = Tenure::Grace;
+                let timer = entry.timer;
+                self.timers.arm_at(timer, grace_due);
+                self.binaries -= 1;
                 Departure::Grace
             }
             Tenure::Probed { holder, .. } if *holder == binary => {
                 self.take_over(key).map_or(Departure::NotHolder, Departure::Takeover)
             }
+            // A newcomer has taken it over.
             Tenure::Held(_) | Tenure::Probed { .. } | Tenure::Grace => Departure::NotHolder,
         }
     }
 
-    /// A newcomer is gone before its claim was decided. True if it was the only one: the probe is
-    /// over, disarm the timer. O(log newcomers).
-    pub fn withdraw(&mut self, key: EntryKey, claim_id: ClaimId) -> bool {
-        let Some(entry) = self.entry_mut(key) else { return false };
-        let Tenure::Probed { holder, newcomers } = &mut entry.tenure else { return false };
-        let is_over = newcomers.remove(&claim_id).is_some() && newcomers.is_empty();
-        if is_over {
+    /// A newcomer is gone, perhaps because its claim was decided. If it was the only one, the probe
+    /// is over. O(log newcomers).
+    pub fn withdraw(&mut self, key: EntryKey, claim_id: ClaimId) {
+        let Some(entry) = self.entry_mut(key) else { return };
+        let Tenure::Probed { holder, newcomers } = &mut entry.tenure else { return };
+        if newcomers.remove(&claim_id).is_some() && newcomers.is_empty() {
             entry.tenure = Tenure::Held(*holder);
+            let timer = entry.timer;
+            self.timers.arm_at(timer, NEVER);
         }
-        is_over
     }
 
-    /// The holder has proved that it lives: ends the probe and returns the newcomers, who lose.
+    /// Whether the holder of an id is to prove that it lives.
+    #[must_use]
+    #[inline]
+    pub fn is_probed(&self, key: EntryKey) -> bool {
+        self.entry(key).is_some_and(|entry| matches!(entry.tenure, Tenure::Probed { .. }))
+    }
+
+    /// The holder has proved that it lives: ends the probe, if there is one, and returns the
+    /// newcomers, who lose.
     pub fn holder_lives(&mut self, key: EntryKey) -> Vec<Key> {
         let Some(entry) = self.entry_mut(key) else { return Vec::new() };
-        match &mut entry.tenure {
-            Tenure::Probed { holder, newcomers } => {
-                let (holder, newcomers) = (*holder, std::mem::take(newcomers));
-                entry.tenure = Tenure::Held(holder);
-                newcomers.into_values().collect()
-            }
-            _ => Vec::new(),
-        }
+        let Tenure::Probed { holder, newcomers } = &mut entry.tenure else { return Vec::new() };
+        let (holder, newcomers) = (*holder, std::mem::take(newcomers));
+        entry.tenure = Tenure::Held(holder);
+        let timer = entry.timer;
+        self.timers.arm_at(timer, NEVER);
+        newcomers.into_values().collect()
     }
 
-    /// The holder was silent, or is gone: the newcomer that has waited longest takes the id.
+    /// The holder was silent, or is gone: the newcomer that has waited longest takes the id. `None`
+    /// if nobody claims it.
     pub fn take_over(&mut self, key: EntryKey) -> Option<Takeover> {
         let entry = self.entry_mut(key)?;
         let Tenure::Probed { newcomers, .. } = &mut entry.tenure else { return None };
         let mut waiting = std::mem::take(newcomers).into_values();
-        let winner = waiting.next()?;
+        let Some(winner) = waiting.next() else {
+            broken(&self.counters, "a holder is probed for nobody");
+            return None;
+        };
         entry.tenure = Tenure::Held(winner);
         entry.congested = Vec::new();
-        let phones = std::mem::take(&mut entry.phones);
+        let (timer, phones) = (entry.timer, std::mem::take(&mut entry.phones));
+        self.timers.arm_at(timer, NEVER);
+        self.phones -= phones.len() as u64;
         Some(Takeover { winner, losers: waiting.collect(), phones })
     }
 
     /// Frees an id whose grace has run out; `None` if it is not in grace.
     pub fn expire(&mut self, key: EntryKey) -> Option<Entry> {
-        let entry = self.entry(key)?;
-        if entry.tenure != Tenure::Grace {
+        if self.entry(key)?.tenure != Tenure::Grace {
             return None;
         }
         let entry = self.entries.try_remove(key.0 as usize)?;
+        self.timers.remove(entry.timer);
         self.by_id.remove(&entry.id);
+        self.phones -= entry.phones.len() as u64;
         if self.entries.is_empty() {
             self.entries.shrink_to_fit();
             self.by_id.shrink_to_fit();
@@ -311,28 +415,62 @@ impl Registry {
         Some(entry)
     }
 
-    /// Forgets everything, without grace: the process is shutting down. The entries' timers are
-    /// the caller's to remove.
+    /// Forgets everything, without grace: the process is shutting down.
     pub fn clear(&mut self) -> impl Iterator<Item = Entry> + use<> {
         self.by_id.clear();
+        self.binaries = 0;
+        self.phones = 0;
+        self.timers = Wheel::default();
         std::mem::take(&mut self.entries).into_iter().map(|(_, entry)| entry)
+    }
+
+    /// What does not hold of the invariants. O(phones), for tests.
+    ///
+    /// # Errors
+    ///
+    /// The invariant that is broken, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let held = self.entries.iter().filter(|(_, entry)| entry.holder().is_some()).count();
+        let phones: usize = self.entries.iter().map(|(_, entry)| entry.phones.len()).sum();
+        let counted = (self.binaries as usize, self.phones as usize);
+        if counted != (held, phones) {
+            return Err(format!(
+                "{counted:?} are counted, {held} binaries and {phones} phones are there"
+            ));
+        }
+        let timers = (self.by_id.len(), self.timers.len(), self.entries.len());
+        if timers.0 != timers.2 || timers.1 != timers.2 {
+            return Err(format!("ids, timers and entries differ: {timers:?}"));
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::timers::Wheel;
+    use crate::metrics::Metrics;
 
-    struct Shard(Registry, Wheel<EntryKey>);
+    const PROBE_DUE: Millis = 5000;
+    const GRACE_DUE: Millis = 30_000;
+
+    struct Shard(Registry);
 
     impl Shard {
         fn new() -> Self {
-            Self(Registry::new(RandomState::new(), 2), Wheel::default())
+            Self(Registry::new(RandomState::new(), 2, Metrics::new(1).worker(0)))
         }
         fn claim(&mut self, id: &str, key: u32) -> (EntryKey, Claim) {
             let id = ServerId::from_header(id.as_bytes()).unwrap();
-            self.0.claim(&id, Key(key), |entry| self.1.add(entry))
+            self.0.claim(&id, Key(key), PROBE_DUE)
+        }
+        fn depart(&mut self, entry: EntryKey, key: u32) -> Departure {
+            self.0.depart(entry, Key(key), GRACE_DUE)
+        }
+        /// When the timer fires of the one id that has one; nothing may fire before that.
+        fn due(&mut self) -> Option<Millis> {
+            self.0.check().unwrap();
+            (0..=GRACE_DUE).step_by(8).find(|now| self.0.pop_expired(*now).is_some())
         }
         fn register(&mut self, id: &str, key: u32) -> Registration {
             self.0.register(&ServerId::from_header(id.as_bytes()).unwrap(), Key(key))
@@ -351,7 +489,7 @@ mod tests {
         assert_eq!(shard.claim("a", 4).1, Claim::Waiting { holder, first: false, claim_id });
         assert_eq!(shard.0.holder_lives(entry), [Key(3), Key(4)]);
         assert_eq!(shard.register("a", 5), Registration::Registered(entry, Seat(0)));
-        assert_eq!(shard.0.depart(entry, Key(1)), Departure::Grace);
+        assert_eq!(shard.depart(entry, 1), Departure::Grace);
         assert_eq!(shard.claim("a", 6).1, Claim::Reclaimed(vec![Key(5)]));
         assert_eq!(shard.0.entry(entry).unwrap().holder(), Some(Key(6)));
     }
@@ -364,10 +502,11 @@ mod tests {
         for newcomer in 2..=4 {
             shard.claim("a", newcomer);
         }
-        assert!(!shard.0.withdraw(entry, ClaimId(1)), "the probe goes on");
+        shard.0.withdraw(entry, ClaimId(1));
+        assert!(shard.0.is_probed(entry), "the probe goes on");
         let takeover = Takeover { winner: Key(3), losers: vec![Key(4)], phones: vec![Key(9)] };
-        assert_eq!(shard.0.depart(entry, Key(1)), Departure::Takeover(takeover));
-        assert_eq!(shard.0.depart(entry, Key(1)), Departure::NotHolder);
+        assert_eq!(shard.depart(entry, 1), Departure::Takeover(takeover));
+        assert_eq!(shard.depart(entry, 1), Departure::NotHolder);
         assert_eq!(shard.0.entry(entry).unwrap().tenure, Tenure::Held(Key(3)));
     }
 
@@ -376,9 +515,12 @@ mod tests {
         let mut shard = Shard::new();
         let (entry, _) = shard.claim("a", 1);
         shard.claim("a", 2);
-        assert!(shard.0.withdraw(entry, ClaimId(1)) && !shard.0.withdraw(entry, ClaimId(1)));
+        assert!(shard.0.is_probed(entry));
+        shard.0.withdraw(entry, ClaimId(1));
+        assert!(!shard.0.is_probed(entry));
+        shard.0.withdraw(entry, ClaimId(1));
         assert_eq!(shard.0.take_over(entry), None);
-        assert_eq!(shard.0.depart(entry, Key(1)), Departure::Grace);
+        assert_eq!(shard.depart(entry, 1), Departure::Grace);
     }
 
     #[test]
@@ -387,11 +529,10 @@ mod tests {
         assert_eq!(shard.register("a", 1), Registration::NoServer);
         let (entry, _) = shard.claim("a", 2);
         assert_eq!(shard.register("a", 3), Registration::Registered(entry, Seat(0)));
-        shard.0.depart(entry, Key(2));
+        shard.depart(entry, 2);
         assert_eq!(shard.register("a", 4), Registration::Registered(entry, Seat(1)));
         assert_eq!(shard.register("a", 5), Registration::AtCap);
         assert_eq!(shard.0.unregister(entry, Key(3), Seat(0)), Some(Key(4)), "it moves up");
-        assert_eq!(shard.0.unregister(entry, Key(3), Seat(0)), None, "it is gone already");
         assert_eq!(shard.register("a", 5), Registration::Registered(entry, Seat(1)));
         assert_eq!(shard.0.expire(entry).unwrap().phones.len(), 2);
         assert_eq!(shard.register("a", 6), Registration::NoServer);
@@ -403,5 +544,36 @@ mod tests {
         let mut shard = Shard::new();
         let (entry, _) = shard.claim("a", 1);
         assert!(shard.0.expire(entry).is_none());
+    }
+
+    #[test]
+    fn a_timer_is_armed_in_grace_and_while_the_holder_is_probed() {
+        let mut shard = Shard::new();
+        let (entry, _) = shard.claim("a", 1);
+        assert_eq!(shard.due(), None);
+        let probed = || {
+            let mut shard = Shard::new();
+            shard.claim("a", 1);
+            shard.claim("a", 2);
+            shard
+        };
+        assert_eq!(probed().due(), Some(PROBE_DUE));
+        let ends: [fn(&mut Registry, EntryKey); 4] = [
+            |shard, entry| shard.withdraw(entry, ClaimId(1)),
+            |shard, entry| drop(shard.holder_lives(entry)),
+            |shard, entry| drop(shard.take_over(entry)),
+            |shard, _| drop(shard.clear()),
+        ];
+        for end in ends {
+            let mut shard = probed();
+            end(&mut shard.0, entry);
+            assert_eq!(shard.due(), None);
+        }
+        let mut shard = Shard::new();
+        shard.claim("a", 1);
+        shard.depart(entry, 1);
+        assert_eq!(shard.due(), Some(GRACE_DUE));
+        shard.claim("a", 2);
+        assert_eq!(shard.due(), None, "it came back");
     }
 }

@@ -1,7 +1,5 @@
 //! The core under virtual time: no socket, no thread, no clock.
 
-use super::admission::{Admission, AdmissionLimits, Proxies};
-use super::budget::SharedBudget;
 use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
@@ -9,6 +7,8 @@ use crate::config::{Limits, LogFormat};
 use crate::metrics::{Metrics, Series};
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
+use crate::shared::admission::{Admission, AdmissionLimits, Proxies};
+use crate::shared::budget::SharedBudget;
 use crate::telemetry::tests::logged;
 use crate::telemetry::{Remote, repeats};
 use std::collections::HashMap;
@@ -224,7 +224,7 @@ impl World {
     }
 
     fn conn_id(&self, phone: Key) -> String {
-        match self.relay.connection(phone).unwrap().stage {
+        match self.relay.connections.find(phone).unwrap().stage {
             Stage::Phone { conn_id, .. } => conn_id.as_str().to_owned(),
             _ => panic!("not a phone"),
         }
@@ -340,7 +340,7 @@ fn grace_runs_out_on_time_and_a_reclaim_leaves_no_stray_timer() {
     assert_eq!(world.closed(late), pair(4404, "no server with that id"));
     world.pass(10_000);
     assert!(world.relay.registry.is_empty() && world.relay.connections() == 0);
-    assert!(world.relay.wheel.is_empty(), "no timer without an owner");
+    assert!(world.relay.timers() == 0, "no timer without an owner");
     assert_eq!(world.relay.charged_bytes(), 0);
 }
 
@@ -573,7 +573,7 @@ fn the_largest_backlog_goes_first_and_the_budget_holds() {
         }
     }
     assert_eq!(world.counts(), (1, 3));
-    assert!(!world.relay.connection(phones[1]).is_some_and(|c| c.is_open()), "the largest");
+    assert!(!world.relay.connections.find(phones[1]).is_some_and(|c| c.is_open()), "the largest");
 }
 
 #[test]
@@ -606,7 +606,7 @@ fn nobody_pays_for_a_connection_that_has_paid_itself() {
     world.bytes(hoarder, &message[..10_000]);
     world.bytes(hoarder, &message[10_000..72_000]);
     assert_eq!(world.ended, [hoarder]);
-    assert!(world.relay.connection(slow).is_some_and(|c| c.is_open()));
+    assert!(world.relay.connections.find(slow).is_some_and(|c| c.is_open()));
 }
 
 /// An id that this one of two workers owns.
@@ -753,14 +753,14 @@ fn heads_that_come_ahead_are_answered_as_fast_as_their_answers_leave() {
         let (first, second) = all.split_at(all.len() - 1000);
         world.bytes(peer, first);
         assert!(!world.relay.wants_read(peer));
-        let connection = world.relay.connection(peer).unwrap();
+        let connection = world.relay.connections.find(peer).unwrap();
         assert!(connection.outbox.charged() < 17 * 1024, "{}", connection.outbox.charged());
         world.bytes(peer, second);
         if end {
             world.end(peer);
         }
         // A peer that reads slowly is served for longer than a head may take.
-        while world.relay.connection(peer).is_some_and(|c| c.paused) {
+        while world.relay.connections.find(peer).is_some_and(|c| c.paused) {
             world.pass(9000);
             world.appetite.insert(peer, 4000);
             world.write(peer);
@@ -802,7 +802,7 @@ fn who_is_to_be_handed_over_has_its_time_for_that() {
         world.pass(4000);
         let requests = head("/healthz", "-") + &head("/v1/server", id.as_ref().unwrap());
         world.bytes(peer, requests.as_bytes());
-        assert!(matches!(world.relay.connection(peer).unwrap().stage, Stage::HandingOver(_)));
+        assert!(matches!(world.relay.connections.find(peer).unwrap().stage, Stage::HandingOver(_)));
         peer
     };
     let [slow, stuck] = [(); 2].map(|()| handing_over(&mut world));
@@ -857,7 +857,7 @@ fn the_wrong_worker_hands_over_everything_that_it_has_read() {
     assert_eq!(world.moved, [(key, 1, first)]);
     assert_eq!(world.relay.connections(), 0);
     assert_eq!(world.relay.charged_bytes(), 0);
-    assert!(world.relay.wheel.is_empty());
+    assert!(world.relay.timers() == 0);
 }
 
 #[test]
@@ -1000,4 +1000,46 @@ fn a_broken_invariant_is_counted_and_logged_and_an_assertion_in_debug_builds() {
     });
     assert!(log.contains(r#""event":"invariant_broken""#), "{log}");
     assert_eq!(world.metrics.worker(0).get(Series::InvariantsBroken), 1);
+}
+
+#[test]
+fn who_is_named_late_is_known_by_that_name() {
+    let mut world = World::new();
+    let [first, second] = [(); 2].map(|()| world.connect());
+    let remote = Remote("198.51.100.7:9".parse().unwrap());
+    world.relay.set_remote(first, remote);
+    assert_eq!(world.relay.connections.find(first).unwrap().remote, remote);
+    // Of an address that has most of them, the oldest goes first: now it is another's.
+    let limits = AdmissionLimits { max_visitors: 2, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    world.connect();
+    world.settle();
+    assert_eq!(world.ended, [second]);
+}
+
+#[test]
+fn a_connection_is_open_from_its_upgrade_to_its_end() {
+    let mut world = World::new();
+    let key = world.connect();
+    assert!(!world.relay.is_open(key) && world.relay.wants_read(key));
+    world.bytes(key, head("/v1/server", "a").as_bytes());
+    assert!(world.relay.is_open(key));
+    assert_eq!(world.relay.connections(), 1);
+    world.end(key);
+    assert!(!world.relay.is_open(key) && !world.relay.wants_read(key));
+    assert!(!world.relay.is_open(Key(99)) && !world.relay.wants_read(Key(99)));
+}
+
+#[test]
+fn every_worker_owns_some_ids_and_always_the_same() {
+    let owners = Owners::new([1, 2, 3, 4], 4);
+    let owner = |number| {
+        owners.owner_of(&ServerId::from_header(format!("id-{number}").as_bytes()).unwrap())
+    };
+    let mut owned = [0; 4];
+    for number in 0..400 {
+        owned[owner(number)] += 1;
+        assert_eq!(owner(number), owner(number));
+    }
+    assert!(owned.iter().all(|count| *count > 50), "{owned:?}");
 }

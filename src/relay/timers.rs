@@ -8,13 +8,8 @@
 //!
 //! Insert, move, remove and expiry are O(1); an entry is moved at most `LEVELS - 1` times.
 
+pub use crate::clock::{Millis, NEVER};
 use slab::Slab;
-
-/// Milliseconds since the process started. The core never reads a clock; it is told.
-pub type Millis = u64;
-
-/// A deadline that never comes.
-pub const NEVER: Millis = Millis::MAX;
 
 /// Resolution. A timer never fires early, and at most this much late by the wheel's doing.
 const TICK_MS: u64 = 8;

@@ -8,7 +8,7 @@
 //! takes memory for those alone that are there.
 
 use super::Key;
-use super::admission::Address;
+use crate::shared::admission::Address;
 use ahash::RandomState;
 use slab::Slab;
 use std::collections::HashMap;

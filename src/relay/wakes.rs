@@ -71,7 +71,7 @@ impl Relay {
         if !self.push {
             return self.on_wake_while_off(now, entry);
         }
-        let Some(held) = self.held_mut(entry) else { return };
+        let Some(held) = self.registry.entry_mut(entry) else { return };
         let verdict = held.wakes.take(now);
         let server_id = held.id.clone();
         if let Verdict::Refused { first } = verdict {
@@ -83,7 +83,7 @@ impl Relay {
             return;
         }
         let (platform, token) = (Platform::named(platform), PushToken::new(token));
-        self.actions.push(Action::Wake(Box::new(Wake { server_id, platform, token })));
+        self.output.act(Action::Wake(Box::new(Wake { server_id, platform, token })));
     }
 }
 

@@ -6,7 +6,7 @@ use super::link::Link;
 use super::tls;
 use super::tls_link::TlsLink;
 use crate::metrics::Series;
-use crate::protocol::opening::Opening;
+use crate::protocol::preamble::Preamble;
 use crate::relay::timers::Millis;
 use crate::telemetry::Remote;
 use socket2::Socket;
@@ -64,12 +64,9 @@ impl<C: Core> Worker<C> {
         };
         let tls = self.tls.as_ref().map(tls::Session::new);
         let key = self.core.accept(now, Remote(address));
-        let mut link = Link::new(socket, tls.map(TlsLink::new));
-        link.opening = link.tls.is_some().then(Opening::default);
-        if self.proxy_headers.expected_from(address.ip()) {
-            link.proxy_header = Some(Box::default());
-        }
-        self.adopt(key, link);
+        let with_header = self.proxy_headers.expected_from(address.ip());
+        let preamble = Preamble::new(with_header, tls.is_some());
+        self.adopt(key, Link::new(socket, preamble, tls.map(TlsLink::new)));
     }
 
     fn pause_accepting(&mut self, now: Millis, error: &io::Error) {

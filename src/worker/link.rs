@@ -5,21 +5,39 @@ use super::ring::ReceiveMode;
 use super::share::Share;
 use super::tls_link::TlsLink;
 use super::unsent;
-use crate::protocol::opening::Opening;
-use crate::protocol::proxy;
+use crate::protocol::preamble::Preamble;
 use socket2::Socket;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
 /// large ones: between large messages there may be a few small ones.
 const SMALL_IN_A_ROW: u8 = 8;
 
+/// What the kernel reads for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Nothing.
+    Idle,
+    /// A receive is under way.
+    Armed(ReceiveMode),
+    /// It is multishot, and the kernel is asked to cancel it.
+    Stopping,
+}
+
+impl Reading {
+    /// The receive under way.
+    pub(super) fn mode(self) -> Option<ReceiveMode> {
+        match self {
+            Self::Idle => None,
+            Self::Armed(mode) => Some(mode),
+            Self::Stopping => Some(ReceiveMode::Multishot),
+        }
+    }
+}
+
 /// A socket and what the kernel is doing with it.
 pub(super) struct Link {
     pub(super) socket: Socket,
-    /// The receive under way.
-    pub(super) receiving: Option<ReceiveMode>,
-    /// It is multishot, and the kernel is asked to cancel it.
-    pub(super) is_cancelling: bool,
+    pub(super) reading: Reading,
     /// What the next receive is, if the connection may keep on being read.
     pub(super) next: ReceiveMode,
     /// Receives in a row that did not need their large buffer.
@@ -34,20 +52,17 @@ pub(super) struct Link {
     pub(super) share: Share,
     /// Closes once the kernel has no operation on it.
     pub(super) is_closing: bool,
-    /// Reads the PROXY header that must come first, until it has come.
-    pub(super) proxy_header: Option<Box<proxy::Reader>>,
-    /// Reads the first bytes for TLS, until it is known that they are.
-    pub(super) opening: Option<Opening>,
+    /// Reads what must come first, until it has come.
+    pub(super) preamble: Preamble,
     /// Between the socket and the core.
     pub(super) tls: Option<Box<TlsLink>>,
 }
 
 impl Link {
-    pub(super) fn new(socket: Socket, tls: Option<Box<TlsLink>>) -> Self {
+    pub(super) fn new(socket: Socket, preamble: Preamble, tls: Option<Box<TlsLink>>) -> Self {
         Self {
             socket,
-            receiving: None,
-            is_cancelling: false,
+            reading: Reading::Idle,
             next: ReceiveMode::Multishot,
             small_in_a_row: 0,
             sock_nonempty: true,
@@ -55,15 +70,14 @@ impl Link {
             is_slow: false,
             share: Share::default(),
             is_closing: false,
-            proxy_header: None,
-            opening: None,
+            preamble,
             tls,
         }
     }
 
     /// Whether the kernel has an operation on it.
     pub(super) fn is_busy(&self) -> bool {
-        self.receiving.is_some() || self.is_sending
+        self.reading != Reading::Idle || self.is_sending
     }
 
     /// A receive brought so many bytes: decides what the next one is.
@@ -94,7 +108,7 @@ impl Link {
 
     /// Whether what arrives is for the core as it is.
     pub(super) fn is_plain(&self) -> bool {
-        self.tls.is_none() && self.proxy_header.is_none()
+        self.tls.is_none() && self.preamble.is_over()
     }
 
     /// Sends the alert that ends a TLS session in good order (close_notify), as far as the kernel

@@ -16,14 +16,16 @@
 //! - `share`: how much of a turn one connection may have
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
-//! - `proxy_header`, `tls_link`: what may lie between a socket and the core
+//! - `tls_link`: the TLS of a connection, as plain data: bytes in, and what next out
+//! - `layers`, `tls_io`: what may lie between a socket and the core, carried out
 
 mod accept;
+mod layers;
 mod link;
-mod proxy_header;
 mod receive;
 mod runtime;
 mod share;
+mod tls_io;
 mod tls_link;
 mod unsent;
 
@@ -38,13 +40,14 @@ pub use self::tls_link::TlsLink;
 use self::accept::Accepting;
 use self::core::Core;
 use self::link::Link;
-use self::tls_link::Warm;
+use self::tls_io::Warm;
 use crate::config::{IpNet, Limits, RingFeatures};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
+use crate::protocol::preamble::Preamble;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
-use crate::relay::{Action, Described, HandOver, Key, Relay, Settings};
+use crate::relay::{Action, Described, HandOver, Key, Relay, Settings, broken};
 use crate::telemetry;
 use buffers::BufferGroup;
 use ring::{Completion, Counts, Outgoing, Ring, Wait};
@@ -425,22 +428,34 @@ impl<C: Core> Worker<C> {
         }
     }
 
+    /// The socket of a connection, if it is here and has not been closed.
     fn link(&mut self, key: Key) -> Option<&mut Link> {
         self.links.get_mut(key.0 as usize)?.as_mut()
+    }
+
+    /// The socket of a connection that the core has not released, or that the kernel has an
+    /// operation on.
+    fn held_link(&mut self, key: Key) -> Option<&mut Link> {
+        let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
+        if link.is_none() {
+            broken(&self.counters, "a connection has no socket");
+        }
+        link
     }
 
     /// Sends `buffer[from..to]`, or a first part of it. If that is `all` there is for now, its
     /// completion can wait.
     fn send(&mut self, key: Key, outgoing: Outgoing, all: bool) {
         let is_open = self.core.is_open(key);
-        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        let Some(link) = self.held_link(key) else { return };
         let quick = all && is_open && !link.is_slow;
         link.is_sending = true;
-        self.ring.send(link.socket.as_raw_fd(), outgoing, key.0, quick);
+        let socket = link.socket.as_raw_fd();
+        self.ring.send(socket, outgoing, key.0, quick);
     }
 
     fn on_sent(&mut self, now: Millis, key: Key, outgoing: Outgoing, result: i32) {
-        let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
+        let Some(link) = self.held_link(key) else { return };
         link.is_sending = false;
         if link.is_closing {
             return self.close_if_idle(key);
@@ -490,7 +505,7 @@ impl<C: Core> Worker<C> {
         match mail {
             Mail::HandOver { socket, tls, hand_over } => {
                 let key = self.core.adopt(now, *hand_over);
-                self.adopt(key, Link::new(socket, tls));
+                self.adopt(key, Link::new(socket, Preamble::default(), tls));
                 self.adopt_tls(now, key);
             }
             Mail::Shed => self.core.shed_under_pressure(now),
@@ -530,7 +545,7 @@ impl<C: Core> Worker<C> {
         match action {
             Action::Write(key) => {
                 let Some(write) = self.core.begin_write(now, key) else { return };
-                let Some(link) = self.link(key) else { return };
+                let Some(link) = self.held_link(key) else { return };
                 if link.tls.is_some() {
                     return self.write_tls(now, key, write);
                 }
@@ -539,7 +554,7 @@ impl<C: Core> Worker<C> {
             }
             Action::Read(key) => self.receive(key),
             Action::FinishWriting(key) => {
-                let Some(link) = self.link(key) else { return };
+                let Some(link) = self.held_link(key) else { return };
                 if link.tls.is_some() {
                     self.finish_tls(key);
                 } else {
@@ -548,11 +563,11 @@ impl<C: Core> Worker<C> {
                 }
             }
             Action::CheckUnsent(key) => {
-                let bytes = self.link(key).map_or(0, |link| link.unsent_bytes());
+                let bytes = self.held_link(key).map_or(0, |link| link.unsent_bytes());
                 self.core.on_unsent(now, key, bytes);
             }
             Action::Abort(key) => {
-                if let Some(link) = self.link(key) {
+                if let Some(link) = self.held_link(key) {
                     // Closing it resets the connection: what waits for a peer that does not read
                     // would stay in the kernel's memory for minutes.
                     let _ = link.socket.set_linger(Some(Duration::ZERO));
@@ -560,7 +575,7 @@ impl<C: Core> Worker<C> {
                 self.end(key);
             }
             Action::Close(key) => {
-                if let Some(link) = self.link(key) {
+                if let Some(link) = self.held_link(key) {
                     link.send_close_notify();
                 }
                 self.end(key);

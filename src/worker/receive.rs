@@ -4,6 +4,7 @@
 use super::Worker;
 use super::buffers::BufferGroup;
 use super::core::Core;
+use super::link::Reading;
 use super::ring::ReceiveMode;
 use super::share::{Place, Received};
 use crate::metrics::Series;
@@ -214,14 +215,13 @@ impl<C: Core> Worker<C> {
         result: i32,
         (more, sock_nonempty): (bool, bool),
     ) {
-        let Some(link) = self.link(key) else { return };
-        debug_assert_eq!(link.receiving, Some(mode), "a receive that nobody started");
+        let Some(link) = self.held_link(key) else { return };
+        debug_assert_eq!(link.reading.mode(), Some(mode), "a receive that nobody started");
         link.sock_nonempty = sock_nonempty;
         if more {
             return self.stop_if_unwanted(key);
         }
-        link.receiving = None;
-        link.is_cancelling = false;
+        link.reading = Reading::Idle;
         if link.is_closing {
             return self.close_if_idle(key);
         }
@@ -253,16 +253,18 @@ impl<C: Core> Worker<C> {
         let Some(link) = self.link(key) else { return };
         let is_unwanted =
             !wants_read || link.next != ReceiveMode::Multishot || link.share.is_throttled();
-        if is_unwanted && !link.is_cancelling {
-            link.is_cancelling = true;
+        if is_unwanted && link.reading != Reading::Stopping {
+            link.reading = Reading::Stopping;
             self.ring.cancel_receive(key.0);
         }
     }
 
     /// A multishot receive could not be cancelled. If it still runs, its next completion tries again.
     pub(super) fn on_cancel_failed(&mut self, key: Key) {
-        if let Some(link) = self.link(key) {
-            link.is_cancelling = false;
+        if let Some(link) = self.link(key)
+            && link.reading == Reading::Stopping
+        {
+            link.reading = Reading::Armed(ReceiveMode::Multishot);
         }
     }
 
@@ -285,7 +287,7 @@ impl<C: Core> Worker<C> {
         }
         let is_open = self.core.is_open(key);
         let Some(Some(link)) = self.links.get_mut(key.0 as usize) else { return };
-        if link.receiving.is_some() || link.is_closing || link.share.is_deferred() {
+        if link.reading != Reading::Idle || link.is_closing || link.share.is_deferred() {
             return;
         }
         let mode = match link.next {
@@ -300,7 +302,7 @@ impl<C: Core> Worker<C> {
             ReceiveMode::OnceLarge => (LARGE, self.large.size()),
             _ => (SMALL, self.small.size()),
         };
-        link.receiving = Some(mode);
+        link.reading = Reading::Armed(mode);
         self.ring.receive(link.socket.as_raw_fd(), mode, group, key.0, link.sock_nonempty);
     }
 }

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn no_moment_of_a_turn_loses_mail() {
-        const MAILS: usize = 300_000;
+        const MAILS: usize = 30_000;
         let runtime = new().unwrap();
         let (sender, mailbox) = unbounded_channel();
         runtime.block_on(async {
@@ -193,7 +193,8 @@ mod tests {
             while received < MAILS {
                 // SAFETY: the runtime has it open.
                 let waited = unsafe { BorrowedFd::borrow_raw(descriptor) };
-                let patience = Timespec { tv_sec: 2, tv_nsec: 0 };
+                // Only a fault takes so long, however busy the machine is.
+                let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
                 let heard = poll(&mut [PollFd::new(&waited, PollFlags::IN)], Some(&patience));
                 assert_eq!(heard, Ok(1), "{received} of {MAILS} heard");
                 turn(&mut mailbox).await;

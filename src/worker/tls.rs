@@ -17,7 +17,7 @@ mod secrets;
 mod traffic;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use record::{Keys, RECORD_BYTES};
 pub use secrets::give_away;

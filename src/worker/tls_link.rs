@@ -1,48 +1,21 @@
-//! The TLS between a socket and the core: what is on its way through it.
+//! The TLS of one connection, and what is on its way through it, as plain data: bytes of the socket
+//! in, application data out; application data in, and what the socket is to do next out. It has no
+//! socket.
 
-use super::Worker;
-use super::core::Core;
-use super::link::Link;
 use super::ring::Outgoing;
-use super::tls::{self, Plain, RECORD_BYTES, Received, Session};
+use super::tls::{Plain, RECORD_BYTES, Received, Session};
+use crate::relay::HandOver;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
-use crate::relay::{HandOver, Key};
 use std::fmt;
-use std::net::Shutdown;
 
 /// Application data in one send, over TLS: what a peer that reads slowly keeps us from saying
 /// anything else.
 const SEND_BYTES: usize = 4 * RECORD_BYTES;
-/// Buffers for encrypted bytes that a worker keeps, so that they need not grow for each send.
-const SPARE_BUFFERS: usize = 16;
-/// How long a peer has to take what must leave before its connection is handed over.
-const HAND_OVER_TIMEOUT_MS: Millis = 5000;
-/// Sessions of a worker that keep the ciphers that they have made of their keys, which are 1.2 KiB
-/// then. To make them anew takes an eighth of a microsecond.
-const MAX_WARM: usize = 2048;
 /// A session is busy that is used more often than this in so short a time: more than a request with
 /// its answer, or a ping with its pong. Others have nothing to keep.
 const FEW_USES: u8 = 4;
 const SHORT_MS: Millis = 2000;
-/// Sessions that are looked at before one forgets its ciphers though it was used lately.
-const WARM_TRIES: usize = 4;
-
-/// Which connections' sessions have ciphers; some that are listed may be gone.
-#[derive(Debug, Default)]
-pub(super) struct Warm {
-    keys: Vec<Key>,
-    random: u64,
-}
-
-impl Warm {
-    /// Any of them. Chance serves best where many take turns that are just too many.
-    fn choose(&mut self) -> usize {
-        // Knuth's generator; whoever could foresee it would gain nothing.
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (self.random >> 33) as usize % self.keys.len().max(1)
-    }
-}
 
 /// The TLS of a socket, and what is on its way through it.
 pub struct TlsLink {
@@ -59,19 +32,32 @@ pub struct TlsLink {
     uses: u8,
     last_use: Millis,
     /// The session may have ciphers, and the worker knows.
-    is_listed: bool,
+    pub(super) is_listed: bool,
     /// The session was used since the worker looked whether it is.
-    was_used: bool,
-    /// Neither side can say anything more.
-    failed: bool,
-    /// The session's last alert is among the output, or there will be none.
-    closed: bool,
+    pub(super) was_used: bool,
+    output: Output,
     /// The peer has said that it will send nothing more.
     peer_closed: bool,
-    /// Ends the sending direction when everything is with the kernel.
-    finish: bool,
-    /// Goes to that worker when everything is with the kernel.
-    hand_over: Option<PendingHandOver>,
+    then: Then,
+}
+
+/// What may still be said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// Anything.
+    Open,
+    /// Nothing: the alert that ends the session (close_notify) is among the output.
+    Closed,
+    /// Nothing, on either side.
+    Failed,
+}
+
+/// What is to be done once everything is with the kernel.
+enum Then {
+    GoOn,
+    /// The sending direction ends.
+    Finish,
+    HandOver(PendingHandOver),
 }
 
 /// Where a connection is to go.
@@ -80,72 +66,6 @@ struct PendingHandOver {
     hand_over: Box<HandOver>,
     /// When it must have gone.
     due: Millis,
-}
-
-impl TlsLink {
-    pub(super) fn new(session: Session) -> Box<Self> {
-        Box::new(Self {
-            session,
-            out: Vec::new(),
-            sent: 0,
-            write: None,
-            slow: false,
-            uses: 0,
-            last_use: 0,
-            is_listed: false,
-            was_used: false,
-            failed: false,
-            closed: false,
-            peer_closed: false,
-            finish: false,
-            hand_over: None,
-        })
-    }
-
-    /// Whether not a byte of a handshake has come yet.
-    pub(super) fn is_new(&self) -> bool {
-        self.session.is_new()
-    }
-
-    /// There is to be no handshake; the peer is told so as it is parted from.
-    pub(super) fn refuse(&mut self) {
-        self.session.refuse();
-    }
-
-    /// Whether the handshake is still under way.
-    pub(super) fn is_handshaking(&self) -> bool {
-        self.session.is_handshaking()
-    }
-
-    /// The alert that ends the session in good order, if nothing is in its way.
-    pub(super) fn close_notify(&mut self) -> Option<Vec<u8>> {
-        let mut alert = Vec::new();
-        let is_free = self.out.is_empty() && !self.closed;
-        (is_free && self.session.close(&mut alert)).then_some(alert)
-    }
-
-    /// Encrypted bytes that no send has taken yet.
-    pub(super) fn unsent_bytes(&self) -> usize {
-        self.out.len()
-    }
-
-    /// Has the session forget its ciphers until it is used again.
-    fn cool(&mut self) {
-        self.session.cool();
-        self.is_listed = false;
-    }
-
-    /// What is to be charged for it beside what the core knows.
-    fn held_bytes(&self) -> usize {
-        self.session.held_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
-    }
-}
-
-impl fmt::Debug for TlsLink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Keys are nothing to print.
-        f.debug_struct("TlsLink").finish_non_exhaustive()
-    }
 }
 
 /// A part of a write of the core that has been encrypted.
@@ -160,266 +80,358 @@ struct EncryptedWrite {
     in_flight: bool,
 }
 
-impl<C: Core> Worker<C> {
-    /// The core has the application data of what arrived, and this is what it comes to.
-    pub(super) fn on_decrypted(&mut self, now: Millis, key: Key, received: &Received) {
-        self.note_use(now, key);
-        self.charge_tls(now, key);
-        match received {
-            Received::Open => {
-                // It leaves along with what the core has to say to that.
-                if self.tls(key).is_some_and(|tls| !tls.out.is_empty()) {
-                    self.unflushed.push(key);
-                }
-            }
-            Received::Closed => {
-                self.flush_tls(key);
-                self.core.on_end(now, key, true);
-            }
-            Received::Failed(error) => {
-                self.flush_tls(key);
-                self.core.on_transport_failed(now, key, &tls::explain(error));
-            }
-        }
+/// What a socket is to do that has no send under way.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Nothing.
+    Rest,
+    /// Send this. If that is `all` there is for now, its completion can wait.
+    Send { outgoing: Outgoing, all: bool },
+    /// Go to another worker.
+    HandOver { worker: usize, hand_over: Box<HandOver> },
+    /// End the sending direction (a FIN).
+    FinishWriting,
+}
+
+/// What came of a send.
+#[derive(Debug)]
+pub(super) enum Sent {
+    /// The kernel has not taken all: send the rest. It `moves` if it has taken some.
+    Rest { outgoing: Outgoing, moves: bool },
+    /// It has all of it. The core's write comes back, as much of it as was encrypted, if it was a
+    /// part of that; and the buffer, to be used again.
+    All { write: Option<(Vec<u8>, usize)>, buffer: Vec<u8> },
+    /// The peer is gone. The core's write comes back, if there was one.
+    Failed { write: Option<Vec<u8>> },
+}
+
+impl TlsLink {
+    pub(super) fn new(session: Session) -> Box<Self> {
+        Box::new(Self {
+            session,
+            out: Vec::new(),
+            sent: 0,
+            write: None,
+            slow: false,
+            uses: 0,
+            last_use: 0,
+            is_listed: false,
+            was_used: false,
+            output: Output::Open,
+            peer_closed: false,
+            then: Then::GoOn,
+        })
     }
 
-    /// The session was used, and may have made ciphers, which only a busy one keeps. There are never
-    /// many of them: where there are, another session forgets its own, if possible one that was not
-    /// used for longer.
-    fn note_use(&mut self, now: Millis, key: Key) {
-        let Some(tls) = self.tls(key) else { return };
-        if now.saturating_sub(std::mem::replace(&mut tls.last_use, now)) > SHORT_MS {
-            tls.uses = 0;
-        }
-        tls.uses = tls.uses.saturating_add(1);
-        tls.was_used = true;
-        if tls.is_listed || !tls.session.is_warm() {
-            return;
-        }
-        if tls.uses <= FEW_USES {
-            return tls.session.cool();
-        }
-        tls.is_listed = true;
-        if self.warm.keys.len() < MAX_WARM {
-            return self.warm.keys.push(key);
-        }
-        let at = self.least_used();
-        let Some(place) = self.warm.keys.get_mut(at) else { return };
-        let other = std::mem::replace(place, key);
-        if other != key
-            && let Some(tls) = self.tls(other)
-        {
-            tls.cool();
-        }
+    /// Whether not a byte of a handshake has come yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.session.is_new()
     }
 
-    /// Where one is listed that was not used lately, if chance finds one.
-    fn least_used(&mut self) -> usize {
-        for _ in 1..WARM_TRIES {
-            let at = self.warm.choose();
-            let tls = self.warm.keys.get(at).copied().and_then(|key| self.tls(key));
-            if !tls.is_some_and(|tls| std::mem::take(&mut tls.was_used)) {
-                return at;
-            }
-        }
-        self.warm.choose()
+    /// There is to be no handshake; the peer is told so as the connection ends.
+    pub(super) fn refuse(&mut self) {
+        self.session.refuse();
     }
 
-    fn tls(&mut self, key: Key) -> Option<&mut TlsLink> {
-        self.link(key)?.tls.as_deref_mut()
+    /// Whether the handshake is still under way.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.session.is_handshaking()
     }
 
-    /// Has the core charge the connection for what its TLS holds.
-    pub(super) fn charge_tls(&mut self, now: Millis, key: Key) {
-        let Some(link) = self.link(key) else { return };
-        if let Some(tls) = &link.tls {
-            let bytes = tls.held_bytes() + link.share.held_bytes();
-            self.core.charge_transport(now, key, bytes);
-        }
+    /// Whether the session has ciphers.
+    pub(super) fn is_warm(&self) -> bool {
+        self.session.is_warm()
     }
 
-    /// Encrypts a first part of the core's write and sends it.
-    pub(super) fn write_tls(&mut self, now: Millis, key: Key, write: Write) {
-        let spare = self.spare.pop();
-        let Some(tls) = self.tls(key) else { return };
-        debug_assert!(tls.write.is_none(), "two writes at once");
-        if tls.out.capacity() == 0 {
-            tls.out = spare.unwrap_or_default();
+    /// The session was used. Whether it is busy.
+    pub(super) fn note_use(&mut self, now: Millis) -> bool {
+        if now.saturating_sub(std::mem::replace(&mut self.last_use, now)) > SHORT_MS {
+            self.uses = 0;
         }
-        let most = if tls.slow { RECORD_BYTES } else { SEND_BYTES };
+        self.uses = self.uses.saturating_add(1);
+        self.was_used = true;
+        self.uses > FEW_USES
+    }
+
+    /// Has the session forget its ciphers until it is used again.
+    pub(super) fn cool(&mut self) {
+        self.session.cool();
+        self.is_listed = false;
+    }
+
+    /// Whether its keys are good for little more.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.session.is_used_up()
+    }
+
+    /// Whether the peer has said that it will send nothing more.
+    pub(super) fn peer_closed(&self) -> bool {
+        self.peer_closed
+    }
+
+    /// Whether there is something that no send has taken yet.
+    pub(super) fn has_output(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Encrypted bytes that no send has taken yet.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.out.len()
+    }
+
+    /// What is to be charged for it beside what the core knows.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.session.held_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
+    }
+
+    /// What `input` holds of application data, which is left where it lies, as far as that takes no
+    /// more than so many messages do.
+    pub(super) fn decrypt(&mut self, input: &mut [u8], most_work: u32) -> Plain {
+        if self.output == Output::Failed {
+            // All that is left is to let its alert arrive.
+            return Plain::nothing();
+        }
+        let plain = self.session.receive_some(input, &mut self.out, most_work);
+        match plain.received {
+            Received::Open => {}
+            Received::Closed => self.peer_closed = true,
+            Received::Failed(_) => self.output = Output::Failed,
+        }
+        plain
+    }
+
+    /// Encrypts a first part of the core's write, into a buffer of `spare` where it has none.
+    ///
+    /// # Errors
+    ///
+    /// The write's buffer, if nothing may be said any more.
+    pub(super) fn encrypt(
+        &mut self,
+        write: Write,
+        spare: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> Result<(), Vec<u8>> {
+        debug_assert!(self.write.is_none(), "two writes at once");
+        if self.out.capacity() == 0 {
+            self.out = spare().unwrap_or_default();
+        }
+        let most = if self.slow { RECORD_BYTES } else { SEND_BYTES };
         let bytes = (write.to - write.from).min(most);
         let data = write.buffer.get(write.from..write.from + bytes).unwrap_or_default();
-        if tls.failed || !tls.session.encrypt(data, &mut tls.out) {
-            return self.core.on_written(now, key, write.buffer, None);
+        if self.output == Output::Failed || !self.session.encrypt(data, &mut self.out) {
+            return Err(write.buffer);
         }
-        let is_used_up = tls.session.is_used_up();
         let all = write.all && bytes == write.to - write.from;
-        tls.write = Some(EncryptedWrite { buffer: write.buffer, bytes, all, in_flight: false });
-        self.note_use(now, key);
-        self.flush_tls(key);
-        self.charge_tls(now, key);
-        if is_used_up {
-            self.core.on_transport_used_up(now, key);
+        self.write = Some(EncryptedWrite { buffer: write.buffer, bytes, all, in_flight: false });
+        Ok(())
+    }
+
+    /// The alert that ends the session in good order, if nothing is in its way.
+    pub(super) fn close_notify(&mut self) -> Option<Vec<u8>> {
+        let mut alert = Vec::new();
+        let is_free = self.out.is_empty() && self.output == Output::Open;
+        (is_free && self.session.close(&mut alert)).then_some(alert)
+    }
+
+    /// Ends the session, and the sending direction once everything is with the kernel.
+    pub(super) fn finish(&mut self) {
+        if self.output == Output::Open {
+            self.output = Output::Closed;
+            self.session.close(&mut self.out);
+        }
+        self.then = Then::Finish;
+    }
+
+    /// Goes to another worker once everything is with the kernel, which must be before `due`.
+    pub(super) fn hand_over(&mut self, worker: usize, hand_over: Box<HandOver>, due: Millis) {
+        self.then = Then::HandOver(PendingHandOver { worker, hand_over, due });
+    }
+
+    /// When it must have been handed over, if it is to be.
+    pub(super) fn hand_over_due(&self) -> Option<Millis> {
+        match &self.then {
+            Then::HandOver(pending) => Some(pending.due),
+            Then::GoOn | Then::Finish => None,
         }
     }
 
-    /// Ends the session, and the sending direction after it.
-    pub(super) fn finish_tls(&mut self, key: Key) {
-        let Some(tls) = self.tls(key) else { return };
-        if !tls.closed {
-            tls.closed = true;
-            tls.session.close(&mut tls.out);
-        }
-        tls.finish = true;
-        self.flush_tls(key);
-    }
-
-    /// Moves the connection to another worker once everything is with the kernel.
-    pub(super) fn hand_over_when_flushed(
-        &mut self,
-        now: Millis,
-        key: Key,
-        worker: usize,
-        hand_over: Box<HandOver>,
-    ) {
-        let Some(tls) = self.tls(key) else { return self.hand_over(key, worker, hand_over) };
-        let due = now + HAND_OVER_TIMEOUT_MS;
-        tls.hand_over = Some(PendingHandOver { worker, hand_over, due });
-        self.flush_tls(key);
-        if self.is_handing_over_until(key, due) {
-            self.handing_over.push_back((due, key));
-        }
-    }
-
-    /// Whether it is the one that has to be handed over by then, and not another that has its key.
-    fn is_handing_over_until(&mut self, key: Key, due: Millis) -> bool {
-        self.tls(key)
-            .and_then(|tls| tls.hand_over.as_ref())
-            .is_some_and(|pending| pending.due == due)
-    }
-
-    /// Ends connections whose peers have not taken in time what must leave before they can be handed
-    /// over. The core knows nothing of them any more.
-    pub(super) fn end_overdue_hand_overs(&mut self, now: Millis) {
-        while let Some((due, key)) = self.handing_over.pop_front_if(|(due, _)| *due <= now) {
-            if self.is_handing_over_until(key, due) {
-                self.end(key);
-            }
-        }
-    }
-
-    /// A connection has come from another worker, whose core knows no more than what it was asked.
-    pub(super) fn adopt_tls(&mut self, now: Millis, key: Key) {
-        let Some(tls) = self.tls(key) else { return };
-        // They are listed where it came from.
-        tls.cool();
-        let peer_closed = tls.peer_closed;
-        self.charge_tls(now, key);
-        if peer_closed {
-            self.core.on_end(now, key, true);
-        }
-    }
-
-    /// At the end of a turn: sends what TLS has to say where the core had nothing to add.
-    pub(super) fn flush_the_rest(&mut self) {
-        let mut unflushed = std::mem::take(&mut self.unflushed);
-        unflushed.drain(..).for_each(|key| self.flush_tls(key));
-        self.unflushed = unflushed;
-    }
-
-    /// Sends what is encrypted, unless a send is under way; without any, takes the step that
-    /// waits for that.
-    fn flush_tls(&mut self, key: Key) {
-        let Some(link) = self.link(key) else { return };
-        let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.is_closing {
-            return;
-        }
-        if link.is_sending {
-            // It may be a quick send, of whose end nothing tells.
-            self.skip_wait = true;
-            return;
-        }
-        if !tls.out.is_empty() {
-            let out = std::mem::take(&mut tls.out);
-            tls.sent = 0;
-            if let Some(write) = &mut tls.write {
-                write.in_flight = true;
-            }
-            let outgoing = Outgoing { from: 0, to: out.len(), buffer: out };
+    /// What the socket is to do, which has no send under way.
+    pub(super) fn next(&mut self) -> Next {
+        if !self.out.is_empty() {
+            let out = std::mem::take(&mut self.out);
+            self.sent = 0;
             // What comes from TLS alone may be in the way of what the core will write.
-            let all = tls.write.as_ref().is_some_and(|write| write.all);
-            self.send(key, outgoing, all);
-        } else if let Some(PendingHandOver { worker, hand_over, .. }) = tls.hand_over.take() {
-            self.hand_over(key, worker, hand_over);
-        } else if std::mem::take(&mut tls.finish) {
-            // Fails only where the peer is gone, which its receive will tell.
-            let _ = link.socket.shutdown(Shutdown::Write);
+            let mut all = false;
+            if let Some(write) = &mut self.write {
+                write.in_flight = true;
+                all = write.all;
+            }
+            return Next::Send { outgoing: Outgoing { from: 0, to: out.len(), buffer: out }, all };
+        }
+        match std::mem::replace(&mut self.then, Then::GoOn) {
+            Then::GoOn => Next::Rest,
+            Then::Finish => Next::FinishWriting,
+            Then::HandOver(PendingHandOver { worker, hand_over, .. }) => {
+                Next::HandOver { worker, hand_over }
+            }
         }
     }
 
-    /// The kernel took `taken` bytes of `out`, which is encrypted, or failed.
-    pub(super) fn on_tls_sent(
-        &mut self,
-        now: Millis,
-        key: Key,
-        out: Vec<u8>,
-        taken: Option<usize>,
-    ) {
-        let Some(link) = self.link(key) else { return };
-        let Some(tls) = link.tls.as_deref_mut() else { return };
+    /// The kernel took `taken` bytes of what was left of `out`, which is encrypted, or failed.
+    pub(super) fn on_sent(&mut self, out: Vec<u8>, taken: Option<usize>) -> Sent {
         let Some(taken) = taken else {
-            tls.out.clear();
-            tls.failed = true;
-            tls.closed = true;
-            return match (tls.write.take(), &tls.hand_over) {
-                (Some(write), _) => self.core.on_written(now, key, write.buffer, None),
-                // Whoever receives next finds out.
-                (None, Some(_)) => self.flush_tls(key),
-                (None, None) => self.core.on_end(now, key, false),
-            };
+            self.out.clear();
+            self.output = Output::Failed;
+            return Sent::Failed { write: self.write.take().map(|write| write.buffer) };
         };
-        tls.sent += taken;
-        tls.slow = tls.sent < out.len();
-        if tls.slow {
-            let outgoing = Outgoing { from: tls.sent, to: out.len(), buffer: out };
-            self.send(key, outgoing, false);
-            if taken > 0 {
-                self.core.on_write_progress(now, key);
-            }
-            return;
+        self.sent += taken;
+        self.slow = self.sent < out.len();
+        if self.slow {
+            let outgoing = Outgoing { from: self.sent, to: out.len(), buffer: out };
+            return Sent::Rest { outgoing, moves: taken > 0 };
         }
-        let write = tls.write.take_if(|write| write.in_flight);
-        if self.spare.len() < SPARE_BUFFERS {
-            let mut out = out;
-            out.clear();
-            self.spare.push(out);
-        }
-        self.charge_tls(now, key);
-        if let Some(write) = write {
-            self.core.on_written(now, key, write.buffer, Some(write.bytes));
-        }
-        self.flush_tls(key);
+        let write = self.write.take_if(|write| write.in_flight);
+        Sent::All { write: write.map(|write| (write.buffer, write.bytes)), buffer: out }
     }
 }
 
-/// What `input` holds of application data, which is left where it lies, as far as that takes no more
-/// than so many messages do.
-pub(super) fn decrypt(link: &mut Link, input: &mut [u8], most_work: u32) -> Plain {
-    match &mut link.tls {
-        // Once it has failed, all that is left is to let its alert arrive.
-        Some(tls) if !tls.failed => {
-            let plain = tls.session.receive_some(input, &mut tls.out, most_work);
-            match plain.received {
-                Received::Open => {}
-                Received::Closed => tls.peer_closed = true,
-                Received::Failed(_) => {
-                    tls.failed = true;
-                    tls.closed = true;
-                }
+impl fmt::Debug for TlsLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Keys are nothing to print.
+        f.debug_struct("TlsLink").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tls::tests::{Configs, client, configs, opened, sealed, suites};
+    use super::*;
+    use rustls::ClientConnection;
+
+    /// Sends what comes next, which is something, and says whether that is all for now.
+    fn send(link: &mut TlsLink, client: &mut ClientConnection) -> (Vec<u8>, bool) {
+        let Next::Send { outgoing: Outgoing { buffer, from, to }, all } = link.next() else {
+            panic!("nothing is sent");
+        };
+        let data = opened(client, &buffer[from..to]);
+        assert!(matches!(link.on_sent(buffer, Some(to - from)), Sent::All { .. }));
+        (data, all)
+    }
+
+    /// A link whose handshake is done, with its peer.
+    fn open() -> (Box<TlsLink>, ClientConnection) {
+        let configs: Configs = configs(suites()[0]);
+        let (mut client, mut link) =
+            (client(&configs), TlsLink::new(Session::new(&configs.server)));
+        assert!(link.is_new());
+        while client.is_handshaking() || link.is_handshaking() {
+            let plain = link.decrypt(&mut sealed(&mut client), u32::MAX);
+            assert_eq!((plain.received, plain.data.len()), (Received::Open, 0));
+            while link.has_output() {
+                send(&mut link, &mut client);
             }
-            plain
         }
-        _ => Plain::nothing(),
+        assert!(matches!(link.next(), Next::Rest) && !link.is_new());
+        (link, client)
+    }
+
+    fn write(bytes: usize) -> Write {
+        Write { buffer: vec![7; bytes], from: 0, to: bytes, all: true }
+    }
+
+    #[test]
+    fn a_session_is_busy_that_is_used_again_and_again_within_a_short_time() {
+        let (mut link, _) = open();
+        let busy = |link: &mut TlsLink, times: [Millis; 6]| times.map(|now| link.note_use(now));
+        let now = 10 * SHORT_MS;
+        assert_eq!(busy(&mut link, [now; 6]), [false, false, false, false, true, true]);
+        let rare = [1, 2, 3, 4, 5, 6].map(|n| now + n * (SHORT_MS + 1));
+        assert_eq!(busy(&mut link, rare), [false; 6]);
+    }
+
+    #[test]
+    fn a_write_comes_back_as_far_as_it_was_encrypted_and_taken() {
+        let (mut link, mut client) = open();
+        link.encrypt(write(100), || None).unwrap();
+        assert_eq!(link.held_bytes(), 100);
+        let Next::Send { outgoing, all } = link.next() else { panic!("nothing is sent") };
+        assert!(all);
+        let (buffer, length) = (outgoing.buffer, outgoing.to);
+        let Sent::Rest { outgoing, moves } = link.on_sent(buffer, Some(0)) else { panic!("all") };
+        assert_eq!((outgoing.from, outgoing.to, moves), (0, length, false));
+        let Sent::Rest { outgoing, moves } = link.on_sent(outgoing.buffer, Some(9)) else {
+            panic!("all")
+        };
+        assert_eq!((outgoing.from, outgoing.to, moves), (9, length, true));
+        let data = opened(&mut client, &outgoing.buffer);
+        assert_eq!(data, [7; 100]);
+        match link.on_sent(outgoing.buffer, Some(length - 9)) {
+            Sent::All { write: Some((buffer, 100)), .. } => assert_eq!(buffer.len(), 100),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(link.held_bytes(), 0);
+    }
+
+    #[test]
+    fn who_takes_little_is_given_one_record_at_a_time() {
+        let (mut link, mut client) = open();
+        link.encrypt(write(10 * RECORD_BYTES), || Some(Vec::with_capacity(10))).unwrap();
+        let (data, all) = send(&mut link, &mut client);
+        assert_eq!((data.len(), all), (SEND_BYTES, false), "a part, and more behind it");
+        // While something else is on its way and is not taken whole.
+        link.slow = true;
+        link.encrypt(write(3 * RECORD_BYTES), || None).unwrap();
+        let (data, _) = send(&mut link, &mut client);
+        assert_eq!(data.len(), RECORD_BYTES);
+    }
+
+    #[test]
+    fn the_session_ends_before_the_direction_does_and_once() {
+        let (mut link, mut client) = open();
+        link.finish();
+        assert!(link.close_notify().is_none(), "it is said already");
+        send(&mut link, &mut client);
+        assert!(client.process_new_packets().unwrap().peer_has_closed());
+        assert!(matches!(link.next(), Next::FinishWriting));
+        assert!(matches!(link.next(), Next::Rest));
+        assert!(link.encrypt(write(1), || None).is_err());
+        let (mut link, mut client) = open();
+        opened(&mut client, &link.close_notify().unwrap());
+        assert!(client.process_new_packets().unwrap().peer_has_closed());
+    }
+
+    #[test]
+    fn what_a_peer_says_last_is_remembered() {
+        let (mut link, mut client) = open();
+        client.send_close_notify();
+        assert!(!link.peer_closed());
+        let plain = link.decrypt(&mut sealed(&mut client), u32::MAX);
+        assert!(plain.received == Received::Closed && link.peer_closed());
+    }
+
+    #[test]
+    fn where_the_peer_is_gone_the_write_comes_back_and_nothing_more_is_said() {
+        let (mut link, mut client) = open();
+        link.encrypt(write(50), || None).unwrap();
+        let Next::Send { outgoing: Outgoing { buffer, .. }, .. } = link.next() else {
+            panic!("nothing is sent")
+        };
+        assert!(matches!(link.on_sent(buffer, None), Sent::Failed { write: Some(_) }));
+        assert!(link.encrypt(write(1), || None).is_err());
+        assert!(link.close_notify().is_none());
+        assert!(!link.has_output());
+        let plain = link.decrypt(&mut sealed(&mut client), u32::MAX);
+        assert!(plain.data.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_it_with_an_alert() {
+        let (mut link, mut client) = open();
+        let plain = link.decrypt(&mut [23, 3, 3, 0, 1, 0], u32::MAX);
+        assert!(matches!(plain.received, Received::Failed(_)));
+        assert!(link.has_output(), "the alert");
+        let Next::Send { outgoing, .. } = link.next() else { panic!("nothing is sent") };
+        let mut alert = outgoing.buffer.as_slice();
+        client.read_tls(&mut alert).unwrap();
+        assert!(client.process_new_packets().is_err());
     }
 }

@@ -13,12 +13,12 @@ use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
 use pyrycode_relay::protocol::upgrade::{
     HeadScanner, ParsedHead, Reply, write_switching_protocols,
 };
-use pyrycode_relay::relay::admission::{Admission, AdmissionLimits, Proxies};
-use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::outbox::{Outbox, Write};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::Millis;
 use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
+use pyrycode_relay::shared::admission::{Admission, AdmissionLimits, Proxies};
+use pyrycode_relay::shared::budget::SharedBudget;
 use pyrycode_relay::telemetry::Remote;
 use pyrycode_relay::worker::core::Core;
 use pyrycode_relay::worker::{self, ProxyHeaders, Rings, Start, listener, ring};

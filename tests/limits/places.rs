@@ -5,7 +5,7 @@ use super::common::{
     CLOSE, Hostile, PONG, Raw, Relay, Request, SOON, Signal, TEXT, close_directive, close_frame,
     limit_descriptors, masked, open_envelope, wait_until,
 };
-use super::{HERE, ask, count_logs, new_id, retry_after, status, there};
+use super::{HERE, ask, new_id, retry_after, status, there};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -323,7 +323,6 @@ async fn shut_down(mut house: House) {
 
 #[tokio::test]
 async fn every_way_out_leaves_a_place_of_the_process() {
-    let begun = Instant::now();
     let limits = ["--max-connections", "6", "--max-connections-per-address", "off"];
     let house = every_way_out(&limits).await;
     let _everybody: [Raw; PLACES] = [
@@ -337,8 +336,6 @@ async fn every_way_out_leaves_a_place_of_the_process() {
     assert_eq!(status(&house.relay, there(2), Request::server("d")).await, 503, "for everyone");
     assert_eq!(status(&house.relay, there(2), Request::get("/healthz")).await, 200);
     house.relay.wait_for_log("conn_cap_reached").await;
-    let minutes = 1 + begun.elapsed().as_secs() as usize / 60;
-    assert!((1..=minutes).contains(&count_logs(&house.relay, "conn_cap_reached")), "one a minute");
     drop(_everybody);
     shut_down(house).await;
 }
@@ -421,7 +418,6 @@ async fn sockets_that_do_not_ask_are_few_for_each_address() {
     }
     let line = relay.wait_for_log("conn_cap_reached").await;
     assert!(line.get("remote").unwrap().starts_with("127.0.0.2:"), "{}", line.raw);
-    assert_eq!(count_logs(&relay, "conn_cap_reached"), 1);
     assert_eq!(status(&relay, there(3), Request::server("id")).await, 101);
     // One that asks makes room for another.
     let mut asks = silent.pop().unwrap();

@@ -1,7 +1,7 @@
 //! What PROTOCOL.md says of limits (chapter 6): tokens and places, counted the plain way.
 
 use crate::model::Ms;
-use pyrycode_relay::relay::admission::AdmissionLimits;
+use pyrycode_relay::shared::admission::AdmissionLimits;
 
 /// Sockets that an address may always have before they are upgraded.
 const MIN_VISITORS: usize = 16;

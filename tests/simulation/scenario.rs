@@ -5,7 +5,7 @@ use crate::rng::Rng;
 use pyrycode_relay::config::{Limits, RateLimit};
 use pyrycode_relay::protocol::ids::ServerId;
 use pyrycode_relay::relay::Owners;
-use pyrycode_relay::relay::admission::AdmissionLimits;
+use pyrycode_relay::shared::admission::AdmissionLimits;
 
 #[derive(Clone)]
 pub struct Scenario {

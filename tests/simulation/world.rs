@@ -7,11 +7,11 @@ use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::wire::{Item, Payload};
 use pyrycode_relay::metrics::Metrics;
-use pyrycode_relay::relay::admission::{Admission, Proxies};
-use pyrycode_relay::relay::budget::SharedBudget;
 use pyrycode_relay::relay::glimpse::{Glimpse, Phase};
 use pyrycode_relay::relay::outbox::Write;
 use pyrycode_relay::relay::{Action, HandOver, Key, Owners, Relay, Settings};
+use pyrycode_relay::shared::admission::{Admission, Proxies};
+use pyrycode_relay::shared::budget::SharedBudget;
 use pyrycode_relay::telemetry::Remote;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -455,6 +455,8 @@ impl World {
         self.workers[worker].by_key.get(key.0 as usize).copied().flatten()
     }
 
+    // One arm for each action.
+    #[allow(clippy::too_many_lines)]
     fn act(&mut self, worker: usize, action: Action) {
         match action {
             Action::Write(key) => {
@@ -816,6 +818,8 @@ impl World {
         check!(before.short, "shed", "{shed:?} paid while memory was ample");
     }
 
+    // One list of checks.
+    #[allow(clippy::too_many_lines)]
     fn check_worker(&mut self, worker: usize) {
         let relay = &self.workers[worker].relay;
         let mut charged = 0;

@@ -83,11 +83,11 @@ impl Acme {
         certificates: Arc<Certificates>,
         challenges: Option<Arc<Challenges>>,
     ) -> Result<Self, Exit> {
-        let refuse = |fault: String| Exit::refusal(&fault);
-        client::check_directory(source.directory).map_err(refuse)?;
-        let roots = client::roots(source.ca.map(PathBuf::as_path)).map_err(refuse)?;
+        let refuse = |flag: &'static str| move |fault: String| Exit::refusal(&fault).about([flag]);
+        client::check_directory(source.directory).map_err(refuse("--acme-directory"))?;
+        let roots = client::roots(source.ca.map(PathBuf::as_path)).map_err(refuse("--acme-ca"))?;
         let cache = Cache::open(source.cache, source.directory, source.domain, source.only_look)
-            .map_err(refuse)?;
+            .map_err(refuse("--cert-cache"))?;
         let (directory, domain) = (source.directory.to_owned(), source.domain.to_owned());
         let server = Server { directory, domain, roots, cache, challenges, certificates };
         let mut acme = Self { server, current: None, failures: 0 };

@@ -37,7 +37,9 @@ impl Files {
         let (cert, key) = (cert.to_owned(), key.to_owned());
         let seen = [identity(&cert), identity(&key)];
         let files = Self { certificates, cert, key, seen };
-        let pair = files.read().map_err(|fault| Exit::refusal(&fault))?;
+        let pair = files
+            .read()
+            .map_err(|fault| Exit::refusal(&fault).about(["--tls-cert", "--tls-key"]))?;
         present(&files.certificates, pair, &files.cert);
         Ok(files)
     }

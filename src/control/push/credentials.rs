@@ -143,5 +143,7 @@ fn https_url(text: &str) -> Result<Uri, Exit> {
 fn any_url(flag: &str, text: &str) -> Result<Uri, Exit> {
     let http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https"));
     let url = text.parse().ok().filter(http);
-    url.ok_or_else(|| Exit::refusal(&format!("{flag} must be an http:// or https:// URL")))
+    url.ok_or_else(|| {
+        Exit::refusal(&format!("{flag} must be an http:// or https:// URL")).about([flag])
+    })
 }

@@ -55,7 +55,7 @@ impl Push {
         let endpoints = &config.fcm_endpoints;
         let account = ServiceAccount::load(value, endpoints)?;
         let http = Http::new(endpoints.ca.as_deref())
-            .map_err(|why| Exit::refusal(&format!("--fcm-ca: {why}")))?;
+            .map_err(|why| Exit::refusal(&format!("--fcm-ca: {why}")).about(["--fcm-ca"]))?;
         Ok(Some(Self { http, account }))
     }
 

@@ -148,6 +148,8 @@ proptest! {
 }
 
 #[test]
+// One table.
+#[allow(clippy::too_many_lines)]
 fn the_corner_cases_of_the_grammar() {
     for text in [
         "",

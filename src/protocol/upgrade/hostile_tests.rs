@@ -299,6 +299,8 @@ fn there_is_one_host_and_it_is_one() {
 }
 
 #[test]
+// One table.
+#[allow(clippy::too_many_lines)]
 fn a_target_is_a_path_or_a_whole_http_address() {
     let head = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
     let refused = [

@@ -14,12 +14,12 @@ use rustls::{
 use std::io::{Read, Write};
 
 /// A server's configuration, and one of clients that trust it and speak this suite alone.
-struct Configs {
-    server: Arc<ServerConfig>,
+pub(in crate::worker) struct Configs {
+    pub(in crate::worker) server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
 
-fn configs(suite: SupportedCipherSuite) -> Configs {
+pub(in crate::worker) fn configs(suite: SupportedCipherSuite) -> Configs {
     let key = KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::new(["relay.test".to_owned()]).unwrap();
     let certificate = params.self_signed(&key).unwrap().der().clone();
@@ -46,12 +46,12 @@ fn configs(suite: SupportedCipherSuite) -> Configs {
     Configs { server: Arc::new(server), client: Arc::new(client) }
 }
 
-fn client(configs: &Configs) -> ClientConnection {
+pub(in crate::worker) fn client(configs: &Configs) -> ClientConnection {
     ClientConnection::new(configs.client.clone(), "relay.test".try_into().unwrap()).unwrap()
 }
 
 /// The suites that a server with an ECDSA key has.
-fn suites() -> Vec<SupportedCipherSuite> {
+pub(in crate::worker) fn suites() -> Vec<SupportedCipherSuite> {
     let is_for_rsa =
         |suite: &SupportedCipherSuite| format!("{:?}", suite.suite()).contains("_RSA_");
     provider().cipher_suites.iter().copied().filter(|suite| !is_for_rsa(suite)).collect()
@@ -61,7 +61,7 @@ fn suite(id: CipherSuite) -> SupportedCipherSuite {
     suites().into_iter().find(|suite| suite.suite() == id).unwrap()
 }
 
-fn sealed(client: &mut ClientConnection) -> Vec<u8> {
+pub(in crate::worker) fn sealed(client: &mut ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
         client.write_tls(&mut bytes).unwrap();
@@ -69,7 +69,7 @@ fn sealed(client: &mut ClientConnection) -> Vec<u8> {
     bytes
 }
 
-fn opened(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
+pub(in crate::worker) fn opened(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     while !bytes.is_empty() {
         if client.read_tls(&mut bytes).unwrap() == 0 {
@@ -306,6 +306,8 @@ fn sizes_end_where_the_rules_say() {
 
 /// Each of these ends a session with the alert that the standards have for it.
 #[test]
+// One table.
+#[allow(clippy::too_many_lines)]
 fn what_breaks_the_rules_is_answered_with_an_alert() {
     use AlertDescription as Alert;
     type Make = fn(&mut Mirror) -> Vec<u8>;

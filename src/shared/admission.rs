@@ -8,7 +8,7 @@
 mod address;
 mod rates;
 
-use super::timers::Millis;
+use crate::clock::Millis;
 use crate::config::{Config, IpNet, RateLimit};
 use crate::protocol::forwarded;
 use crate::telemetry::Remote;
@@ -20,8 +20,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What is said of an address is not said again for so long.
-const SILENCE_MS: Millis = 60_000;
 /// When to try again where all places are taken, in seconds: nobody knows when one is free, and
 /// with this an address that tries in vain stays within the default rate.
 const RETRY_WHEN_FULL_S: u64 = 10;
@@ -143,15 +141,20 @@ pub struct Refusal {
     pub cause: Cause,
     /// When to try again, in seconds, at least 1.
     pub retry_after_s: u64,
-    /// It was not said lately.
-    pub say: bool,
 }
 
 impl Refusal {
     fn for_want_of_a_token(no_token: NoToken) -> Self {
         let retry_after_s = no_token.wait_ms.div_ceil(1000);
-        Self { cause: Cause::Rate, retry_after_s, say: no_token.say }
+        Self { cause: Cause::Rate, retry_after_s }
     }
+
+    const fn full(cause: Cause) -> Self {
+        Self { cause, retry_after_s: RETRY_WHEN_FULL_S }
+    }
+
+    /// One that is not upgraded goes, because there are too many.
+    pub const VISITORS: Self = Self::full(Cause::Visitors);
 }
 
 /// Counts callers for all workers.
@@ -178,9 +181,6 @@ impl Admission {
             handshakes: Rates::new(limits.handshake_rate, hasher.clone()),
             holdings: HashMap::with_hasher(hasher),
             live: 0,
-            silent_until: 0,
-            visitors_silent_until: 0,
-            latest_ms: 0,
         };
         Arc::new(Self { proxies, tables: Mutex::new(tables) })
     }
@@ -229,12 +229,10 @@ impl Admission {
     /// # Errors
     ///
     /// Too many connections of this address are not upgraded yet.
-    pub fn enter(self: &Arc<Self>, now: Millis, peer: IpAddr) -> Result<Pass, Refusal> {
+    pub fn enter(self: &Arc<Self>, peer: IpAddr) -> Result<Pass, Refusal> {
         let mut pass = Pass { admission: self.clone(), standing: Standing::Unknown };
-        if contains(&self.proxies.proxy_protocol, peer) {
-            self.tables().latest_ms = now;
-        } else {
-            pass.visit(Some(now), peer)?;
+        if !contains(&self.proxies.proxy_protocol, peer) {
+            pass.name(peer)?;
         }
         Ok(pass)
     }
@@ -248,11 +246,6 @@ impl Admission {
         let left = limits.max_sockets.saturating_sub(tables.live);
         let room = left.min(limits.max_visitors).max(limits.max_visitors.min(MIN_ROOM));
         (room / workers.max(1)).max(1)
-    }
-
-    /// One that is not upgraded goes, because there are too many.
-    pub fn refuse_visitor(&self, now: Millis) -> Refusal {
-        full(Cause::Visitors, &mut self.tables().visitors_silent_until, now)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -285,13 +278,8 @@ impl Pass {
     ///
     /// As [`Admission::enter`].
     pub fn name(&mut self, caller: IpAddr) -> Result<(), Refusal> {
-        self.visit(None, caller)
-    }
-
-    fn visit(&mut self, now: Option<Millis>, caller: IpAddr) -> Result<(), Refusal> {
         let unknown = contains(&self.admission.proxies.forwarded_for, caller);
         let mut tables = self.admission.tables();
-        tables.latest_ms = now.unwrap_or(tables.latest_ms);
         tables.leave(self.standing);
         self.standing = Standing::Unknown;
         if !unknown {
@@ -322,7 +310,7 @@ impl Pass {
         let address = Address::from(caller);
         let mut tables = self.admission.tables();
         tables.take_token(now, address)?;
-        tables.take_place(now, address)?;
+        tables.take_place(address)?;
         tables.leave(self.standing);
         self.standing = Standing::Live(address);
         Ok(())
@@ -354,12 +342,6 @@ struct Tables {
     /// Has an address for as long as it has connections, so descriptors bound it.
     holdings: HashMap<Address, Holding, RandomState>,
     live: usize,
-    /// It is not said until then that the process is full.
-    silent_until: Millis,
-    /// Nor that it has too many sockets that are not upgraded.
-    visitors_silent_until: Millis,
-    /// The time of the last accept.
-    latest_ms: Millis,
 }
 
 /// What an address has.
@@ -367,8 +349,6 @@ struct Tables {
 struct Holding {
     live: u32,
     visitors: u32,
-    /// It is not said until then that it has too many.
-    silent_until: Millis,
 }
 
 impl Tables {
@@ -377,11 +357,10 @@ impl Tables {
     }
 
     fn visit(&mut self, address: Address) -> Result<Standing, Refusal> {
-        let now = self.latest_ms;
         let max = self.limits.max_per_address.unwrap_or(usize::MAX).max(MIN_VISITORS);
         let holding = self.holding(address);
         if holding.visitors as usize >= max {
-            return Err(full(Cause::VisitorsOfAddress, &mut holding.silent_until, now));
+            return Err(Refusal::full(Cause::VisitorsOfAddress));
         }
         holding.visitors += 1;
         Ok(Standing::Visitor(address))
@@ -391,15 +370,14 @@ impl Tables {
         self.rates.take(now, address).map_err(Refusal::for_want_of_a_token)
     }
 
-    fn take_place(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {
+    fn take_place(&mut self, address: Address) -> Result<(), Refusal> {
         if self.live >= self.limits.max_connections {
-            return Err(full(Cause::Connections, &mut self.silent_until, now));
+            return Err(Refusal::full(Cause::Connections));
         }
         let max = self.limits.max_per_address.unwrap_or(usize::MAX);
-        if let Some(holding) = self.holdings.get_mut(&address)
-            && holding.live as usize >= max
-        {
-            return Err(full(Cause::ConnectionsOfAddress, &mut holding.silent_until, now));
+        let of_address = self.holdings.get(&address).map_or(0, |holding| holding.live);
+        if of_address as usize >= max {
+            return Err(Refusal::full(Cause::ConnectionsOfAddress));
         }
         self.holding(address).live += 1;
         self.live += 1;
@@ -421,14 +399,6 @@ impl Tables {
         }
         self.live = self.live.saturating_sub(live as usize);
     }
-}
-
-fn full(cause: Cause, silent_until: &mut Millis, now: Millis) -> Refusal {
-    let say = *silent_until <= now;
-    if say {
-        *silent_until = now + SILENCE_MS;
-    }
-    Refusal { cause, retry_after_s: RETRY_WHEN_FULL_S, say }
 }
 
 #[cfg(test)]

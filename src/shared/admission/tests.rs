@@ -19,7 +19,7 @@ fn admission(max_connections: usize, max_per_address: Option<usize>) -> Arc<Admi
 
 /// Accepted and upgraded.
 fn come(admission: &Arc<Admission>, now: Millis, address: &str) -> Result<Pass, Refusal> {
-    let mut pass = admission.enter(now, ip(address))?;
+    let mut pass = admission.enter(ip(address))?;
     pass.admit(now, ip(address))?;
     Ok(pass)
 }
@@ -34,7 +34,7 @@ fn places_of_the_process() {
     let one = come(&admission, 0, "192.0.2.1").unwrap();
     let two = come(&admission, 0, "192.0.2.2").unwrap();
     let refusal = come(&admission, 0, "192.0.2.3").unwrap_err();
-    assert_eq!(refusal, Refusal { cause: Cause::Connections, retry_after_s: 10, say: true });
+    assert_eq!(refusal, Refusal { cause: Cause::Connections, retry_after_s: 10 });
     assert_eq!((admission.live(), admission.addresses()), (2, 2), "nothing is left of the third");
     drop(one);
     let three = come(&admission, 0, "192.0.2.3").unwrap();
@@ -76,18 +76,16 @@ fn visitors_of_an_address() {
     for (max_per_address, expected) in [(Some(40), 40), (Some(1), MIN_VISITORS)] {
         let admission = admission(1000, max_per_address);
         let mut here: Vec<Pass> =
-            (0..expected).map(|_| admission.enter(0, ip("192.0.2.1")).unwrap()).collect();
-        let refusal = admission.enter(0, ip("::ffff:192.0.2.1")).unwrap_err();
-        assert_eq!((refusal.cause, refusal.say), (Cause::VisitorsOfAddress, true));
-        assert!(!admission.enter(59_999, ip("192.0.2.1")).unwrap_err().say);
-        assert!(admission.enter(60_000, ip("192.0.2.1")).unwrap_err().say);
-        admission.enter(0, ip("192.0.2.2")).unwrap();
+            (0..expected).map(|_| admission.enter(ip("192.0.2.1")).unwrap()).collect();
+        let refusal = admission.enter(ip("::ffff:192.0.2.1")).unwrap_err();
+        assert_eq!(refusal.cause, Cause::VisitorsOfAddress);
+        admission.enter(ip("192.0.2.2")).unwrap();
         here[0].admit(0, ip("192.0.2.1")).unwrap();
-        here.push(admission.enter(0, ip("192.0.2.1")).unwrap());
-        assert!(admission.enter(0, ip("192.0.2.1")).is_err());
+        here.push(admission.enter(ip("192.0.2.1")).unwrap());
+        assert!(admission.enter(ip("192.0.2.1")).is_err());
     }
     let admission = admission(1, None);
-    let many = (0..10_000).map(|_| admission.enter(0, ip("192.0.2.1")).unwrap());
+    let many = (0..10_000).map(|_| admission.enter(ip("192.0.2.1")).unwrap());
     assert_eq!(many.collect::<Vec<_>>().len(), 10_000, "off is off");
 }
 
@@ -107,8 +105,6 @@ fn visitors_have_what_live_connections_leave_of_the_sockets() {
     let few = AdmissionLimits { max_visitors: 10, max_sockets: 0, ..limits };
     admission.set(few);
     assert_eq!(shares(), [10, 5, 3, 1]);
-    let said = [0, 1, 59_999, 60_000].map(|now| admission.refuse_visitor(now).say);
-    assert_eq!(said, [true, false, false, true]);
 }
 
 #[test]
@@ -119,10 +115,10 @@ fn rates_come_before_places() {
     let one = come(&admission, 0, "192.0.2.1").unwrap();
     assert_eq!(cause(come(&admission, 0, "192.0.2.1")), Cause::Connections, "it cost a token");
     let refusal = come(&admission, 1, "192.0.2.1").unwrap_err();
-    assert_eq!(refusal, Refusal { cause: Cause::Rate, retry_after_s: 6, say: true });
+    assert_eq!(refusal, Refusal { cause: Cause::Rate, retry_after_s: 6 });
     drop(one);
     let refusal = come(&admission, 5001, "192.0.2.1").unwrap_err();
-    assert_eq!(refusal, Refusal { cause: Cause::Rate, retry_after_s: 1, say: false });
+    assert_eq!(refusal, Refusal { cause: Cause::Rate, retry_after_s: 1 });
     come(&admission, 6000, "192.0.2.1").unwrap();
 }
 
@@ -152,7 +148,7 @@ fn proxies_count_as_whom_they_speak_for() {
     let mut many: Vec<Pass> = (0..100)
         .map(|number| {
             let peer = if number % 2 == 0 { "::ffff:127.0.0.1" } else { "10.1.2.3" };
-            admission.enter(0, ip(peer)).unwrap()
+            admission.enter(ip(peer)).unwrap()
         })
         .collect();
     assert_eq!(admission.addresses(), 0);
