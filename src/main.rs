@@ -1,7 +1,7 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
 use pyrycode_relay::config::{Command, Config, Exit};
-use pyrycode_relay::control::assets;
+use pyrycode_relay::control::{assets, balancer};
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         Command::Alerts => print(args, assets::ALERTS),
         Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
         Command::Dockerfile => print(args, assets::DOCKERFILE),
+        Command::Haproxy => balancer::haproxy(args).and_then(|text| Err(told(text))),
+        Command::Nginx => balancer::nginx(args).and_then(|text| Err(told(text))),
     };
     let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };
     telemetry::with_patience(move || {

@@ -19,16 +19,22 @@ pub enum Command {
     SystemdUnit,
     /// Print a container file.
     Dockerfile,
+    /// Print a configuration of HAProxy for several relays.
+    Haproxy,
+    /// Print a configuration of nginx for several relays.
+    Nginx,
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 6] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 8] = [
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),
     ("systemd-unit", Command::SystemdUnit, "Print a hardened systemd unit"),
     ("dockerfile", Command::Dockerfile, "Print a container file"),
+    ("haproxy", Command::Haproxy, "Print a configuration of HAProxy in front of several relays"),
+    ("nginx", Command::Nginx, "Print one of nginx, and what it cannot do"),
 ];
 
 impl Command {

@@ -7,6 +7,7 @@
 //!   files or by ACME, that are renewed while the relay runs
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
+//! - [`balancer`]: configurations for HAProxy and nginx in front of several relays
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
@@ -28,6 +29,7 @@ mod worker_threads;
 
 pub mod acme;
 pub mod assets;
+pub mod balancer;
 pub mod certificate_manager;
 pub mod certificates;
 pub mod challenges;

@@ -140,6 +140,36 @@ impl Health<'_> {
     }
 }
 
+/// The answer to `/readyz` and `/readyz/404`: whether a balancer may lead new connections here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// It takes new connections.
+    pub ready: bool,
+    /// That it does not is told by 404, which HAProxy (`http-check disable-on-404`) takes for: lead
+    /// nobody new there, and leave those who are there.
+    pub or_404: bool,
+}
+
+impl Readiness {
+    /// Appends the whole answer, without its body if the method was HEAD.
+    pub fn write(self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
+        let (status, body) = match self {
+            Self { ready: true, .. } => ("200 OK", "ready\n"),
+            Self { or_404: false, .. } => ("503 Service Unavailable", "not ready\n"),
+            Self { or_404: true, .. } => ("404 Not Found", "not ready\n"),
+        };
+        line(out, &["HTTP/1.1 ", status]);
+        line(out, &["Content-Type: text/plain; charset=utf-8"]);
+        line(out, &["Cache-Control: no-store"]);
+        line(out, &["Connection: ", if keep_alive { "keep-alive" } else { "close" }]);
+        line(out, &["Content-Length: ", &body.len().to_string()]);
+        line(out, &[]);
+        if !head_only {
+            out.extend_from_slice(body.as_bytes());
+        }
+    }
+}
+
 /// Appends the 101 with this `Sec-WebSocket-Accept` (RFC 6455, section 4.2.2).
 pub fn write_switching_protocols(out: &mut Vec<u8>, accept_key: &[u8; 28]) {
     line(out, &["HTTP/1.1 101 Switching Protocols"]);

@@ -178,6 +178,7 @@ impl Admission {
             handshakes: Rates::new(limits.handshake_rate, hasher.clone()),
             holdings: HashMap::with_hasher(hasher),
             live: 0,
+            draining: false,
             silent_until: 0,
             visitors_silent_until: 0,
             latest_ms: 0,
@@ -191,6 +192,17 @@ impl Admission {
         tables.limits = limits;
         tables.rates.set(limits.rate);
         tables.handshakes.set(limits.handshake_rate);
+    }
+
+    /// Whether everybody who asks for an upgrade is turned away from now on.
+    pub fn set_draining(&self, draining: bool) {
+        self.tables().draining = draining;
+    }
+
+    /// Whether everybody who asks for an upgrade is turned away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.tables().draining
     }
 
     /// The limits that apply.
@@ -354,6 +366,8 @@ struct Tables {
     /// Has an address for as long as it has connections, so descriptors bound it.
     holdings: HashMap<Address, Holding, RandomState>,
     live: usize,
+    /// The operator sends everybody away.
+    draining: bool,
     /// It is not said until then that the process is full.
     silent_until: Millis,
     /// Nor that it has too many sockets that are not upgraded.
