@@ -1,6 +1,6 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
-use pyrycode_relay::config::{Command, Config, Exit};
+use pyrycode_relay::config::{Command, Config, Exit, Operator};
 use pyrycode_relay::control::assets;
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Serve => serve(args),
         Command::Check => check(args),
         Command::Status => status(args),
+        Command::Operate => operate(args),
         Command::Grafana => print(args, assets::GRAFANA),
         Command::Alerts => print(args, assets::ALERTS),
         Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
@@ -47,6 +48,10 @@ fn check(args: Vec<OsString>) -> Result<(), Exit> {
 
 fn status(args: Vec<OsString>) -> Result<(), Exit> {
     Err(told(control::status(&Config::from_args(args)?)?))
+}
+
+fn operate(args: Vec<OsString>) -> Result<(), Exit> {
+    control::operate(&Operator::from_args(args)?)
 }
 
 /// Prints a text that takes no flags.

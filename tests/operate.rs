@@ -11,6 +11,8 @@
 )]
 
 mod common;
+#[path = "operate/control.rs"]
+mod control;
 #[path = "operate/rings.rs"]
 mod rings;
 #[path = "operate/trial.rs"]

@@ -125,6 +125,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("proxy-protocol-from", Needs::Nothing, "10.0.0.0/8", "10.1.0.0/16,::1/128", ""),
     ("trust-x-forwarded-for", Needs::Nothing, "10.0.0.0/8", "10.1.0.0/16,::1/128", ""),
     ("metrics-listen", Needs::Nothing, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:9090"),
+    ("control-socket", Needs::Nothing, "FOLDER/a.sock", "FOLDER/b.sock", ""),
     ("rate-limit", Needs::Nothing, "1/2s", "off", "20/6s"),
     ("handshake-rate", Needs::Nothing, "3/2s", "off", "60/1s"),
     ("max-connections", Needs::Nothing, "11", "22", "computed"),

@@ -11,6 +11,8 @@ pub enum Command {
     Check,
     /// Show how the relay that runs is doing.
     Status,
+    /// Operate the relay that runs, by its control socket.
+    Operate,
     /// Print a Grafana dashboard.
     Grafana,
     /// Print alert rules for Prometheus.
@@ -22,9 +24,10 @@ pub enum Command {
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 6] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 7] = [
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
+    ("drain", Command::Operate, "Have the relay that runs take nobody new and send everybody away"),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),
     ("systemd-unit", Command::SystemdUnit, "Print a hardened systemd unit"),
@@ -33,7 +36,7 @@ pub(super) const COMMANDS: [(&str, Command, &str); 6] = [
 
 impl Command {
     /// The command in `args`, of which the first is the program's name, and the arguments without
-    /// it.
+    /// it; with it where a parser of its own reads it, [`Operator`](super::Operator).
     pub fn split(args: impl IntoIterator<Item = OsString>) -> (Self, Vec<OsString>) {
         let mut args: Vec<OsString> = args.into_iter().collect();
         let named = args.get(1).and_then(|arg| {
@@ -43,6 +46,7 @@ impl Command {
                 .map(|(_, command, _)| *command)
         });
         match named {
+            Some(Self::Operate) => (Self::Operate, args),
             Some(command) => {
                 args.remove(1);
                 (command, args)

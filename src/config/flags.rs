@@ -114,6 +114,13 @@ pub(super) struct Flags {
     )]
     pub(super) metrics_listen: Option<units::OrOff<SocketAddr>>,
 
+    /// Unix socket by which the relay's user and root operate it while it runs, with commands such as
+    /// `drain`; empty for none [default: control.sock in $RUNTIME_DIRECTORY, none without that]
+    #[arg(
+        help_heading = "Watching it", long, value_name = "PATH", value_parser = control_socket
+    )]
+    pub(super) control_socket: Option<units::OrOff<PathBuf>>,
+
     /// Rate limit on one address's upgrade requests: a burst, and the time that refills one; or
     /// `off`
     #[arg(
@@ -271,6 +278,14 @@ pub(super) struct Flags {
     /// Certificate authorities to trust when talking to these, in tests.
     #[arg(long, value_name = "FILE", hide = true)]
     pub(super) fcm_ca: Option<PathBuf>,
+}
+
+/// A path, or nothing for none.
+fn control_socket(text: &str) -> Result<units::OrOff<PathBuf>, String> {
+    Ok(match text {
+        "" => units::OrOff::Off,
+        path => units::OrOff::On(path.into()),
+    })
 }
 
 impl Flags {

@@ -8,11 +8,14 @@
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
 //! - `monitoring`, [`process`]: metrics, health, status
+//! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
+//! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
 //! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
+mod drain;
 mod dump;
 mod explain;
 mod fleet;
@@ -20,10 +23,13 @@ mod listening;
 mod locked_memory;
 mod monitoring;
 mod notify;
+mod operate;
+mod operations;
 mod pem;
 mod port_owner;
 mod production;
 mod reload;
+mod socket;
 mod worker_threads;
 
 pub mod acme;
@@ -38,12 +44,17 @@ pub mod status;
 use crate::config::{Config, Exit, MetricsListen, TRIAL};
 use crate::telemetry::{self, Log};
 use crate::worker::ring;
+pub use operate::operate;
+
 use certificate_manager::CertificateManager;
+use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
 use fleet::{Fleet, Resources};
 use monitoring::Monitoring;
+use operations::Operations;
 use push::Push;
 use reload::Live;
+use socket::listener::{self, Bound};
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -95,6 +106,9 @@ pub fn check(config: &Config) -> Result<(), Exit> {
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     locked_memory::warn_of(config.workers, &plan);
     production::warn_of_privileges(config);
+    if let Some(path) = &config.control_socket {
+        listener::look(path)?;
+    }
     // Last, so that whoever looks while the relay runs knows that the rest is in order.
     listening::check(config)
 }
@@ -150,6 +164,7 @@ async fn supervise(
     let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;
     let mut user_1 = signal(SignalKind::user_defined1()).map_err(no_signals)?;
     let metrics_listener = config.metrics_listen.map(listening::for_metrics).transpose()?.flatten();
+    let control_socket = config.control_socket.as_deref().map(Bound::listen).transpose()?;
     let tls = manager.as_ref().map(CertificateManager::server_config);
     let certificates = manager.as_ref().map(CertificateManager::certificates);
     if let Some(manager) = manager {
@@ -158,8 +173,10 @@ async fn supervise(
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let resources = Resources { listeners, tls, push, epoch };
     let (fleet, mut ends) = Fleet::start(config, threads, resources);
+    let drain = Drain::new(fleet.clone());
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
+        drain: drain.clone(),
         log: log.log(),
         certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
@@ -170,6 +187,9 @@ async fn supervise(
     });
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
+    }
+    if let Some(bound) = control_socket {
+        tokio::spawn(socket::server::serve(bound, Arc::new(Operations { drain })));
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         production::warn_of_privileges(config);
