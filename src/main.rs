@@ -1,7 +1,7 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
-use pyrycode_relay::config::{Command, Config, Exit};
-use pyrycode_relay::control::{assets, balancer};
+use pyrycode_relay::config::{Command, Config, Exit, Operator};
+use pyrycode_relay::control::{STATUS_SCHEME, assets, balancer};
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Serve => serve(args),
         Command::Check => check(args),
         Command::Status => status(args),
+        Command::Operate => operate(args),
         Command::Grafana => print(args, assets::GRAFANA),
         Command::Alerts => print(args, assets::ALERTS),
         Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
@@ -48,7 +49,20 @@ fn check(args: Vec<OsString>) -> Result<(), Exit> {
 }
 
 fn status(args: Vec<OsString>) -> Result<(), Exit> {
+    let is_url = |arg: &OsString| arg.as_encoded_bytes().starts_with(STATUS_SCHEME.as_bytes());
+    let (urls, args): (Vec<_>, Vec<_>) = args.into_iter().partition(is_url);
+    if !urls.is_empty() {
+        // What else is there must be flags that the relay knows.
+        Config::from_args(args)?;
+        let urls: Vec<String> =
+            urls.into_iter().map(|url| url.to_string_lossy().into_owned()).collect();
+        return Err(told(control::status_of_all(&urls)?));
+    }
     Err(told(control::status(&Config::from_args(args)?)?))
+}
+
+fn operate(args: Vec<OsString>) -> Result<(), Exit> {
+    control::operate(&Operator::from_args(args)?)
 }
 
 /// Prints a text that takes no flags.

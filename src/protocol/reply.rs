@@ -36,6 +36,11 @@ pub enum Reply {
         /// When to try again, in seconds.
         retry_after_s: u64,
     },
+    /// 503: the operator sends everybody away.
+    Draining {
+        /// When to try again, in seconds.
+        retry_after_s: u64,
+    },
 }
 
 impl Reply {
@@ -55,6 +60,7 @@ impl Reply {
             Self::MisdirectedRequest => "the header Host names a host that is not served here",
             Self::TooManyRequests { .. } => "too many requests",
             Self::Unavailable { .. } => "too many connections",
+            Self::Draining { .. } => "the relay is being drained and takes nobody new",
         }
     }
 
@@ -70,7 +76,7 @@ impl Reply {
             Self::UpgradeRequired(_) => "426 Upgrade Required",
             Self::TooManyRequests { .. } => "429 Too Many Requests",
             Self::HeadTooLarge(_) => "431 Request Header Fields Too Large",
-            Self::Unavailable { .. } => "503 Service Unavailable",
+            Self::Unavailable { .. } | Self::Draining { .. } => "503 Service Unavailable",
         }
     }
 
@@ -82,7 +88,9 @@ impl Reply {
             Self::UnsupportedVersion => line(out, &["Sec-WebSocket-Version: 13"]),
             Self::MethodNotAllowed { allow } => line(out, &["Allow: ", allow]),
             Self::UpgradeRequired(_) => line(out, &["Upgrade: websocket"]),
-            Self::TooManyRequests { retry_after_s } | Self::Unavailable { retry_after_s } => {
+            Self::TooManyRequests { retry_after_s }
+            | Self::Unavailable { retry_after_s }
+            | Self::Draining { retry_after_s } => {
                 line(out, &["Retry-After: ", &retry_after_s.to_string()]);
             }
             _ => {}

@@ -25,6 +25,8 @@ const SILENCE_MS: Millis = 60_000;
 /// When to try again where all places are taken, in seconds: nobody knows when one is free, and
 /// with this an address that tries in vain stays within the default rate.
 const RETRY_WHEN_FULL_S: u64 = 10;
+/// When to try again while everybody is sent away, in seconds: by then a balancer leads elsewhere.
+const RETRY_WHEN_DRAINING_S: u64 = 5;
 /// Sockets that an address may always hold before they are upgraded, however few connections it
 /// may have after that: those that are turned away need one to learn it.
 const MIN_VISITORS: usize = 16;
@@ -134,6 +136,8 @@ pub enum Cause {
     VisitorsOfAddress,
     /// The process has too many sockets that are not upgraded.
     Visitors,
+    /// The operator sends everybody away.
+    Draining,
 }
 
 /// Somebody is turned away.
@@ -194,12 +198,12 @@ impl Admission {
         tables.handshakes.set(limits.handshake_rate);
     }
 
-    /// Whether everybody who asks for an upgrade is turned away from now on.
+    /// Whether every claim of a server-id is turned away from now on.
     pub fn set_draining(&self, draining: bool) {
         self.tables().draining = draining;
     }
 
-    /// Whether everybody who asks for an upgrade is turned away.
+    /// Whether every claim of a server-id is turned away.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.tables().draining
@@ -325,14 +329,19 @@ impl Pass {
     }
 
     /// The connection asks for an upgrade, on behalf of `caller`: takes one token, then one place
-    /// among the live connections.
+    /// among the live connections. While the relay is drained, a binary (`claims`) is turned away;
+    /// phones are not: the server-id that they ask for may still be here.
     ///
     /// # Errors
     ///
-    /// There is no token, or no place. What it counted as before it still does.
-    pub fn admit(&mut self, now: Millis, caller: IpAddr) -> Result<(), Refusal> {
+    /// There is no token, no place, or no claim is let in. What it counted as before it still does.
+    pub fn admit(&mut self, now: Millis, caller: IpAddr, claims: bool) -> Result<(), Refusal> {
         let address = Address::from(caller);
         let mut tables = self.admission.tables();
+        if claims && tables.draining {
+            let (cause, retry_after_s) = (Cause::Draining, RETRY_WHEN_DRAINING_S);
+            return Err(Refusal { cause, retry_after_s, say: false });
+        }
         tables.take_token(now, address)?;
         tables.take_place(now, address)?;
         tables.leave(self.standing);
@@ -366,7 +375,7 @@ struct Tables {
     /// Has an address for as long as it has connections, so descriptors bound it.
     holdings: HashMap<Address, Holding, RandomState>,
     live: usize,
-    /// The operator sends everybody away.
+    /// No binary is upgraded any more.
     draining: bool,
     /// It is not said until then that the process is full.
     silent_until: Millis,

@@ -42,6 +42,8 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
             "the relay has too many connections without an upgrade request, and its address has \
              the most of them"
         }
+        // The operator knows.
+        Cause::Draining => return,
     };
     warn!(%remote, path, err, "conn_cap_reached");
 }
@@ -162,7 +164,10 @@ impl Relay {
     /// where it is one of ours.
     fn log_answer(&self, key: Key, request: Option<&Request<'_>>, reply: Reply) {
         // Those are said elsewhere, and to everybody.
-        if matches!(reply, Reply::TooManyRequests { .. } | Reply::Unavailable { .. }) {
+        if matches!(
+            reply,
+            Reply::TooManyRequests { .. } | Reply::Unavailable { .. } | Reply::Draining { .. }
+        ) {
             return;
         }
         let known = request.filter(|request| request.route() != Route::NotFound);
@@ -192,12 +197,13 @@ impl Relay {
         let remote = connection.remote;
         let Some(pass) = &mut connection.pass else { return Err(gone) };
         let is_server = request.route() == Route::Server;
-        if let Err(refusal) = pass.admit(now, remote.0.ip()) {
+        if let Err(refusal) = pass.admit(now, remote.0.ip(), is_server) {
             log_refusal(remote, Some(request.path()), refusal);
             self.count_refusal(refusal.cause, is_server);
             let retry_after_s = refusal.retry_after_s;
             return Err(match refusal.cause {
                 Cause::Rate => Reply::TooManyRequests { retry_after_s },
+                Cause::Draining => Reply::Draining { retry_after_s },
                 _ => Reply::Unavailable { retry_after_s },
             });
         }
@@ -240,6 +246,7 @@ impl Relay {
             Cause::ConnectionsOfAddress => Series::RefusedOfAddress,
             Cause::VisitorsOfAddress => Series::RefusedVisitors,
             Cause::Visitors => Series::RefusedOldest,
+            Cause::Draining => Series::RefusedDraining,
             Cause::Rate => {
                 self.counters.count(Series::RegisterRateLimit);
                 match is_server {

@@ -18,6 +18,7 @@
 //! - [`ledger`]: what each connection is charged for (chapter 5)
 //! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
+//! - `departure`: everybody of some server-ids is sent away, because the operator wants it
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
@@ -36,6 +37,7 @@
 mod claims;
 mod closing;
 mod deadlines;
+mod departure;
 mod describe;
 mod faults;
 mod forward;
@@ -71,6 +73,7 @@ use admission::{Admission, Pass};
 use ahash::RandomState;
 use budget::{Budget, SharedBudget};
 use connection::{Connection, Population, Stage};
+pub use departure::SentAway;
 pub use describe::Described;
 use ledger::Ledger;
 use memory::Work;

@@ -162,6 +162,12 @@ impl Registry {
         self.entries.len()
     }
 
+    /// Keys of entries are less than this.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.entries.capacity()
+    }
+
     /// Whether every id is free.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -302,6 +308,11 @@ impl Registry {
         if entry.tenure != Tenure::Grace {
             return None;
         }
+        self.remove(key)
+    }
+
+    /// Frees an id at once, without grace. Its timer and its connections are the caller's.
+    pub fn remove(&mut self, key: EntryKey) -> Option<Entry> {
         let entry = self.entries.try_remove(key.0 as usize)?;
         self.by_id.remove(&entry.id);
         if self.entries.is_empty() {
