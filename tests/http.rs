@@ -157,6 +157,25 @@ async fn http_1_0_gets_healthz_without_a_host_and_is_then_hung_up_on() {
 }
 
 #[tokio::test]
+async fn readyz_is_answered_whatever_the_rate_and_a_drained_relay_would_say_so_by_404_too() {
+    let relay = Relay::start(&["--rate-limit", "1/1h"]).await;
+    let mut raw = Raw::connect(&relay).await;
+    for _ in 0..50 {
+        for path in ["/readyz", "/readyz/404", "/readyz?x"] {
+            raw.send(Request::get(path)).await;
+            let answer = raw.response().await;
+            assert_eq!((answer.status, answer.body.as_slice()), (200, &b"ready\n"[..]), "{path}");
+            assert_eq!(answer.header("Cache-Control"), Some("no-store"));
+        }
+    }
+    raw.send(Request::get("/readyz").method("HEAD").header("Connection", "close")).await;
+    assert_eq!(raw.response_head().await.expect("an answer").status, 200);
+    assert_eq!(raw.assert_ended().await, End::Fin);
+    assert_status(&relay, Request::get("/readyz").method("POST"), 405, "POST").await;
+    assert_status(&relay, Request::get("/readyz/503"), 404, "another path").await;
+}
+
+#[tokio::test]
 async fn anything_else_is_404() {
     let relay = Relay::start(&[]).await;
     let paths = [

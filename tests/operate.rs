@@ -11,6 +11,8 @@
 )]
 
 mod common;
+#[path = "operate/control.rs"]
+mod control;
 #[path = "operate/rings.rs"]
 mod rings;
 #[path = "operate/trial.rs"]
@@ -64,11 +66,15 @@ async fn commands_print_what_belongs_to_other_tools() {
         ("alerts", "# Alert rules", "- alert: PyrycodeRelayDown"),
         ("systemd-unit", "# A systemd unit", "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
         ("dockerfile", "# A container file", "USER 65532"),
+        // These two have flags of their own; see tests/limits/balancer.rs.
+        ("haproxy --relay a=10.0.0.1:80", "# HAProxy", "server a 10.0.0.1:80 id"),
+        ("nginx --relay a=10.0.0.1:80", "# nginx", "server 10.0.0.1:80 max_fails"),
     ] {
-        let exit = run(&[name]).await;
+        let words: Vec<&str> = name.split(' ').collect();
+        let exit = run(&words).await;
         assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""), "{name}");
         assert!(exit.stdout.starts_with(begins) && exit.stdout.contains(holds), "{name}");
-        let exit = run(&[name, "--grace=x"]).await;
+        let exit = run(&[&words[..], &["--grace=x"]].concat()).await;
         assert!(refusal(&exit).contains("--grace"), "{name}");
     }
 }
@@ -137,6 +143,29 @@ async fn status_tells_how_the_relay_is_doing_or_that_there_is_none() {
     assert_eq!(exit.status.code(), Some(1));
     assert!(exit.stderr.contains("--metrics-listen"), "{}", exit.stderr);
     assert_eq!(exit.stderr.lines().count(), 1);
+}
+
+#[tokio::test]
+async fn status_of_several_relays_is_one_table_with_their_sums() {
+    let mut relays = Vec::new();
+    let mut urls = Vec::new();
+    for id in ["one", "two"] {
+        let relay = Relay::start(&["--metrics-listen", "127.0.0.1:0"]).await;
+        let line = relay.wait_for_log("listening_for_metrics").await;
+        urls.push(format!("http://{}", line.get("remote").unwrap()));
+        relays.push((Raw::binary(&relay, id).await, relay));
+    }
+    let exit = run(&["status", &urls[0], &urls[1]]).await;
+    assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""));
+    let sum = exit.stdout.lines().find(|line| line.starts_with("Sum")).unwrap();
+    let figures: Vec<&str> = sum.split_whitespace().collect();
+    assert_eq!(figures[1..3], ["2", "2"], "ids and binaries: {}", exit.stdout);
+
+    relays.pop();
+    let exit = run(&["status", &urls[0], &urls[1]]).await;
+    assert_eq!(exit.status.code(), Some(1));
+    assert!(exit.stdout.contains("no answer"), "{}", exit.stdout);
+    assert!(refusal(&run(&["status", "http://nowhere"]).await).contains("http://HOST:PORT"));
 }
 
 #[tokio::test]
@@ -329,6 +358,12 @@ async fn production_refuses_plain_listening_and_wants_a_word_on_other_instances(
     alone.env_remove("PYRYCODE_RELAY_SINGLE_INSTANCE");
     let exit = Process::spawn(alone).wait_exit(SOON).await;
     assert!(refusal(&exit).contains("PYRYCODE_RELAY_SINGLE_INSTANCE=1"), "{}", exit.stderr);
+    let mut one_of_many = stage.command(&relay, &["check"]);
+    one_of_many.args(stage.tls_args());
+    one_of_many.env_remove("PYRYCODE_RELAY_SINGLE_INSTANCE");
+    one_of_many.env("PYRYCODE_RELAY_ONE_OF_MANY", "1");
+    let exit = Process::spawn(one_of_many).wait_exit(SOON).await;
+    assert!(!exit.stderr.contains("ONE_OF_MANY"), "{}", exit.stderr);
 }
 
 #[tokio::test]

@@ -125,6 +125,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("proxy-protocol-from", Needs::Nothing, "10.0.0.0/8", "10.1.0.0/16,::1/128", ""),
     ("trust-x-forwarded-for", Needs::Nothing, "10.0.0.0/8", "10.1.0.0/16,::1/128", ""),
     ("metrics-listen", Needs::Nothing, "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:9090"),
+    ("control-socket", Needs::Nothing, "FOLDER/a.sock", "FOLDER/b.sock", ""),
     ("rate-limit", Needs::Nothing, "1/2s", "off", "20/6s"),
     ("handshake-rate", Needs::Nothing, "3/2s", "off", "60/1s"),
     ("max-connections", Needs::Nothing, "11", "22", "computed"),
@@ -535,8 +536,12 @@ fn where_there_may_be_other_instances_a_word_is_wanted() {
         output(command)
     };
     assert_refused(&check(&[]), &["FLY_APP_NAME is set", "PYRYCODE_RELAY_SINGLE_INSTANCE=1"]);
-    let checked = check(&[("SINGLE_INSTANCE", "1")]);
-    assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    for word in ["SINGLE_INSTANCE", "ONE_OF_MANY"] {
+        let checked = check(&[(word, "1")]);
+        assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stderr));
+    }
+    let both = check(&[("SINGLE_INSTANCE", "1"), ("ONE_OF_MANY", "1")]);
+    assert_refused(&both, &["PYRYCODE_RELAY_SINGLE_INSTANCE", "leave one of them out"]);
 }
 
 /// Nobody, by its number.

@@ -153,6 +153,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Three relays behind HAProxy: what is felt while relays and balancers come and go [2 min]
+    ///
+    /// Starts all of them on this machine, HAProxy with the configuration that `pyrycode-relay haproxy`
+    /// prints. Each server-id has a binary, a phone that stays, and phones that come, ask and go; all
+    /// of them dial again when their connection ends. Every frame is checked.
+    Cluster(Tour),
     /// Serves as the relay that a Rust developer would write first
     Baseline {
         #[command(flatten)]
@@ -176,6 +182,32 @@ pub(crate) enum Command {
     Agent,
     #[command(hide = true)]
     Launch(Launch),
+}
+
+/// What is done to a cluster.
+#[derive(Debug, Args)]
+pub(crate) struct Tour {
+    /// Server-ids
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub(crate) ids: u32,
+    /// How long to look on after each change
+    #[arg(long, default_value_t = 6.0, value_parser = positive)]
+    pub(crate) seconds: f64,
+    /// Only scenarios whose names contain this
+    #[arg(long, value_name = "NAME")]
+    pub(crate) scenario: Vec<String>,
+    /// The balancer speaks no TLS
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// The relay's executable [default: the one that was built beside this tool]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) relay: Option<PathBuf>,
+    /// Leave configurations and logs in this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How fast phones ask.

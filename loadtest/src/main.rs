@@ -11,6 +11,7 @@
 //! - [`agents`], [`spec`], [`lines`]: the processes that play the peers, and what they are told
 //! - [`crowd`], [`peers`], [`play`], [`frame`]: the peers of one such process, and every check
 //! - [`net`], [`wire`], [`codec`], [`tls`]: their connections
+//! - [`cluster`]: several relays behind HAProxy, and what is felt while they come and go
 //! - [`faults`]: peers that misbehave beside them; [`hostile`]: attacks, and what bystanders feel of
 //!   them; [`peer`]: one of either
 
@@ -18,6 +19,7 @@ mod agents;
 mod baseline;
 mod cgroup;
 mod cli;
+mod cluster;
 mod codec;
 mod compare;
 mod crowd;

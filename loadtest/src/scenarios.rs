@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::run;
 use crate::spec::{Play, Shape};
 use crate::tls::certificate::server_config;
-use crate::{Outcome, agents, baseline, floor, hostile, launch, page, table};
+use crate::{Outcome, agents, baseline, cluster, floor, hostile, launch, page, table};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
             }
             Ok(())
         }
+        Command::Cluster(tour) => cluster::run(&tour),
         Command::Baseline { serve, tls_cert, tls_key } => {
             let files = tls_cert.zip(tls_key);
             let tls = files.map(|(cert, key)| server_config(&cert, &key)).transpose()?;

@@ -452,7 +452,7 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
     }
 }
 
-fn free_address() -> Outcome<SocketAddr> {
+pub(crate) fn free_address() -> Outcome<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 

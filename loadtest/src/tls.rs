@@ -131,6 +131,11 @@ impl Dialler {
         Ok(Self { config: Arc::new(config), name, of_peers: offer.resume.then(HashMap::new) })
     }
 
+    /// What each connection begins with, and the name that it expects.
+    pub(crate) fn parts(&self) -> (Arc<ClientConfig>, ServerName<'static>) {
+        (Arc::clone(&self.config), self.name.clone())
+    }
+
     /// The TLS of one connection of this peer.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ pub enum Command {
     Check,
     /// Show how the relay that runs is doing.
     Status,
+    /// Operate the relay that runs, by its control socket.
+    Operate,
     /// Print a Grafana dashboard.
     Grafana,
     /// Print alert rules for Prometheus.
@@ -19,21 +21,32 @@ pub enum Command {
     SystemdUnit,
     /// Print a container file.
     Dockerfile,
+    /// Print a configuration of HAProxy for several relays.
+    Haproxy,
+    /// Print a configuration of nginx for several relays.
+    Nginx,
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 6] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 9] = [
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
-    ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
+    (
+        "status",
+        Command::Status,
+        "Show how the relay on --metrics-listen is doing, or several: status http://HOST:PORT …",
+    ),
+    ("drain", Command::Operate, "Have the relay that runs take nobody new and send everybody away"),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),
     ("systemd-unit", Command::SystemdUnit, "Print a hardened systemd unit"),
     ("dockerfile", Command::Dockerfile, "Print a container file"),
+    ("haproxy", Command::Haproxy, "Print a configuration of HAProxy in front of several relays"),
+    ("nginx", Command::Nginx, "Print one of nginx, and what it cannot do"),
 ];
 
 impl Command {
     /// The command in `args`, of which the first is the program's name, and the arguments without
-    /// it.
+    /// it; with it where a parser of its own reads it, [`Operator`](super::Operator).
     pub fn split(args: impl IntoIterator<Item = OsString>) -> (Self, Vec<OsString>) {
         let mut args: Vec<OsString> = args.into_iter().collect();
         let named = args.get(1).and_then(|arg| {
@@ -43,6 +56,7 @@ impl Command {
                 .map(|(_, command, _)| *command)
         });
         match named {
+            Some(Self::Operate) => (Self::Operate, args),
             Some(command) => {
                 args.remove(1);
                 (command, args)

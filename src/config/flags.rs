@@ -114,6 +114,13 @@ pub(super) struct Flags {
     )]
     pub(super) metrics_listen: Option<units::OrOff<SocketAddr>>,
 
+    /// Unix socket by which the relay's user and root operate it while it runs, with commands such as
+    /// `drain`; empty for none [default: control.sock in $RUNTIME_DIRECTORY, none without that]
+    #[arg(
+        help_heading = "Watching it", long, value_name = "PATH", value_parser = control_socket
+    )]
+    pub(super) control_socket: Option<units::OrOff<PathBuf>>,
+
     /// Rate limit on one address's upgrade requests: a burst, and the time that refills one; or
     /// `off`
     #[arg(
@@ -273,6 +280,14 @@ pub(super) struct Flags {
     pub(super) fcm_ca: Option<PathBuf>,
 }
 
+/// A path, or nothing for none.
+fn control_socket(text: &str) -> Result<units::OrOff<PathBuf>, String> {
+    Ok(match text {
+        "" => units::OrOff::Off,
+        path => units::OrOff::On(path.into()),
+    })
+}
+
 impl Flags {
     /// Reads `args`, of which the first is the program's name. As in Go's `flag` package one dash
     /// is as good as two, and of a flag that is given twice the last counts.
@@ -331,7 +346,8 @@ pub(super) fn command() -> clap::Command {
              PYRYCODE_RELAY_MAX_PHONES=8. A flag overrides a variable, which overrides the file \
              of --config. PYRYCODE_RELAY_PRODUCTION=1 refuses settings that are unsafe in production; \
              it requires PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that no other relay serves the \
-             same daemons. PYRYCODE_RELAY_FCM_CREDENTIALS is the key to push messages, or the \
+             same daemons, or PYRYCODE_RELAY_ONE_OF_MANY=1 to confirm that a balancer sends each \
+             server-id to one of them. PYRYCODE_RELAY_FCM_CREDENTIALS is the key to push messages, or the \
              path to it.\n\n\
              A DURATION is written 500ms, 30s, 1m30s or 2h, and is 1ms to 24h. A SIZE is written \
              64KiB, 256MiB, 1GiB (or kB, MB, GB, or plain bytes).\n\n\

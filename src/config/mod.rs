@@ -5,10 +5,12 @@
 
 mod capacity;
 mod command;
+pub(crate) mod command_line;
 mod flags;
 mod listen;
 mod machine;
 mod networks;
+mod operations;
 mod ring_features;
 mod show;
 mod sources;
@@ -25,6 +27,7 @@ pub use capacity::Capacity;
 pub use command::Command;
 pub use flags::help;
 pub use ipnet::IpNet;
+pub use operations::{Operation, Operator};
 pub use ring_features::RingFeatures;
 pub use show::Setting;
 pub use sources::Origin;
@@ -57,6 +60,11 @@ pub(crate) const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencryp
 /// The folder that holds [`CERT_CACHE_FOLDER`] where systemd gives none.
 const DEFAULT_STATE_FOLDER: &str = "/var/lib/pyrycode-relay";
 const CERT_CACHE_FOLDER: &str = "certificates";
+/// The name of the control socket in the folder that systemd gives the service.
+const CONTROL_SOCKET: &str = "control.sock";
+/// The folder that the unit asks systemd for; where commands look for the socket of a relay that
+/// runs as a service, of whose variables their shell knows nothing.
+const DEFAULT_RUNTIME_FOLDER: &str = "/run/pyrycode-relay";
 /// The most that `--workers` may ask for, and the most that the default takes.
 const MAX_WORKERS: usize = 1024;
 /// The least that `--memory-budget` may be.
@@ -77,6 +85,8 @@ pub struct Config {
     pub https: Option<Https>,
     /// Where to serve metrics and the status page.
     pub metrics_listen: Option<MetricsListen>,
+    /// The socket by which the relay is operated while it runs.
+    pub control_socket: Option<PathBuf>,
     /// Worker threads: at least 1, at most 1024.
     pub workers: usize,
     /// What the workers' rings may ask of the kernel.
@@ -111,6 +121,9 @@ pub struct Config {
     pub may_be_one_of_many: bool,
     /// The operator says that this is the only relay of its server-ids.
     pub single_instance: bool,
+    /// The operator says that it is one of several, and that a balancer sends each server-id to one
+    /// of them; never beside `single_instance`.
+    pub one_of_many: bool,
     /// A service account's key as JSON, or the path to it; without it nobody is woken.
     pub fcm_credentials: Option<Secret>,
     /// Where wake requests go, if not to Google.
@@ -368,6 +381,10 @@ impl Config {
             insecure,
             https,
             metrics_listen: metrics_listen(&flags),
+            control_socket: match &flags.control_socket {
+                None => environment.runtime_folder.as_deref().map(in_runtime_folder),
+                Some(given) => given.clone().on(),
+            },
             workers,
             ring_features: flags.io_uring_without,
             cpus: machine.cpus,
@@ -382,6 +399,7 @@ impl Config {
             production: environment.production,
             may_be_one_of_many: environment.may_be_one_of_many,
             single_instance: environment.single_instance,
+            one_of_many: environment.one_of_many,
             fcm_credentials: environment.fcm_credentials.clone(),
             fcm_endpoints,
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
@@ -423,22 +441,45 @@ struct Environment {
     /// Fly.io names the app in every machine of it, and `fly scale count` adds machines.
     may_be_one_of_many: bool,
     single_instance: bool,
+    one_of_many: bool,
     fcm_credentials: Option<Secret>,
     /// The folder that systemd gives the service (systemd.exec(5), `StateDirectory=`).
     state_folder: Option<PathBuf>,
+    /// The same for what does not outlive it (`RuntimeDirectory=`).
+    runtime_folder: Option<PathBuf>,
 }
 
 impl Environment {
     fn observe() -> Result<Self, Exit> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let (single_instance, one_of_many) =
+            (switch("PYRYCODE_RELAY_SINGLE_INSTANCE")?, switch("PYRYCODE_RELAY_ONE_OF_MANY")?);
+        if single_instance && one_of_many {
+            return Err(Exit::refusal(
+                "PYRYCODE_RELAY_SINGLE_INSTANCE says that this is the only relay, and \
+                 PYRYCODE_RELAY_ONE_OF_MANY that it is not; leave one of them out",
+            ));
+        }
         Ok(Self {
             production: switch("PYRYCODE_RELAY_PRODUCTION")?,
             may_be_one_of_many: variable("FLY_APP_NAME").is_some(),
-            single_instance: switch("PYRYCODE_RELAY_SINGLE_INSTANCE")?,
+            single_instance,
+            one_of_many,
             fcm_credentials: variable("PYRYCODE_RELAY_FCM_CREDENTIALS").map(Secret),
             state_folder: variable("STATE_DIRECTORY").map(PathBuf::from),
+            runtime_folder: runtime_folder(),
         })
     }
+}
+
+/// The folder that systemd gives the service for as long as it runs.
+fn runtime_folder() -> Option<PathBuf> {
+    std::env::var_os("RUNTIME_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+/// The control socket in this folder.
+fn in_runtime_folder(folder: &Path) -> PathBuf {
+    folder.join(CONTROL_SOCKET)
 }
 
 /// A variable that is unset or exactly `1`.

@@ -43,6 +43,9 @@ impl Config {
                     "memory-budget" => &budget,
                     "max-connections" => &connections,
                     "max-connections-per-address" => self.explain_share(),
+                    "control-socket" if self.control_socket.is_some() => {
+                        "computed: in RUNTIME_DIRECTORY"
+                    }
                     "https-listen" if self.https.is_none() => {
                         "default; served with --domain, or --tls-cert and --tls-key"
                     }
@@ -105,6 +108,7 @@ impl Config {
             ("proxy-protocol-from", networks(&self.proxy_protocol_from)),
             ("trust-x-forwarded-for", networks(&self.trust_x_forwarded_for)),
             ("metrics-listen", self.metrics_listen.map_or(String::new(), |l| place(l.addr))),
+            ("control-socket", path(self.control_socket.as_ref())),
             ("rate-limit", rate(self.rate_limit)),
             ("handshake-rate", rate(self.handshake_rate)),
             ("max-connections", self.max_connections.to_string()),
@@ -152,9 +156,10 @@ impl Config {
         let push = if self.fcm_credentials.is_some() { "set, not shown" } else { "not set" };
         let _ = write!(
             out,
-            "production mode: {}; single instance: {}; push credentials: {push}",
+            "production mode: {}; single instance: {}; one of many: {}; push credentials: {push}",
             switch(self.production),
-            switch(self.single_instance)
+            switch(self.single_instance),
+            switch(self.one_of_many)
         );
         out
     }

@@ -15,11 +15,12 @@ use std::path::Path;
 /// What every variable begins with.
 const PREFIX: &str = "PYRYCODE_RELAY_";
 /// Variables that are no flag's.
-const OTHER_VARIABLES: [&str; 4] = [
+const OTHER_VARIABLES: [&str; 5] = [
     // Who builds it says so there.
     "PYRYCODE_RELAY_COMMIT",
     "PYRYCODE_RELAY_PRODUCTION",
     "PYRYCODE_RELAY_SINGLE_INSTANCE",
+    "PYRYCODE_RELAY_ONE_OF_MANY",
     "PYRYCODE_RELAY_FCM_CREDENTIALS",
 ];
 

@@ -54,6 +54,7 @@ fn bare_run_takes_the_documented_defaults() {
         }),
         rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
         handshake_rate: Some(RateLimit { burst: 60, refill_ms: 1000 }),
+        control_socket: None,
         capacity: Capacity {
             by_descriptors: 19_464,
             by_memory: 325_920,
@@ -67,6 +68,7 @@ fn bare_run_takes_the_documented_defaults() {
         production: false,
         may_be_one_of_many: false,
         single_instance: false,
+        one_of_many: false,
         fcm_credentials: None,
         fcm_endpoints: FcmEndpoints::default(),
         workers: 3,

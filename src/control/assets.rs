@@ -45,6 +45,31 @@ mod tests {
     }
 
     #[test]
+    fn several_relays_are_told_apart_or_added_up() {
+        let dashboard: serde_json::Value = serde_json::from_str(GRAFANA).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().unwrap() {
+                let query = target["expr"].as_str().unwrap();
+                let legend = target["legendFormat"].as_str().unwrap_or_default();
+                let aggregates = ["sum(", "min(", "max(", "histogram_quantile("];
+                let adds_up = aggregates.iter().any(|name| query.starts_with(name))
+                    || (query.starts_with("sum by (") && !query.starts_with("sum by (instance)"));
+                assert!(adds_up || legend.contains("{{instance}}"), "{query}");
+                let metrics = query.matches("pyrycode_relay_").count();
+                let metrics = metrics + query.matches("process_").count();
+                assert!(query.matches("instance=~\"$instance\"").count() >= metrics, "{query}");
+            }
+        }
+        // An alert is about one relay, whose name its summary says.
+        for alert in ALERTS.split("- alert: ").skip(1) {
+            assert!(alert.contains("{{ $labels.instance }}"), "{alert}");
+            let expression = alert.lines().find(|line| line.trim().starts_with("expr:")).unwrap();
+            let sums = expression.matches("sum by (").count();
+            assert_eq!(expression.matches("sum by (instance, job").count(), sums, "{expression}");
+        }
+    }
+
+    #[test]
     fn the_dashboard_is_json_with_a_place_for_each_panel() {
         let dashboard: serde_json::Value = serde_json::from_str(GRAFANA).unwrap();
         let panels = dashboard["panels"].as_array().unwrap();

@@ -6,7 +6,7 @@ use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
-use crate::relay::{Described, Owners, Settings};
+use crate::relay::{Described, Owners, SentAway, Settings};
 use crate::shared::admission::Admission;
 use crate::shared::budget::SharedBudget;
 use crate::worker::{Mail, ProxyHeaders, Start};
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 use tracing::error;
 
-/// How long a worker has to describe some of its connections.
-const DESCRIBE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker has to deal with some of its connections.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the workers are started with, beside the configuration.
 pub(super) struct Resources {
@@ -129,7 +129,20 @@ impl Fleet {
     pub(super) async fn describe(&self, worker: usize, first: usize) -> Option<Described> {
         let (done, mut answer) = unbounded_channel();
         self.mailboxes.get(worker)?.send(Mail::Describe { first, done }).ok()?;
-        tokio::time::timeout(DESCRIBE_PATIENCE, answer.recv()).await.ok()?
+        tokio::time::timeout(PATIENCE, answer.recv()).await.ok()?
+    }
+
+    /// Has a worker send away up to `most` of its server-ids from this slot on; `None` if it does not
+    /// answer.
+    pub(super) async fn send_away(
+        &self,
+        worker: usize,
+        first: usize,
+        most: usize,
+    ) -> Option<SentAway> {
+        let (done, mut answer) = unbounded_channel();
+        self.mailboxes.get(worker)?.send(Mail::SendAway { first, most, done }).ok()?;
+        tokio::time::timeout(PATIENCE, answer.recv()).await.ok()?
     }
 
     /// Has every worker shut down.

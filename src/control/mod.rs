@@ -7,12 +7,16 @@
 //!   files or by ACME, that are renewed while the relay runs
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
+//! - [`balancer`]: configurations for HAProxy and nginx in front of several relays
 //! - `monitoring`, [`process`]: metrics, health, status
+//! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
+//! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
 //! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
+mod drain;
 mod dump;
 mod explain;
 mod fleet;
@@ -20,14 +24,18 @@ mod listening;
 mod locked_memory;
 mod monitoring;
 mod notify;
+mod operate;
+mod operations;
 mod pem;
 mod port_owner;
 mod production;
 mod reload;
+mod socket;
 mod worker_threads;
 
 pub mod acme;
 pub mod assets;
+pub mod balancer;
 pub mod certificate_manager;
 pub mod certificates;
 pub mod challenges;
@@ -38,12 +46,17 @@ pub mod status;
 use crate::config::{Config, Exit, MetricsListen, TRIAL};
 use crate::telemetry::{self, Log};
 use crate::worker::ring;
+pub use operate::operate;
+
 use certificate_manager::CertificateManager;
+use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
 use fleet::{Fleet, Resources};
 use monitoring::Monitoring;
+use operations::Operations;
 use push::Push;
 use reload::Live;
+use socket::listener::{self, Bound};
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -53,6 +66,8 @@ use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 use worker_threads::WorkerThreads;
 
+/// What begins the URL of a relay that is asked how it is doing.
+pub const STATUS_SCHEME: &str = "http://";
 /// How often the log is asked for what it did not write.
 const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 
@@ -95,6 +110,9 @@ pub fn check(config: &Config) -> Result<(), Exit> {
     ring::probe().map_err(|error| failure(explain_no_ring(&error)))?;
     locked_memory::warn_of(config.workers, &plan);
     production::warn_of_privileges(config);
+    if let Some(path) = &config.control_socket {
+        listener::look(path)?;
+    }
     // Last, so that whoever looks while the relay runs knows that the rest is in order.
     listening::check(config)
 }
@@ -136,6 +154,30 @@ pub fn status(config: &Config) -> Result<String, Exit> {
     runtime.block_on(status::status(addr)).map_err(failure)
 }
 
+/// How the relays are doing whose metrics listeners have these URLs (`http://HOST:PORT`), in one
+/// table; and whether all of them answer.
+///
+/// # Errors
+///
+/// A URL is none; exit code 2.
+pub fn status_of_all(urls: &[String]) -> Result<(String, bool), Exit> {
+    let address = |url: &String| {
+        let rest = url.strip_prefix(STATUS_SCHEME).unwrap_or(url).trim_end_matches('/');
+        let port =
+            rest.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains('/'));
+        match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
+            Some(_) => Ok(rest.to_owned()),
+            None => Err(Exit::refusal(&format!("{url} is not http://HOST:PORT"))),
+        }
+    };
+    let addresses = urls.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failure(error.to_string()))?;
+    Ok(runtime.block_on(status::status_of_all(&addresses)))
+}
+
 /// Starts the workers and waits: for a signal, or for a worker that fails.
 // One list, in its order, of what a process has to do.
 #[allow(clippy::too_many_lines)]
@@ -153,6 +195,7 @@ async fn supervise(
     let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;
     let mut user_1 = signal(SignalKind::user_defined1()).map_err(no_signals)?;
     let metrics_listener = config.metrics_listen.map(listening::for_metrics).transpose()?.flatten();
+    let control_socket = config.control_socket.as_deref().map(Bound::listen).transpose()?;
     let tls = manager.as_ref().map(CertificateManager::server_config);
     let certificates = manager.as_ref().map(CertificateManager::certificates);
     if let Some(manager) = manager {
@@ -161,11 +204,14 @@ async fn supervise(
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
     let resources = Resources { listeners, tls, push, epoch };
     let (fleet, mut ends) = Fleet::start(config, threads, resources);
+    let drain = Drain::new(fleet.clone());
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
+        drain: drain.clone(),
         log: log.log(),
         certificates: certificates.clone(),
         memory_budget_bytes: config.memory_budget_bytes,
+        one_of_many: config.one_of_many,
         epoch,
         started_at: since_1970(epoch),
         draining: AtomicBool::new(false),
@@ -173,6 +219,9 @@ async fn supervise(
     });
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
+    }
+    if let Some(bound) = control_socket {
+        tokio::spawn(socket::server::serve(bound, Arc::new(Operations { drain })));
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         production::warn_of_privileges(config);

@@ -2,6 +2,7 @@
 //! `/readyz`, and the status page with its data.
 
 use super::certificates::Certificates;
+use super::drain::Drain;
 use super::fleet::Fleet;
 use super::{process, status};
 use crate::config::VERSION;
@@ -52,9 +53,12 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
 /// What there is to be told, and whom to ask.
 pub(super) struct Monitoring {
     pub(super) fleet: Fleet,
+    pub(super) drain: Arc<Drain>,
     pub(super) log: Log,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) memory_budget_bytes: u64,
+    /// A balancer sends each server-id to one of several relays, by the operator's word.
+    pub(super) one_of_many: bool,
     /// When the process's clock started.
     pub(super) epoch: Instant,
     /// The same by the wall clock, in seconds since 1970. Worked out once: a value that trembles
@@ -133,6 +137,9 @@ impl Monitoring {
             "/readyz" if self.draining() => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
             }
+            "/readyz" if self.drain.status().is_some() => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+            }
             "/readyz" => plain(StatusCode::OK, "ready\n"),
             "/status.json" => {
                 let snapshot = Snapshot::take(&self.fleet.metrics, self.process().await);
@@ -172,12 +179,15 @@ impl Monitoring {
     async fn process(&self) -> Process {
         self.take_census().await;
         let certificates = self.certificates.as_ref();
+        let drain = self.drain.status();
         Process {
             version: VERSION,
             started_at: self.started_at,
             uptime_seconds: self.epoch.elapsed().as_secs(),
-            ready: !self.draining(),
+            ready: !self.draining() && drain.is_none(),
             draining: self.draining(),
+            one_of_many: self.one_of_many,
+            drain,
             resident_bytes: process::resident_bytes(),
             open_descriptors: process::open_descriptors(),
             max_descriptors: process::max_descriptors(),

@@ -83,7 +83,9 @@ fn faults(privileges: Result<Privileges, String>) -> Vec<String> {
 }
 
 const ONE_INSTANCE: &str = "server-ids are known to one process alone, so two relays for the same daemons would \
-     split them; set PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that this is the only one";
+     split them; set PYRYCODE_RELAY_SINGLE_INSTANCE=1 to confirm that this is the only one, or \
+     PYRYCODE_RELAY_ONE_OF_MANY=1 to confirm that a balancer sends each server-id to one relay \
+     (`pyrycode-relay haproxy`)";
 
 /// Refuses in production what must not be there; elsewhere only what looks like one instance of
 /// many.
@@ -92,10 +94,11 @@ const ONE_INSTANCE: &str = "server-ids are known to one process alone, so two re
 ///
 /// The first fault, and how to mend it.
 pub(super) fn check(config: &Config) -> Result<(), Exit> {
-    if config.may_be_one_of_many && !config.single_instance {
+    let has_word = config.single_instance || config.one_of_many;
+    if config.may_be_one_of_many && !has_word {
         return Err(Exit::refusal(&format!(
-            "FLY_APP_NAME is set, so there may be other instances: {ONE_INSTANCE} (and keep `fly \
-             scale count` at 1)"
+            "FLY_APP_NAME is set, so there may be other instances: {ONE_INSTANCE} (with the \
+             former, keep `fly scale count` at 1)"
         )));
     }
     if !config.production {
@@ -107,7 +110,7 @@ pub(super) fn check(config: &Config) -> Result<(), Exit> {
              PYRYCODE_RELAY_PRODUCTION unset behind a proxy that does it",
         ));
     }
-    if !config.single_instance {
+    if !has_word {
         return Err(refusal(ONE_INSTANCE));
     }
     match faults(Privileges::observe()).first() {

@@ -90,11 +90,12 @@ families! {
         RegisterPhonesAtCap "kind=\"phones_at_cap\""
         RegisterRateLimit "kind=\"ratelimit\""
     }
-    "connections_refused_total" Counter process "Connections refused because a limit was reached (503, or aborted at once)." {
+    "connections_refused_total" Counter process "Connections refused because a limit was reached or the operator wants it (503, or aborted at once)." {
         RefusedConnections "cause=\"max_connections\""
         RefusedOfAddress "cause=\"max_connections_per_address\""
         RefusedVisitors "cause=\"not_upgraded_per_address\""
         RefusedOldest "cause=\"not_upgraded\""
+        RefusedDraining "cause=\"draining\""
     }
     "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""
@@ -143,6 +144,7 @@ families! {
         CloseTooBig "code=\"1009\",reason=\"too_big\""
         CloseHeartbeat "code=\"1011\",reason=\"heartbeat_timeout\""
         CloseBacklog "code=\"1011\",reason=\"phone_backlog_full\""
+        CloseDrained "code=\"1012\",reason=\"drained\""
         CloseNoServer "code=\"4404\",reason=\"no_server\""
         CloseReclaimed "code=\"4404\",reason=\"reclaimed\""
         CloseAlreadyClaimed "code=\"4409\",reason=\"already_claimed\""

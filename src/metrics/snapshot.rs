@@ -4,7 +4,7 @@ use super::delay::BOUNDS_US;
 use super::push::PushOutcome;
 use super::series::{FAMILIES, Family, Kind};
 use super::{Metrics, Series};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
@@ -21,6 +21,10 @@ pub struct Process {
     pub ready: bool,
     /// It was asked to stop.
     pub draining: bool,
+    /// It is one of several relays behind a balancer, by the operator's word.
+    pub one_of_many: bool,
+    /// How far it has come to send everybody away, if the operator wants that.
+    pub drain: Option<Drain>,
     /// Memory of its own that it holds.
     pub resident_bytes: u64,
     /// Descriptors that are open.
@@ -39,6 +43,15 @@ pub struct Process {
     pub certificate_expires_at: Option<u64>,
     /// CPU time of each worker, in seconds.
     pub worker_cpu_seconds: Vec<f64>,
+}
+
+/// How far the relay is drained while it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Server-ids that are still held or in grace.
+    pub server_ids_left: u64,
+    /// Server-ids that have been sent away since it began.
+    pub server_ids_sent_away: u64,
 }
 
 /// All of it at one moment.
@@ -235,8 +248,20 @@ impl Exposition {
             (
                 "ready",
                 Gauge,
-                "1 while all workers accept and the relay is not stopping.",
+                "1 while all workers accept and the relay is neither drained nor stopping.",
                 u64::from(process.ready),
+            ),
+            (
+                "draining",
+                Gauge,
+                "1 while the relay is drained (pyrycode-relay drain) or stops.",
+                u64::from(process.draining || process.drain.is_some()),
+            ),
+            (
+                "one_of_many",
+                Gauge,
+                "1 if the operator says that a balancer sends each server-id to one of several relays.",
+                u64::from(process.one_of_many),
             ),
             (
                 "max_connections",

@@ -30,6 +30,8 @@ impl Close {
     pub const TOO_BIG: Self = Self::new(1009, "");
     /// To both: no matching pong in time; also to the silent incumbent that lost a takeover.
     pub const HEARTBEAT_TIMEOUT: Self = Self::new(1011, "heartbeat timeout");
+    /// To both: the operator drains the relay, or has it restarted.
+    pub const SERVICE_RESTART: Self = Self::new(1012, "service restart");
     /// To a phone: its outbox went over its limit, or it held the largest backlog of a process
     /// that went over its memory budget.
     pub const BACKLOG_FULL: Self = Self::new(1011, "phone backlog full");

@@ -36,6 +36,11 @@ pub enum Reply {
         /// When to try again, in seconds.
         retry_after_s: u64,
     },
+    /// 503: the operator sends everybody away.
+    Draining {
+        /// When to try again, in seconds.
+        retry_after_s: u64,
+    },
 }
 
 impl Reply {
@@ -55,6 +60,7 @@ impl Reply {
             Self::MisdirectedRequest => "the header Host names a host that is not served here",
             Self::TooManyRequests { .. } => "too many requests",
             Self::Unavailable { .. } => "too many connections",
+            Self::Draining { .. } => "the relay is being drained and takes nobody new",
         }
     }
 
@@ -70,7 +76,7 @@ impl Reply {
             Self::UpgradeRequired(_) => "426 Upgrade Required",
             Self::TooManyRequests { .. } => "429 Too Many Requests",
             Self::HeadTooLarge(_) => "431 Request Header Fields Too Large",
-            Self::Unavailable { .. } => "503 Service Unavailable",
+            Self::Unavailable { .. } | Self::Draining { .. } => "503 Service Unavailable",
         }
     }
 
@@ -82,7 +88,9 @@ impl Reply {
             Self::UnsupportedVersion => line(out, &["Sec-WebSocket-Version: 13"]),
             Self::MethodNotAllowed { allow } => line(out, &["Allow: ", allow]),
             Self::UpgradeRequired(_) => line(out, &["Upgrade: websocket"]),
-            Self::TooManyRequests { retry_after_s } | Self::Unavailable { retry_after_s } => {
+            Self::TooManyRequests { retry_after_s }
+            | Self::Unavailable { retry_after_s }
+            | Self::Draining { retry_after_s } => {
                 line(out, &["Retry-After: ", &retry_after_s.to_string()]);
             }
             _ => {}
@@ -130,6 +138,36 @@ impl Health<'_> {
         let body = self.body();
         line(out, &["HTTP/1.1 200 OK"]);
         line(out, &["Content-Type: application/json; charset=utf-8"]);
+        line(out, &["Cache-Control: no-store"]);
+        line(out, &["Connection: ", if keep_alive { "keep-alive" } else { "close" }]);
+        line(out, &["Content-Length: ", &body.len().to_string()]);
+        line(out, &[]);
+        if !head_only {
+            out.extend_from_slice(body.as_bytes());
+        }
+    }
+}
+
+/// The answer to `/readyz` and `/readyz/404`: whether a balancer may lead new connections here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// It takes new connections.
+    pub ready: bool,
+    /// That it does not is told by 404, which HAProxy (`http-check disable-on-404`) takes for: lead
+    /// nobody new there, and leave those who are there.
+    pub or_404: bool,
+}
+
+impl Readiness {
+    /// Appends the whole answer, without its body if the method was HEAD.
+    pub fn write(self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
+        let (status, body) = match self {
+            Self { ready: true, .. } => ("200 OK", "ready\n"),
+            Self { or_404: false, .. } => ("503 Service Unavailable", "not ready\n"),
+            Self { or_404: true, .. } => ("404 Not Found", "not ready\n"),
+        };
+        line(out, &["HTTP/1.1 ", status]);
+        line(out, &["Content-Type: text/plain; charset=utf-8"]);
         line(out, &["Cache-Control: no-store"]);
         line(out, &["Connection: ", if keep_alive { "keep-alive" } else { "close" }]);
         line(out, &["Content-Length: ", &body.len().to_string()]);

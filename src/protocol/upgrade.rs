@@ -4,7 +4,7 @@
 //! lines), and what it forgives, request smuggling lives on: [`HeadScanner`] refuses it first.
 
 pub use super::fault::Fault;
-pub use super::reply::{Health, Reply, write_switching_protocols};
+pub use super::reply::{Health, Readiness, Reply, write_switching_protocols};
 
 use super::ids::ServerId;
 use std::fmt;
@@ -26,6 +26,10 @@ pub enum Route {
     Client,
     /// `/healthz`
     Healthz,
+    /// `/readyz`
+    Readyz,
+    /// `/readyz/404`
+    ReadyzOr404,
     /// Anything else.
     NotFound,
 }
@@ -287,6 +291,8 @@ impl<'b> Request<'b> {
             "/v1/server" => Route::Server,
             "/v1/client" => Route::Client,
             "/healthz" => Route::Healthz,
+            "/readyz" => Route::Readyz,
+            "/readyz/404" => Route::ReadyzOr404,
             _ => Route::NotFound,
         }
     }
@@ -320,12 +326,12 @@ impl<'b> Request<'b> {
         self.values("x-forwarded-for")
     }
 
-    /// Checks a request for `/healthz`.
+    /// Checks a request of a health checker.
     ///
     /// # Errors
     ///
     /// 405: the method is neither GET nor HEAD.
-    pub fn healthz(&self) -> Result<(), Reply> {
+    pub fn health_check(&self) -> Result<(), Reply> {
         match self.method {
             "GET" | "HEAD" => Ok(()),
             _ => Err(Reply::MethodNotAllowed { allow: "GET, HEAD" }),

@@ -96,6 +96,7 @@ fn series_of(close: Close) -> Series {
         Close::TOO_BIG => Series::CloseTooBig,
         Close::HEARTBEAT_TIMEOUT => Series::CloseHeartbeat,
         Close::BACKLOG_FULL => Series::CloseBacklog,
+        Close::SERVICE_RESTART => Series::CloseDrained,
         Close::NO_SERVER => Series::CloseNoServer,
         Close::RECLAIMED => Series::CloseReclaimed,
         Close::ALREADY_CLAIMED => Series::CloseAlreadyClaimed,

@@ -6,7 +6,9 @@ use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
 use crate::metrics::Series;
-use crate::protocol::upgrade::{self, HeadScanner, Health, Reply, Request, Route, Upgrade};
+use crate::protocol::upgrade::{
+    self, HeadScanner, Health, Readiness, Reply, Request, Route, Upgrade,
+};
 use crate::shared::admission::{Cause, Refusal};
 use crate::telemetry::Remote;
 use tracing::{debug, info, warn};
@@ -17,7 +19,7 @@ const MAX_ANSWERS_BYTES: usize = 16 * 1024;
 
 /// What one request comes to.
 enum Decision {
-    Health { head_only: bool, keep_alive: bool },
+    Report { route: Route, head_only: bool, keep_alive: bool },
     Refuse { reply: Reply, head_only: bool },
     Upgrade(Upgrade),
 }
@@ -36,6 +38,8 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
             "the relay has too many connections without an upgrade request, and its address has \
              the most of them"
         }
+        // The operator knows.
+        Cause::Draining => return,
     };
     warn!(%remote, path, err, "conn_cap_reached");
 }
@@ -89,8 +93,9 @@ impl Relay {
                 Decision::Refuse { reply, head_only } => {
                     return self.refuse(now, key, reply, head_only);
                 }
-                Decision::Health { head_only, keep_alive } => {
-                    if !self.answer_health(now, key, head_only, keep_alive) {
+                Decision::Report { route, head_only, keep_alive } => {
+                    let report = self.report(now, route, head_only, keep_alive);
+                    if !self.answer_report(now, key, &report, keep_alive) {
                         return;
                     }
                 }
@@ -146,10 +151,10 @@ impl Relay {
             Route::Server | Route::Client => {
                 self.check_upgrade(now, key, request).map(Decision::Upgrade)
             }
-            Route::Healthz => {
-                request.healthz()?;
+            route @ (Route::Healthz | Route::Readyz | Route::ReadyzOr404) => {
+                request.health_check()?;
                 let (head_only, keep_alive) = (request.is_head(), request.keep_alive());
-                Ok(Decision::Health { head_only, keep_alive })
+                Ok(Decision::Report { route, head_only, keep_alive })
             }
             Route::NotFound => Err(Reply::NotFound),
         }
@@ -159,7 +164,10 @@ impl Relay {
     /// where it is one of ours.
     fn log_answer(&self, key: Key, request: Option<&Request<'_>>, reply: Reply) {
         // Those are said elsewhere, and to everybody.
-        if matches!(reply, Reply::TooManyRequests { .. } | Reply::Unavailable { .. }) {
+        if matches!(
+            reply,
+            Reply::TooManyRequests { .. } | Reply::Unavailable { .. } | Reply::Draining { .. }
+        ) {
             return;
         }
         let known = request.filter(|request| request.route() != Route::NotFound);
@@ -191,12 +199,13 @@ impl Relay {
             return Err(gone);
         };
         let is_server = request.route() == Route::Server;
-        if let Err(refusal) = pass.admit(now, remote.0.ip()) {
+        if let Err(refusal) = pass.admit(now, remote.0.ip(), is_server) {
             log_refusal(remote, Some(request.path()), refusal);
             self.count_refusal(refusal.cause, is_server);
             let retry_after_s = refusal.retry_after_s;
             return Err(match refusal.cause {
                 Cause::Rate => Reply::TooManyRequests { retry_after_s },
+                Cause::Draining => Reply::Draining { retry_after_s },
                 _ => Reply::Unavailable { retry_after_s },
             });
         }
@@ -239,6 +248,7 @@ impl Relay {
             Cause::ConnectionsOfAddress => Series::RefusedOfAddress,
             Cause::VisitorsOfAddress => Series::RefusedVisitors,
             Cause::Visitors => Series::RefusedOldest,
+            Cause::Draining => Series::RefusedDraining,
             Cause::Rate => {
                 self.counters.count(Series::RegisterRateLimit);
                 match is_server {
@@ -274,17 +284,28 @@ impl Relay {
         pushed.is_ok()
     }
 
-    /// Answers `/healthz`; false if the connection ends with that.
-    fn answer_health(&mut self, now: Millis, key: Key, head_only: bool, keep_alive: bool) -> bool {
-        let health = Health {
-            version: crate::config::VERSION,
-            connected_binaries: self.metrics.connected_binaries(),
-            connected_phones: self.metrics.connected_phones(),
-            uptime_seconds: now / 1000,
-        };
+    /// What a health checker is told.
+    fn report(&self, now: Millis, route: Route, head_only: bool, keep_alive: bool) -> Vec<u8> {
         let mut answer = Vec::with_capacity(384);
-        health.write(&mut answer, head_only, keep_alive);
-        if !self.push_http(key, &answer) {
+        if route == Route::Healthz {
+            let health = Health {
+                version: crate::config::VERSION,
+                connected_binaries: self.metrics.connected_binaries(),
+                connected_phones: self.metrics.connected_phones(),
+                uptime_seconds: now / 1000,
+            };
+            health.write(&mut answer, head_only, keep_alive);
+        } else {
+            let ready = !self.shutting_down && !self.admission.is_draining();
+            let readiness = Readiness { ready, or_404: route == Route::ReadyzOr404 };
+            readiness.write(&mut answer, head_only, keep_alive);
+        }
+        answer
+    }
+
+    /// Answers a health checker; false if the connection ends with that.
+    fn answer_report(&mut self, now: Millis, key: Key, answer: &[u8], keep_alive: bool) -> bool {
+        if !self.push_http(key, answer) {
             return false;
         }
         if !keep_alive {

@@ -25,6 +25,7 @@
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
+//! - `departure`: everybody of some server-ids is sent away, because the operator wants it
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator
 //! - [`glimpse`]: how it looks from outside, for simulations
@@ -42,6 +43,7 @@
 mod claims;
 mod closing;
 mod deadlines;
+mod departure;
 mod describe;
 mod faults;
 mod forward;
@@ -79,6 +81,7 @@ use ahash::RandomState;
 use budget::Budget;
 use connection::Connection;
 use connections::Connections;
+pub use departure::SentAway;
 pub use describe::Described;
 pub(crate) use invariants::broken;
 use ledger::Ledger;

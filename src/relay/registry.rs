@@ -218,6 +218,12 @@ impl Registry {
         self.entries.len()
     }
 
+    /// Keys of entries are less than this.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.entries.capacity()
+    }
+
     /// Whether every id is free.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -404,10 +410,16 @@ impl Registry {
         if self.entry(key)?.tenure != Tenure::Grace {
             return None;
         }
+        self.remove(key)
+    }
+
+    /// Frees an id at once, without grace. Its connections are the caller's.
+    pub fn remove(&mut self, key: EntryKey) -> Option<Entry> {
         let entry = self.entries.try_remove(key.0 as usize)?;
         self.timers.remove(entry.timer);
         self.by_id.remove(&entry.id);
         self.phones -= entry.phones.len() as u64;
+        self.binaries -= u64::from(entry.holder().is_some());
         if self.entries.is_empty() {
             self.entries.shrink_to_fit();
             self.by_id.shrink_to_fit();

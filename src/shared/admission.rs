@@ -23,6 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// When to try again where all places are taken, in seconds: nobody knows when one is free, and
 /// with this an address that tries in vain stays within the default rate.
 const RETRY_WHEN_FULL_S: u64 = 10;
+/// When to try again while everybody is sent away, in seconds: by then a balancer leads elsewhere.
+const RETRY_WHEN_DRAINING_S: u64 = 5;
 /// Sockets that an address may always hold before they are upgraded, however few connections it
 /// may have after that: those that are turned away need one to learn it.
 const MIN_VISITORS: usize = 16;
@@ -132,6 +134,8 @@ pub enum Cause {
     VisitorsOfAddress,
     /// The process has too many sockets that are not upgraded.
     Visitors,
+    /// The operator sends everybody away.
+    Draining,
 }
 
 /// Somebody is turned away.
@@ -181,6 +185,7 @@ impl Admission {
             handshakes: Rates::new(limits.handshake_rate, hasher.clone()),
             holdings: HashMap::with_hasher(hasher),
             live: 0,
+            draining: false,
         };
         Arc::new(Self { proxies, tables: Mutex::new(tables) })
     }
@@ -191,6 +196,17 @@ impl Admission {
         tables.limits = limits;
         tables.rates.set(limits.rate);
         tables.handshakes.set(limits.handshake_rate);
+    }
+
+    /// Whether every claim of a server-id is turned away from now on.
+    pub fn set_draining(&self, draining: bool) {
+        self.tables().draining = draining;
+    }
+
+    /// Whether every claim of a server-id is turned away.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.tables().draining
     }
 
     /// The limits that apply.
@@ -301,14 +317,19 @@ impl Pass {
     }
 
     /// The connection asks for an upgrade, on behalf of `caller`: takes one token, then one place
-    /// among the live connections.
+    /// among the live connections. While the relay is drained, a binary (`claims`) is turned away;
+    /// phones are not: the server-id that they ask for may still be here.
     ///
     /// # Errors
     ///
-    /// There is no token, or no place. What it counted as before it still does.
-    pub fn admit(&mut self, now: Millis, caller: IpAddr) -> Result<(), Refusal> {
+    /// There is no token, no place, or no claim is let in. What it counted as before it still does.
+    pub fn admit(&mut self, now: Millis, caller: IpAddr, claims: bool) -> Result<(), Refusal> {
         let address = Address::from(caller);
         let mut tables = self.admission.tables();
+        if claims && tables.draining {
+            let (cause, retry_after_s) = (Cause::Draining, RETRY_WHEN_DRAINING_S);
+            return Err(Refusal { cause, retry_after_s });
+        }
         tables.take_token(now, address)?;
         tables.take_place(address)?;
         tables.leave(self.standing);
@@ -342,6 +363,8 @@ struct Tables {
     /// Has an address for as long as it has connections, so descriptors bound it.
     holdings: HashMap<Address, Holding, RandomState>,
     live: usize,
+    /// No binary is upgraded any more.
+    draining: bool,
 }
 
 /// What an address has.

@@ -3,7 +3,7 @@
 use crate::config::Limits;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
-use crate::relay::{Action, Described, HandOver, Key, Relay};
+use crate::relay::{Action, Described, HandOver, Key, Relay, SentAway};
 use crate::telemetry::Remote;
 use std::fmt::Display;
 
@@ -67,6 +67,8 @@ pub trait Core {
     fn set_limits(&mut self, limits: Limits);
     /// See [`Relay::describe`].
     fn describe(&self, now: Millis, first: usize) -> Described;
+    /// See [`Relay::send_away`].
+    fn send_away(&mut self, now: Millis, first: usize, most: usize) -> SentAway;
 }
 
 impl Core for Relay {
@@ -203,5 +205,10 @@ impl Core for Relay {
     #[inline]
     fn describe(&self, now: Millis, first: usize) -> Described {
         self.describe(now, first)
+    }
+
+    #[inline]
+    fn send_away(&mut self, now: Millis, first: usize, most: usize) -> SentAway {
+        self.send_away(now, first, most)
     }
 }

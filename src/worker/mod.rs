@@ -47,7 +47,7 @@ use crate::protocol::preamble::Preamble;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
-use crate::relay::{Action, Described, HandOver, Key, Relay, Settings, broken};
+use crate::relay::{Action, Described, HandOver, Key, Relay, SentAway, Settings, broken};
 use crate::telemetry;
 use buffers::BufferGroup;
 use ring::{Completion, Counts, Outgoing, Ring, Wait};
@@ -90,6 +90,15 @@ pub enum Mail {
         first: usize,
         /// Whom to tell.
         done: UnboundedSender<Described>,
+    },
+    /// Send away some server-ids from this slot on.
+    SendAway {
+        /// The slot to begin with.
+        first: usize,
+        /// No more server-ids than this.
+        most: usize,
+        /// Whom to tell.
+        done: UnboundedSender<SentAway>,
     },
     /// Stop accepting, tell everybody, and end when the last connection is gone.
     ShutDown,
@@ -517,6 +526,9 @@ impl<C: Core> Worker<C> {
             Mail::Limits(limits) => self.core.set_limits(limits),
             Mail::Describe { first, done } => {
                 let _ = done.send(self.core.describe(now, first));
+            }
+            Mail::SendAway { first, most, done } => {
+                let _ = done.send(self.core.send_away(now, first, most));
             }
             Mail::ShutDown => {
                 self.shutting_down = true;

@@ -16,7 +16,7 @@ use pyrycode_relay::protocol::upgrade::{
 use pyrycode_relay::relay::outbox::{Outbox, Write};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::Millis;
-use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, Settings};
+use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, SentAway, Settings};
 use pyrycode_relay::shared::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::shared::budget::SharedBudget;
 use pyrycode_relay::telemetry::Remote;
@@ -219,6 +219,10 @@ impl Core for Echo {
     fn take_census(&self) {}
 
     fn set_limits(&mut self, _limits: Limits) {}
+
+    fn send_away(&mut self, _now: Millis, _first: usize, _most: usize) -> SentAway {
+        SentAway::default()
+    }
 
     fn describe(&self, _now: Millis, _first: usize) -> Described {
         Described::default()

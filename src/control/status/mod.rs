@@ -1,12 +1,16 @@
 //! What an operator looks at: one page with live charts, and the same as text.
 //!
 //! - `page.html`: the page; it asks for the JSON once a second and keeps ten minutes of it
-//! - [`text`]: `pyrycode-relay status`
+//! - `look`: asks a relay that runs
+//! - `text`: `pyrycode-relay status`; `many`: the same of several relays, in one table
 
+mod look;
+mod many;
 mod seen;
 mod text;
 mod verdict;
 
+pub use many::status_of_all;
 pub use text::status;
 
 use crate::metrics::snapshot::Snapshot;

@@ -1,25 +1,13 @@
 //! `pyrycode-relay status`: the figures of the page as text.
 
+use super::look::watch;
 use super::seen::{Interval, Seen};
 use super::verdict::problems;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::header::HOST;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use std::fmt::{Display, Write as _};
 use std::io::{IsTerminal as _, stdout};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use std::time::SystemTime;
 
-/// How long an answer may take, from the connection to its last byte.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Rates are told over this time.
-const BETWEEN: Duration = Duration::from_secs(1);
-/// An answer longer than this is none of a relay.
-const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 const BAR: usize = 20;
 const SHOWN_WARNINGS: usize = 10;
 
@@ -30,67 +18,34 @@ const SHOWN_WARNINGS: usize = 10;
 ///
 /// One line that says why there is nothing to show, and what to do.
 pub async fn status(addr: SocketAddr) -> Result<String, String> {
-    let (before, at) = (look(addr).await?, Instant::now());
-    tokio::time::sleep(BETWEEN).await;
-    let over = Interval { before, now: look(addr).await?, seconds: at.elapsed().as_secs_f64() };
-    let colour =
-        stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let over = watch(&addr.to_string()).await?;
+    Ok(render(&over, addr, now_s(), shows_colours()))
+}
+
+pub(super) fn now_s() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(render(&over, addr, now.as_secs().try_into().unwrap_or(i64::MAX), colour))
+    now.as_secs().try_into().unwrap_or(i64::MAX)
 }
 
-async fn look(addr: SocketAddr) -> Result<Seen, String> {
-    let answer = timeout(PATIENCE, fetch(addr)).await.unwrap_or_else(|_| {
-        Err(format!("no answer in {} s: the relay may be stuck; see its log", PATIENCE.as_secs()))
-    });
-    let seen = answer.and_then(|body| {
-        serde_json::from_slice(&body).map_err(|_| {
-            "the server there is not a relay of this version; see --metrics-listen".to_owned()
-        })
-    });
-    seen.map_err(|why| format!("no status from {addr}: {why}"))
-}
-
-async fn fetch(addr: SocketAddr) -> Result<Bytes, String> {
-    let unreachable = |error: std::io::Error| {
-        format!("{error}: start the relay, or name the address that its --metrics-listen has")
-    };
-    let stream = TcpStream::connect(addr).await.map_err(unreachable)?;
-    let broken =
-        |error: hyper::Error| format!("{error}: does the relay listen there? See --metrics-listen");
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let request = Request::get("/status.json").header(HOST, addr.to_string());
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let answer = async move {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status() != StatusCode::OK {
-            let status = response.status();
-            return Err(format!("it answers {status}: that is not a relay; see --metrics-listen"));
-        }
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        body.map(http_body_util::Collected::to_bytes)
-            .map_err(|error| format!("{error}: does the relay listen there?"))
-    };
-    // Both go on together: the connection is what moves the answer.
-    let (answer, _) = tokio::join!(answer, connection);
-    answer
+/// Standard output is a terminal, and nobody wants it without (no-color.org).
+pub(super) fn shows_colours() -> bool {
+    stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Text under way.
-struct Text {
-    out: String,
-    colour: bool,
+pub(super) struct Text {
+    pub(super) out: String,
+    pub(super) colour: bool,
 }
 
 impl Text {
-    fn line(&mut self, line: impl Display) {
+    pub(super) fn line(&mut self, line: impl Display) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.out, "{line}");
     }
 
     /// A line in one of the terminal's colours (ECMA-48, SGR), if it is a terminal.
-    fn coloured(&mut self, colour: u8, line: impl Display) {
+    pub(super) fn coloured(&mut self, colour: u8, line: impl Display) {
         if self.colour {
             self.line(format_args!("\x1b[1;{colour}m{line}\x1b[0m"));
         } else {
@@ -105,10 +60,10 @@ impl Text {
     }
 }
 
-const RED: u8 = 31;
-const GREEN: u8 = 32;
-const YELLOW: u8 = 33;
-const BOLD: u8 = 39;
+pub(super) const RED: u8 = 31;
+pub(super) const GREEN: u8 = 32;
+pub(super) const YELLOW: u8 = 33;
+pub(super) const BOLD: u8 = 39;
 
 fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String {
     let mut text = Text { out: String::new(), colour };
@@ -259,7 +214,7 @@ fn warnings(text: &mut Text, seen: &Seen) {
 }
 
 /// Without what would steer a terminal.
-fn plain(value: &str) -> String {
+pub(super) fn plain(value: &str) -> String {
     value.chars().filter(|c| !c.is_control()).collect()
 }
 
@@ -273,7 +228,7 @@ pub(super) fn percent(share: f64) -> String {
 }
 
 /// With thin groups of three digits, as no locale has to be guessed for them.
-fn count(value: u64) -> String {
+pub(super) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -297,7 +252,7 @@ pub(super) fn bytes(value: u64) -> String {
     format!("{scaled:.1} TiB")
 }
 
-fn micros(value: f64) -> String {
+pub(super) fn micros(value: f64) -> String {
     match value {
         ..1_000.0 => format!("{value:.0} µs"),
         ..1_000_000.0 => format!("{:.1} ms", value / 1e3),
@@ -305,7 +260,7 @@ fn micros(value: f64) -> String {
     }
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
     let (minutes, seconds) = (seconds / 60 % 60, seconds % 60);
     match (days, hours, minutes) {

@@ -50,6 +50,12 @@ fn state(over: &Interval, found: &mut Vec<Problem>) {
         found.push(mild(
             "Draining: it was asked to stop, accepts no new connections and waits for peers to close.",
         ));
+    } else if let Some(drain) = process.drain {
+        found.push(mild(format!(
+            "Drained by command: nobody new is let in, and {} server-ids are still to be sent away. \
+             pyrycode-relay drain --cancel takes it back.",
+            drain.server_ids_left
+        )));
     } else if !process.ready {
         found.push(grave(
             "Not ready: not all workers accept connections. If this lasts, read the log.",
@@ -171,6 +177,7 @@ mod tests {
     use super::super::PAGE;
     use super::super::seen::{Delay, Seen};
     use super::*;
+    use crate::metrics::snapshot::Drain;
     use std::collections::BTreeMap;
 
     const NOW_S: i64 = 1_800_000_000;
@@ -247,6 +254,7 @@ mod tests {
         let page = lines.join("").replace("\" +\"", "").replace("` +\"", "");
         let mut all = said(every_trouble);
         all.extend(said(|seen| seen.process.draining = true));
+        all.extend(said(|seen| seen.process.drain = Some(Drain::default())));
         all.extend(said(|seen| seen.process.certificate_expires_at = Some(1)));
         for Problem { text, .. } in all {
             // Values stand in between.

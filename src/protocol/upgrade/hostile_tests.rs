@@ -14,7 +14,8 @@ fn status(scanner: &mut HeadScanner, bytes: &[u8]) -> u16 {
                 Route::Server => request.server_upgrade(),
                 Route::Client => request.client_upgrade(),
                 Route::NotFound => Err(Reply::NotFound),
-                Route::Healthz => match request.healthz() {
+                Route::Healthz | Route::Readyz | Route::ReadyzOr404 => match request.health_check()
+                {
                     Ok(()) => return 200,
                     Err(reply) => Err(reply),
                 },

@@ -27,7 +27,7 @@ fn parse(scanner: &mut HeadScanner, bytes: &[u8]) -> Outcome {
             consumed,
             route: request.route(),
             upgrades: [request.server_upgrade(), request.client_upgrade()],
-            healthz: request.healthz(),
+            healthz: request.health_check(),
             is_head: request.is_head(),
             keep_alive: request.keep_alive(),
         },

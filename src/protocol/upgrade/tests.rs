@@ -23,8 +23,7 @@ fn outcome(scanner: &mut HeadScanner, bytes: &[u8]) -> Outcome {
             let upgrade = match request.route() {
                 Route::Server => request.server_upgrade(),
                 Route::Client => request.client_upgrade(),
-                Route::Healthz => Err(Reply::NotFound),
-                Route::NotFound => Err(Reply::NotFound),
+                _ => Err(Reply::NotFound),
             };
             Outcome::Request(request.route(), upgrade, consumed)
         }
@@ -153,6 +152,9 @@ fn routes_go_by_the_path_alone() {
         ("http://relay/v1/client", Route::Client),
         ("HTTPS://relay:8443/healthz?", Route::Healthz),
         ("/healthz", Route::Healthz),
+        ("/readyz", Route::Readyz),
+        ("/readyz/404", Route::ReadyzOr404),
+        ("/readyz/", Route::NotFound),
         ("/", Route::NotFound),
         ("http://relay", Route::NotFound),
         ("/v1/server/", Route::NotFound),

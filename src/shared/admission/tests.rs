@@ -20,7 +20,7 @@ fn admission(max_connections: usize, max_per_address: Option<usize>) -> Arc<Admi
 /// Accepted and upgraded.
 fn come(admission: &Arc<Admission>, now: Millis, address: &str) -> Result<Pass, Refusal> {
     let mut pass = admission.enter(ip(address))?;
-    pass.admit(now, ip(address))?;
+    pass.admit(now, ip(address), false)?;
     Ok(pass)
 }
 
@@ -80,7 +80,7 @@ fn visitors_of_an_address() {
         let refusal = admission.enter(ip("::ffff:192.0.2.1")).unwrap_err();
         assert_eq!(refusal.cause, Cause::VisitorsOfAddress);
         admission.enter(ip("192.0.2.2")).unwrap();
-        here[0].admit(0, ip("192.0.2.1")).unwrap();
+        here[0].admit(0, ip("192.0.2.1"), false).unwrap();
         here.push(admission.enter(ip("192.0.2.1")).unwrap());
         assert!(admission.enter(ip("192.0.2.1")).is_err());
     }
@@ -159,10 +159,13 @@ fn proxies_count_as_whom_they_speak_for() {
     many[17].name(ip("10.0.0.1")).unwrap();
     assert_eq!(admission.addresses(), 1);
     for pass in &mut many[..16] {
-        pass.admit(0, ip("192.0.2.1")).unwrap();
+        pass.admit(0, ip("192.0.2.1"), false).unwrap();
     }
-    assert_eq!(many[17].admit(0, ip("192.0.2.1")).unwrap_err().cause, Cause::ConnectionsOfAddress);
-    many[17].admit(0, ip("192.0.2.7")).unwrap();
+    assert_eq!(
+        many[17].admit(0, ip("192.0.2.1"), false).unwrap_err().cause,
+        Cause::ConnectionsOfAddress
+    );
+    many[17].admit(0, ip("192.0.2.7"), false).unwrap();
     assert_eq!((admission.live(), admission.addresses()), (17, 2));
     drop(many);
     assert_eq!((admission.live(), admission.addresses()), (0, 0));
@@ -185,4 +188,17 @@ fn only_proxies_are_believed() {
         Proxies::default().caller(Remote("10.0.0.1:5".parse().unwrap()), [].into_iter()),
         None
     );
+}
+
+#[test]
+fn a_relay_that_is_drained_turns_away_claims_and_no_phones() {
+    let admission = admission(10, None);
+    admission.set_draining(true);
+    let mut pass = admission.enter(ip("192.0.2.1")).unwrap();
+    let refusal = pass.admit(0, ip("192.0.2.1"), true).unwrap_err();
+    assert_eq!((refusal.cause, admission.live()), (Cause::Draining, 0));
+    pass.admit(0, ip("192.0.2.1"), false).unwrap();
+    admission.set_draining(false);
+    let mut pass = admission.enter(ip("192.0.2.1")).unwrap();
+    pass.admit(0, ip("192.0.2.1"), true).unwrap();
 }

@@ -40,7 +40,7 @@ fn ask(request: &Request<'_>) -> Asked {
         route: request.route(),
         server: request.server_upgrade(),
         client: request.client_upgrade(),
-        healthz: request.healthz(),
+        healthz: request.health_check(),
         is_head: request.is_head(),
         keep_alive: request.keep_alive(),
     }
