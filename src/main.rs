@@ -1,7 +1,7 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
-use pyrycode_relay::config::{Command, Config, Exit, Operator};
-use pyrycode_relay::control::{STATUS_SCHEME, assets, balancer};
+use pyrycode_relay::config::{Command, Config, Exit, Operator, config_file};
+use pyrycode_relay::control::{STATUS_SCHEME, assets, balancer, demo, manual};
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let (command, args) = Command::split(std::env::args_os());
     let ended = match command {
         Command::Serve => serve(args),
+        Command::Demo => Config::from_args(args).and_then(|_| demo::demo()),
         Command::Check => check(args),
         Command::Status => status(args),
         Command::Operate => operate(args),
@@ -19,7 +20,11 @@ fn main() -> ExitCode {
         Command::Alerts => print(args, assets::ALERTS),
         Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
         Command::Dockerfile => print(args, assets::DOCKERFILE),
+        Command::Seccomp => print(args, assets::SECCOMP),
         Command::Haproxy => balancer::haproxy(args).and_then(|text| Err(told(text))),
+        Command::ConfigFile => print(args, &config_file()),
+        Command::Completions => manual::completions(&args).and_then(|text| Err(told(text))),
+        Command::Man => manual::man(&args).and_then(|text| Err(told(text))),
         Command::Nginx => balancer::nginx(args).and_then(|text| Err(told(text))),
     };
     let Err(Exit { code, message, to_stdout }) = ended else { return ExitCode::SUCCESS };

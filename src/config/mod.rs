@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capacity::Capacity;
-pub use command::Command;
+pub use command::{Command, command_line, config_file};
 pub use ipnet::IpNet;
 pub use operations::{Operation, Operator};
 pub use ring_features::RingFeatures;

@@ -5,7 +5,7 @@ use super::flags::Flags;
 use super::units::{self, OrOff};
 use super::{DEFAULT_RUNTIME_FOLDER, Exit, PROGRAM, in_runtime_folder, runtime_folder, sources};
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ pub struct Operator {
 /// What is asked of the relay that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Operation {
-    /// Have the relay take nobody new and send everybody away, a few server-ids at a time
+    /// Have the relay take no new binary and send everybody away, a few server-ids at a time
     ///
     /// It is not ready from now on (/readyz answers 503) and answers claims of binaries with 503. Then
     /// each server-id is freed and its binary and phones are closed with 1012 (service restart), so
@@ -78,6 +78,13 @@ struct CommandLine {
 
     #[command(subcommand)]
     operation: Operation,
+}
+
+/// These commands, each with all of its flags.
+pub(super) fn commands() -> Vec<clap::Command> {
+    let mut line = CommandLine::command();
+    line.build();
+    line.get_subcommands().cloned().collect()
 }
 
 impl Operator {

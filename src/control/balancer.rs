@@ -96,6 +96,12 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
     text.trim_end().to_owned()
 }
 
+/// These commands, as clap knows them.
+#[must_use]
+pub fn commands() -> [clap::Command; 2] {
+    [haproxy::command().name("haproxy"), nginx::command().name("nginx")]
+}
+
 /// Reads a command line of `T`, whose name clap is to show.
 fn parse<T: clap::Parser>(command: &str, args: Vec<OsString>) -> Result<T, Exit> {
     let words = args.into_iter().skip(1);

@@ -2,7 +2,7 @@
 
 use super::{Named, bind, fill, host_and_port, host_name, names_differ, parse, path};
 use crate::config::Exit;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -54,6 +54,10 @@ struct Flags {
     /// Server-ids whose relay is remembered
     #[arg(long, value_name = "COUNT", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..))]
     server_ids: u32,
+}
+
+pub(super) fn command() -> clap::Command {
+    Flags::command()
 }
 
 /// The configuration that these arguments ask for, of which the first is the program's name.

@@ -2,7 +2,7 @@
 
 use super::{Named, bind, fill, host_name, names_differ, parse, path};
 use crate::config::Exit;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
@@ -52,6 +52,10 @@ struct Flags {
     /// Connections of each worker process, both sides counted
     #[arg(long, value_name = "COUNT", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(10..))]
     max_connections: u32,
+}
+
+pub(super) fn command() -> clap::Command {
+    Flags::command()
 }
 
 /// The configuration that these arguments ask for, of which the first is the program's name.
