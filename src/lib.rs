@@ -1,7 +1,8 @@
 //! `pyrycode-relay`: routes WebSocket frames between a `pyry` daemon (the *binary*) and its
 //! phones, by server-id, without ever looking inside a frame.
 //!
-//! [`design`] says why it is built like this, [`protocol::contract`] what peers may count on.
+//! [`design`] says why it is built like this, [`protocol::contract`] what peers may count on,
+//! [`threats`] what is defended, and by which test.
 //!
 //! The modules, in the order in which data meets them:
 //!
@@ -37,3 +38,6 @@ pub mod worker;
 
 #[doc = include_str!("DESIGN.md")]
 pub mod design {}
+
+#[doc = include_str!("THREATS.md")]
+pub mod threats {}

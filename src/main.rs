@@ -1,28 +1,45 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
 use pyrycode_relay::config::{self, Command, Config, Exit, Operator};
-use pyrycode_relay::control::{STATUS_SCHEME, assets, balancer};
+use pyrycode_relay::control::{STATUS_SCHEME, assets, balancer, demo, manual};
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+/// What is left to do once a command has ended.
+struct Ended {
+    /// The exit status.
+    code: u8,
+    /// What is printed, if anything is left to be said.
+    text: Option<String>,
+}
+
+impl Ended {
+    fn silently() -> Self {
+        Self { code: 0, text: None }
+    }
+
+    fn with(text: impl Into<String>) -> Self {
+        Self { code: 0, text: Some(text.into()) }
+    }
+}
+
 fn main() -> ExitCode {
     die_of_panics();
     let (command, args) = Command::split(std::env::args_os());
     let ended = match help(command, &args) {
-        Some(text) => Ok((0, Some(text))),
+        Some(text) => Ok(Ended::with(text)),
         None => obey(command, args),
     };
-    let (code, text, is_refused) = match ended {
-        Ok((code, text)) => (code, text, false),
-        Err(exit) => (exit.code, Some(exit.to_string()), true),
-    };
+    let is_refused = ended.is_err();
+    let Ended { code, text } =
+        ended.unwrap_or_else(|exit| Ended { code: exit.code, text: Some(exit.to_string()) });
     let Some(text) = text else { return ExitCode::from(code) };
     telemetry::with_patience(move || {
         // Nobody may be there to read it; the exit code is told all the same.
         let _ = match is_refused {
-            false => writeln!(std::io::stdout(), "{text}"),
+            false => writeln!(std::io::stdout(), "{}", text.trim_end()),
             true => writeln!(std::io::stderr(), "{text}"),
         };
     });
@@ -39,48 +56,64 @@ fn help(command: Command, args: &[OsString]) -> Option<String> {
     }
 }
 
-/// Does what is asked: the exit status, and what is to be printed, if anything.
-fn obey(command: Command, args: Vec<OsString>) -> Result<(u8, Option<String>), Exit> {
+/// Does what is asked.
+fn obey(command: Command, args: Vec<OsString>) -> Result<Ended, Exit> {
     match command {
+        Command::Serve => serve(args),
+        Command::Demo => {
+            Config::from_args(args).and_then(|_| demo::demo()).map(|()| Ended::silently())
+        }
+        Command::Check => check(args),
+        Command::Status => status(args),
         Command::Operate => {
-            return control::operate(&Operator::from_args(args)?).map(|()| (0, None));
+            control::operate(&Operator::from_args(args)?).map(|()| Ended::silently())
         }
-        Command::Haproxy => return balancer::haproxy(args).map(|text| (0, Some(text))),
-        Command::Nginx => return balancer::nginx(args).map(|text| (0, Some(text))),
-        _ => {}
+        Command::Grafana => print(args, assets::GRAFANA),
+        Command::Alerts => print(args, assets::ALERTS),
+        Command::SystemdUnit => print(args, assets::SYSTEMD_UNIT),
+        Command::Dockerfile => print(args, assets::DOCKERFILE),
+        Command::Seccomp => print(args, assets::SECCOMP),
+        Command::ConfigFile => print(args, &config::config_file()),
+        Command::Haproxy => balancer::haproxy(args).map(Ended::with),
+        Command::Nginx => balancer::nginx(args).map(Ended::with),
+        Command::Completions => manual::completions(&args).map(Ended::with),
+        Command::Man => manual::man(&args).map(Ended::with),
     }
-    let is_url = |arg: &OsString| arg.as_encoded_bytes().starts_with(STATUS_SCHEME.as_bytes());
-    let are_asked = command == Command::Status;
-    let (urls, args): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| are_asked && is_url(arg));
-    let urls: Vec<String> =
-        urls.into_iter().map(|url| url.to_string_lossy().into_owned()).collect();
-    // What else is there must be flags that the relay knows.
+}
+
+fn serve(args: Vec<OsString>) -> Result<Ended, Exit> {
     let config = Config::from_args(args.clone())?;
-    let locate = |exit| config.locate(exit);
-    let asset = match command {
-        Command::Serve => {
-            let log = telemetry::init(config.log_format, config.log_level);
-            let reread = || Config::from_args(args.clone());
-            return control::run(&config, &log, reread).map_err(locate).map(|()| (0, None));
-        }
-        Command::Check => {
-            let _log = telemetry::init(config.log_format, config.log_level);
-            control::check(&config).map_err(locate)?;
-            config.report()
-        }
-        Command::Status if urls.is_empty() => control::status(&config).map_err(locate)?,
-        Command::Status => {
-            let (text, all_answer) = control::status_of_all(&urls)?;
-            return Ok((u8::from(!all_answer), Some(text)));
-        }
-        Command::Grafana => assets::GRAFANA.to_owned(),
-        Command::Alerts => assets::ALERTS.to_owned(),
-        Command::SystemdUnit => assets::SYSTEMD_UNIT.to_owned(),
-        Command::Dockerfile => assets::DOCKERFILE.to_owned(),
-        // They have command lines of their own.
-        Command::Operate | Command::Haproxy | Command::Nginx => return Ok((0, None)),
-    };
-    Ok((0, Some(asset.trim_end().to_owned())))
+    let log = telemetry::init(config.log_format, config.log_level);
+    control::run(&config, &log, || Config::from_args(args.clone()))
+        .map_err(|exit| config.locate(exit))
+        .map(|()| Ended::silently())
+}
+
+fn check(args: Vec<OsString>) -> Result<Ended, Exit> {
+    let config = Config::from_args(args)?;
+    let _log = telemetry::init(config.log_format, config.log_level);
+    control::check(&config).map_err(|exit| config.locate(exit))?;
+    Ok(Ended::with(config.report()))
+}
+
+fn status(args: Vec<OsString>) -> Result<Ended, Exit> {
+    let is_url = |arg: &OsString| arg.as_encoded_bytes().starts_with(STATUS_SCHEME.as_bytes());
+    let (urls, args): (Vec<_>, Vec<_>) = args.into_iter().partition(is_url);
+    // What else is there must be flags that the relay knows.
+    let config = Config::from_args(args)?;
+    if urls.is_empty() {
+        let text = control::status(&config).map_err(|exit| config.locate(exit))?;
+        return Ok(Ended::with(text));
+    }
+    let urls: Vec<String> = urls.iter().map(|url| url.to_string_lossy().into_owned()).collect();
+    let (text, all_answer) = control::status_of_all(&urls)?;
+    Ok(Ended { code: u8::from(!all_answer), text: Some(text) })
+}
+
+/// Prints a text that takes no flags.
+fn print(args: Vec<OsString>, text: &str) -> Result<Ended, Exit> {
+    Config::from_args(args)?;
+    Ok(Ended::with(text))
 }
 
 /// A worker that panicked would leave its server-ids unserved while the others go on. Better the

@@ -7,8 +7,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const PROTOCOL: &str = "src/protocol/PROTOCOL.md";
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "src/DESIGN.md", PROTOCOL, ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"];
+const THREATS: &str = "src/THREATS.md";
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "src/DESIGN.md",
+    THREATS,
+    PROTOCOL,
+    ".github/CONTRIBUTING.md",
+    ".github/CHANGELOG.md",
+];
 /// Folders of the repository's own, hidden ones aside.
 const FOLDERS: [&str; 4] = ["src", "tests", "benches", "loadtest"];
 /// What is not text, or not ours, or made by tools.
@@ -215,4 +222,22 @@ fn files_that_documents_name_exist() {
         }
     }
     assert!(count > 40, "only {count} names: they are not looked for where they are");
+}
+
+#[test]
+fn each_defence_is_shown_by_a_test_that_is_there() {
+    let threats = fs::read_to_string(root().join(THREATS)).unwrap();
+    let mut tests = Vec::new();
+    texts(&root().join("tests"), &mut tests);
+    let rows = threats.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
+    let mut cited = 0;
+    for row in rows {
+        let shown_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for name in shown_by.split('`').skip(1).step_by(2) {
+            let function = format!("fn {name}(");
+            assert!(tests.iter().any(|(_, text)| text.contains(&function)), "{name} is no test");
+            cited += 1;
+        }
+    }
+    assert!(cited > 20, "{cited}");
 }

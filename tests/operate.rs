@@ -66,6 +66,8 @@ async fn commands_print_what_belongs_to_other_tools() {
         ("alerts", "# Alert rules", "- alert: PyrycodeRelayDown"),
         ("systemd-unit", "# A systemd unit", "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
         ("dockerfile", "# A container file", "USER 65532"),
+        ("seccomp", "{", "io_uring_setup"),
+        ("config-file", "# Settings", "\n# max-phones = 16\n"),
         // These two have flags of their own; see tests/limits/balancer.rs.
         ("haproxy --relay a=10.0.0.1:80", "# HAProxy", "server a 10.0.0.1:80 id"),
         ("nginx --relay a=10.0.0.1:80", "# nginx", "server 10.0.0.1:80 max_fails"),
@@ -77,6 +79,81 @@ async fn commands_print_what_belongs_to_other_tools() {
         let exit = run(&[&words[..], &["--grace=x"]].concat()).await;
         assert!(refusal(&exit).contains("--grace"), "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_demo_shows_frames_a_reclaim_and_closes_and_ends_by_itself() {
+    let exit = run(&["demo"]).await;
+    assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""), "{}", exit.stdout);
+    for line in [
+        "  binary  I claim the server-id \"demo\". (/v1/server, answered 101)",
+        " phone 1  I get  {\"welcome\":true}",
+        " phone 4  I am closed: 4404 no server with that id",
+        " phone 1  I am closed: 4404 binary reclaimed server-id. So I dial again.",
+        "  binary  I am closed: 1001 shutting down",
+        "   relay  Everybody has left. That was it; README says how to go on.",
+    ] {
+        assert!(exit.stdout.lines().any(|other| other == line), "{line}\n{}", exit.stdout);
+    }
+}
+
+#[tokio::test]
+async fn the_printed_file_of_settings_changes_nothing_and_has_every_key() {
+    let folder = Folder::new();
+    let text = run(&["config-file"]).await.stdout;
+    let file = folder.write("relay.conf", &text);
+    let listen = ["check", "--insecure-listen", "127.0.0.1:0", "--metrics-listen", ""];
+    let with = run(&[&listen[..], &["--config", &file]].concat()).await;
+    assert_eq!(with.status.code(), Some(0), "{}", with.stderr);
+    for line in with.stdout.lines().filter(|line| line.contains(" = ")) {
+        let name = line.split('=').next().unwrap().trim();
+        assert!(name == "config" || text.contains(&format!("\n# {name} = ")), "{name}");
+        assert!(!line.contains("of --config"), "{line}");
+    }
+    // Each default that is shown is one that is taken.
+    for line in text.lines().filter_map(|line| line.strip_prefix("# ")) {
+        let Some((name, value)) = line.split_once(" = ") else { continue };
+        let is_default = value.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase());
+        if !name.contains(' ') && is_default {
+            let file = folder.write("one.conf", format!("{name} = {value}\n"));
+            let exit = run(&[&listen[..], &["--config", &file]].concat()).await;
+            assert_eq!(exit.status.code(), Some(0), "{line}: {}", exit.stderr);
+        }
+    }
+}
+
+#[tokio::test]
+async fn shells_and_man_take_what_is_printed_for_them() {
+    let folder = Folder::new();
+    for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")] {
+        let exit = run(&["completions", shell]).await;
+        assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""), "{shell}");
+        for word in ["grace", "haproxy", "drain", "no-wait", "relay-ca"] {
+            assert!(exit.stdout.contains(word), "{shell}: {word}");
+        }
+        let file = folder.write(shell, &exit.stdout);
+        match Command::new(shell).arg(check).arg(&file).output() {
+            Ok(read) => assert!(read.status.success(), "{shell}: {read:?}"),
+            Err(_) => eprintln!("SKIPPED: {shell} is not installed"),
+        }
+    }
+    assert!(refusal(&run(&["completions"]).await).contains("bash, zsh"));
+    for (args, name, holds) in [
+        (&["man"][..], "pyrycode-relay", "max\\-phones"),
+        (&["man", "drain"], "pyrycode-relay-drain", "no\\-wait"),
+        (&["man", "haproxy"], "pyrycode-relay-haproxy", "relay\\-ca"),
+    ] {
+        let exit = run(args).await;
+        assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(exit.stdout.contains(holds), "{}", exit.stdout);
+        assert!(exit.stdout.contains(&format!(".TH {name} 8")), "{}", exit.stdout);
+        let file = folder.write("page.8", &exit.stdout);
+        match Command::new("man").args(["--warnings", "-l", &file]).output() {
+            Ok(read) => assert!(read.status.success() && read.stderr.is_empty(), "{read:?}"),
+            Err(_) => eprintln!("SKIPPED: man is not installed"),
+        }
+    }
+    assert!(refusal(&run(&["man", "nonsense"]).await).contains("man COMMAND"));
 }
 
 #[tokio::test]

@@ -235,6 +235,32 @@ fn the_relay_itself_brings_everything_while_it_is_saturated() {
 }
 
 #[test]
+fn behind_haproxy_a_relay_that_is_killed_is_missed_by_its_own_ids_alone() {
+    if !relay_is_built() {
+        return;
+    }
+    if Command::new("haproxy").arg("-v").output().is_err() {
+        eprintln!("SKIPPED: haproxy is not installed (Debian: apt install haproxy)");
+        return;
+    }
+    let mut command = Command::new(TOOL);
+    command.args(["cluster", "--plain", "--ids", "12", "--seconds", "1.5", "--json"]);
+    command.args(["--scenario", "relay killed"]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    for row in rows {
+        let (touched, others) = (&row["touched"], &row["others"]);
+        assert_eq!(touched["ids"].as_u64().unwrap() + others["ids"].as_u64().unwrap(), 12);
+        assert!(others["answers"].as_u64().unwrap() > 0, "{row}");
+        assert_eq!((&others["ended"], &others["no_server"]), (&0.into(), &0.into()), "{row}");
+        assert_eq!(touched["astray"], 0, "{row}");
+    }
+}
+
+#[test]
 fn a_lost_frame_fails_the_run() {
     must_fail("echo", Fault::Lose, "lost");
     must_fail("echo --window 4", Fault::Lose, "lost or out of order");

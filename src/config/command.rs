@@ -1,5 +1,6 @@
 //! What the program is asked to do: to serve, unless its first argument says otherwise.
 
+use super::{flags, operations};
 use std::ffi::OsString;
 
 /// What the program is asked to do.
@@ -25,23 +26,42 @@ pub enum Command {
     Haproxy,
     /// Print a configuration of nginx for several relays.
     Nginx,
+    /// Print a seccomp profile for containers.
+    Seccomp,
+    /// Play a relay with a binary and phones.
+    Demo,
+    /// Print a configuration file with every key.
+    ConfigFile,
+    /// Print what completes the command line in a shell.
+    Completions,
+    /// Print the manual page.
+    Man,
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 9] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 14] = [
+    ("demo", Command::Demo, "Show in a few seconds what a relay does, with a binary and phones"),
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     (
         "status",
         Command::Status,
         "Show how the relay on --metrics-listen is doing, or several: status http://HOST:PORT …",
     ),
-    ("drain", Command::Operate, "Have the relay that runs take nobody new and send everybody away"),
+    (
+        "drain",
+        Command::Operate,
+        "Have the relay that runs take no new binary and send everybody away",
+    ),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),
     ("systemd-unit", Command::SystemdUnit, "Print a hardened systemd unit"),
     ("dockerfile", Command::Dockerfile, "Print a container file"),
+    ("seccomp", Command::Seccomp, "Print a seccomp profile for it: Docker's default and io_uring"),
     ("haproxy", Command::Haproxy, "Print a configuration of HAProxy in front of several relays"),
     ("nginx", Command::Nginx, "Print one of nginx, and what it cannot do"),
+    ("config-file", Command::ConfigFile, "Print a file for --config, every key explained and off"),
+    ("completions", Command::Completions, "Print what completes this in bash, zsh, fish or elvish"),
+    ("man", Command::Man, "Print the manual page"),
 ];
 
 impl Command {
@@ -64,4 +84,76 @@ impl Command {
             None => (Self::Serve, args),
         }
     }
+}
+
+/// The whole command line as clap knows it, for completions and manuals: the flags of serving, which
+/// most commands have too, and every command. `own` are commands that have flags of their own.
+#[must_use]
+pub fn command_line(own: impl IntoIterator<Item = clap::Command>) -> clap::Command {
+    let serving = flags::command();
+    let flags: Vec<clap::Arg> = serving.get_arguments().cloned().collect();
+    let mut own: Vec<clap::Command> = own.into_iter().chain(operations::commands()).collect();
+    COMMANDS.iter().fold(serving, |line, (name, _, what)| {
+        let command = match own.iter().position(|command| command.get_name() == *name) {
+            Some(place) => own.swap_remove(place),
+            None => clap::Command::new(*name).args(flags.iter().cloned()),
+        };
+        line.subcommand(command.about(*what))
+    })
+}
+
+/// A file for `--config` with every key, explained and commented out.
+#[must_use]
+pub fn config_file() -> String {
+    let mut text =
+        "# Settings of pyrycode-relay, for --config. SIGHUP has the relay read them again.\n\
+                    # A flag or a variable (PYRYCODE_RELAY_GRACE=30s) goes before a line here.\n\
+                    # What is commented out shows the default, or how the value is written.\n"
+            .to_owned();
+    let mut heading = "";
+    let line = flags::command();
+    let keys = flags::names();
+    for arg in line.get_arguments().filter(|arg| !arg.is_hide_set()) {
+        let Some(name) = arg.get_long().filter(|name| keys.iter().any(|key| key == name)) else {
+            continue;
+        };
+        if name == "config" {
+            continue;
+        }
+        let group = arg.get_help_heading().unwrap_or_default();
+        if group != heading {
+            text.push_str(&format!("\n\n# ---- {group}\n"));
+            heading = group;
+        }
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        text.push('\n');
+        wrap(&mut text, &help.replace('\n', " "));
+        text.push_str(&format!("# {name} = {}\n", example(arg)));
+    }
+    text
+}
+
+/// The default, or the form of the value.
+fn example(arg: &clap::Arg) -> String {
+    let default: Vec<String> =
+        arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
+    let default = default.join(",");
+    let form = || arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
+    if default.is_empty() { form().unwrap_or_default() } else { default }
+}
+
+/// Appends a comment of lines of at most 100 characters.
+fn wrap(text: &mut String, comment: &str) {
+    let mut length = usize::MAX;
+    for word in comment.split_whitespace() {
+        let chars = word.chars().count();
+        if length.saturating_add(chars + 1) > 100 {
+            text.push_str(if length == usize::MAX { "#" } else { "\n#" });
+            length = 1;
+        }
+        text.push(' ');
+        text.push_str(word);
+        length += chars + 1;
+    }
+    text.push('\n');
 }

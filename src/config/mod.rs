@@ -5,12 +5,12 @@
 
 mod capacity;
 mod command;
-pub(crate) mod command_line;
 mod flags;
 mod listen;
 mod machine;
 mod networks;
 mod operations;
+pub(crate) mod own_flags;
 mod ring_features;
 mod show;
 mod sources;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use capacity::Capacity;
-pub use command::Command;
+pub use command::{Command, command_line, config_file};
 pub use flags::help;
 pub use ipnet::IpNet;
 pub use operations::{Operation, Operator};

@@ -4,9 +4,9 @@
 use super::flags::Flags;
 use super::units::{self, OrOff};
 use super::{
-    DEFAULT_RUNTIME_FOLDER, Exit, PROGRAM, command_line, in_runtime_folder, runtime_folder, sources,
+    DEFAULT_RUNTIME_FOLDER, Exit, PROGRAM, in_runtime_folder, own_flags, runtime_folder, sources,
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub struct Operator {
 /// What is asked of the relay that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Operation {
-    /// Have the relay take nobody new and send everybody away, a few server-ids at a time
+    /// Have the relay take no new binary and send everybody away, a few server-ids at a time
     ///
     /// It is not ready from now on (/readyz answers 503) and answers claims of binaries with 503. Then
     /// each server-id is freed and its binary and phones are closed with 1012 (service restart), so
@@ -81,11 +81,18 @@ struct CommandLine {
     operation: Operation,
 }
 
+/// These commands, each with all of its flags.
+pub(super) fn commands() -> Vec<clap::Command> {
+    let mut line = CommandLine::command();
+    line.build();
+    line.get_subcommands().cloned().collect()
+}
+
 impl Operator {
     /// What `--help` of such a command is answered, if it is among `args`.
     #[must_use]
     pub fn help(args: &[OsString]) -> Option<String> {
-        command_line::help::<CommandLine>(args.to_vec())
+        own_flags::help::<CommandLine>(args.to_vec())
     }
 
     /// Reads `args`, which begins with the program's name and the command's.
@@ -96,7 +103,7 @@ impl Operator {
     pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
         let hint = format!("`{PROGRAM} COMMAND --help` lists the flags of a command");
         let CommandLine { control_socket, config, operation } =
-            command_line::parse(args.into_iter().collect(), &hint)?;
+            own_flags::parse(args.into_iter().collect(), &hint)?;
         let mut relay = vec![OsString::from(PROGRAM)];
         for (flag, value) in [("--control-socket=", control_socket), ("--config=", config)] {
             relay.extend(value.map(|value| {

@@ -8,6 +8,10 @@ pub const ALERTS: &str = include_str!("assets/alerts.yml");
 pub const SYSTEMD_UNIT: &str = include_str!("assets/pyrycode-relay.service");
 /// A container file.
 pub const DOCKERFILE: &str = include_str!("assets/Dockerfile");
+/// A seccomp profile for containers: Docker's default (github.com/moby/profiles/seccomp v0.3.0, under
+/// the Apache License 2.0, of which `assets/seccomp.LICENSE` is the text), and the three calls of
+/// io_uring.
+pub const SECCOMP: &str = include_str!("assets/seccomp.json");
 
 #[cfg(test)]
 mod tests {
@@ -67,6 +71,27 @@ mod tests {
             let sums = expression.matches("sum by (").count();
             assert_eq!(expression.matches("sum by (instance, job").count(), sums, "{expression}");
         }
+    }
+
+    #[test]
+    fn the_profile_denies_by_default_and_allows_what_the_relay_calls() {
+        let profile: serde_json::Value = serde_json::from_str(SECCOMP).unwrap();
+        assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+        let allowed = |name: &str| {
+            profile["syscalls"].as_array().unwrap().iter().any(|group| {
+                let names = group["names"].as_array().unwrap();
+                let unconditional = group.get("includes").is_none_or(|includes| {
+                    includes.as_object().is_some_and(serde_json::Map::is_empty)
+                });
+                group["action"] == "SCMP_ACT_ALLOW"
+                    && unconditional
+                    && names.iter().any(|other| other == name)
+            })
+        };
+        for call in ["io_uring_setup", "io_uring_enter", "io_uring_register", "accept4"] {
+            assert!(allowed(call), "{call}");
+        }
+        assert!(!allowed("mount") && !allowed("bpf"));
     }
 
     #[test]

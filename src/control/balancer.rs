@@ -12,7 +12,7 @@ mod nginx;
 pub use haproxy::{haproxy, haproxy_help};
 pub use nginx::{nginx, nginx_help};
 
-use crate::config::{Exit, PROGRAM, command_line};
+use crate::config::{Exit, PROGRAM, own_flags};
 use std::ffi::OsString;
 use std::str::FromStr;
 
@@ -95,15 +95,21 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
     text.trim_end().to_owned()
 }
 
+/// These commands, as clap knows them.
+#[must_use]
+pub fn commands() -> [clap::Command; 2] {
+    [haproxy::command().name("haproxy"), nginx::command().name("nginx")]
+}
+
 /// What `--help` of the command is answered, if it is among `args`.
 fn help<T: clap::Parser>(command: &str, args: &[OsString]) -> Option<String> {
-    command_line::help::<T>(named(command, args.to_vec()))
+    own_flags::help::<T>(named(command, args.to_vec()))
 }
 
 /// Reads the command line of the command.
 fn parse<T: clap::Parser>(command: &str, args: Vec<OsString>) -> Result<T, Exit> {
     let hint = format!("`{PROGRAM} {command} --help` lists its flags");
-    command_line::parse(named(command, args), &hint)
+    own_flags::parse(named(command, args), &hint)
 }
 
 /// `args`, with the program's name as clap is to show it.

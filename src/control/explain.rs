@@ -64,7 +64,8 @@ impl Rules {
 
 fn mend_ring(errno: Option<i32>, rules: Rules) -> String {
     let by_seccomp = "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp \
-                      profile of this container or service";
+                      profile of this container or service (`pyrycode-relay seccomp` prints one \
+                      for docker run --security-opt seccomp=FILE)";
     match (errno, rules) {
         (Some(libc::ENOSYS), Rules { seccomp: true, .. }) => {
             format!("a seccomp filter hides it; {by_seccomp}")

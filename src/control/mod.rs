@@ -7,6 +7,8 @@
 //!   files or by ACME, that are renewed while the relay runs
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
+//! - [`demo`]: a relay with a binary and phones, to look at
+//! - [`manual`]: completions for shells, manual pages
 //! - [`balancer`]: configurations for HAProxy and nginx in front of several relays
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
@@ -39,6 +41,8 @@ pub mod balancer;
 pub mod certificate_manager;
 pub mod certificates;
 pub mod challenges;
+pub mod demo;
+pub mod manual;
 pub mod process;
 pub mod push;
 pub mod status;

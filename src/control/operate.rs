@@ -37,7 +37,7 @@ fn say(line: &str) {
 fn drain(path: &Path, plan: DrainPlan, wait: bool) -> Result<(), String> {
     let DrainStatus { server_ids_left, .. } = ask(path, &Request::Drain(plan))?;
     say(&format!(
-        "draining: the relay takes nobody new, and {server_ids_left} server-ids are to be sent away"
+        "draining: the relay takes no new binary, and {server_ids_left} server-ids are to be sent away"
     ));
     if !wait {
         return Ok(());

@@ -243,6 +243,26 @@ impl Exposition {
         self.family(build, Gauge, "Always 1; the labels give version and commit.");
         let (version, commit) = process.version.split_once('+').unwrap_or((process.version, ""));
         self.sample(build, &format!("version=\"{version}\",commit=\"{commit}\""), 1);
+        self.states(process);
+        if let Some(expires_at) = process.certificate_expires_at {
+            let help = "When the certificate that is served expires, in seconds since 1970.";
+            self.single("certificate_expires_at_seconds", Gauge, help, expires_at);
+        }
+        // The names that Prometheus's own client libraries give these.
+        for (name, help, value) in [
+            ("process_start_time_seconds", "When it started, since 1970.", process.started_at),
+            ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes),
+            ("process_open_fds", "Open descriptors.", process.open_descriptors),
+            ("process_max_fds", "Maximum number of open descriptors.", process.max_descriptors),
+        ] {
+            self.family(name, Gauge, help);
+            self.sample(name, "", value);
+        }
+    }
+
+    /// What has one value without labels.
+    fn states(&mut self, process: &Process) {
+        use Kind::{Counter, Gauge};
         for (name, kind, help, value) in [
             ("uptime_seconds", Gauge, "How long the process has run.", process.uptime_seconds),
             (
@@ -290,20 +310,6 @@ impl Exposition {
             ),
         ] {
             self.single(name, kind, help, value);
-        }
-        if let Some(expires_at) = process.certificate_expires_at {
-            let help = "When the certificate that is served expires, in seconds since 1970.";
-            self.single("certificate_expires_at_seconds", Gauge, help, expires_at);
-        }
-        // The names that Prometheus's own client libraries give these.
-        for (name, help, value) in [
-            ("process_start_time_seconds", "When it started, since 1970.", process.started_at),
-            ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes),
-            ("process_open_fds", "Open descriptors.", process.open_descriptors),
-            ("process_max_fds", "Maximum number of open descriptors.", process.max_descriptors),
-        ] {
-            self.family(name, Gauge, help);
-            self.sample(name, "", value);
         }
     }
 }

@@ -60,7 +60,7 @@ impl Reply {
             Self::MisdirectedRequest => "the header Host names a host that is not served here",
             Self::TooManyRequests { .. } => "too many requests",
             Self::Unavailable { .. } => "too many connections",
-            Self::Draining { .. } => "the relay is being drained and takes nobody new",
+            Self::Draining { .. } => "the relay is being drained and takes no new binary",
         }
     }
 

@@ -247,7 +247,7 @@ fn named(relays: &[Relay]) -> Vec<String> {
 }
 
 /// HAProxy with what is printed for these relays, once it has found all of them ready.
-async fn haproxy_as_printed(relays: &[Relay]) -> AsPrinted {
+async fn haproxy_as_printed(relays: &[Relay], extra: &[&str]) -> AsPrinted {
     let (files, addr, peer, metrics) = (Folder::new(), own_address(), own_address(), own_address());
     let stats = files.path("stats").display().to_string();
     let own = [
@@ -261,7 +261,8 @@ async fn haproxy_as_printed(relays: &[Relay]) -> AsPrinted {
         format!("--metrics={metrics}"),
     ];
     let args = [&own[..], &named(relays)].concat();
-    let text = printed(&args.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let args = args.iter().map(String::as_str).chain(extra.iter().copied());
+    let text = printed(&args.collect::<Vec<_>>()).await;
     let balancer =
         AsPrinted::start("haproxy", &["-db", "-q", "-f", "{}"], addr, files, &text).await;
     wait_until("HAProxy finds all relays ready", SOON, async || {
@@ -288,7 +289,7 @@ async fn behind_haproxy_as_printed_pairs_meet_and_a_relay_that_is_gone_is_replac
     }
     let start = || Relay::start(&["--proxy-protocol-from", "127.0.0.0/8"]);
     let mut relays = vec![start().await, start().await];
-    let balancer = haproxy_as_printed(&relays).await;
+    let balancer = haproxy_as_printed(&relays, &[]).await;
     let ids: Vec<String> = (0..16).map(|_| new_id()).collect();
     let mut pairs = Vec::new();
     for id in &ids {
@@ -307,6 +308,26 @@ async fn behind_haproxy_as_printed_pairs_meet_and_a_relay_that_is_gone_is_replac
         assert_meet(balancer.addr, id).await;
     }
     assert!(pairs.len() == 16 && claimed(&relays[0]).len() == 16);
+}
+
+#[tokio::test]
+async fn haproxy_as_printed_encrypts_anew_for_relays_that_serve_tls() {
+    if !is_there("haproxy", "-v") {
+        return;
+    }
+    let (authority, files) = (Authority::new(), Folder::new());
+    let leaf = authority.leaf("relay.test");
+    let (cert, key) = (files.write("c.pem", leaf.chain), files.write("k.pem", leaf.key));
+    let ca = files.write("ca.pem", authority.pem());
+    let https = ["--https-listen", "127.0.0.1:0", "--https-proxy-protocol"];
+    let args = [&["--tls-cert", &cert, "--tls-key", &key][..], &https].concat();
+    let relays = vec![Relay::start(&args).await];
+    let extra = ["--relay-tls", "relay.test", "--relay-ca", &ca];
+    let balancer = haproxy_as_printed(&relays, &extra).await;
+    let id = new_id();
+    let (binary, _phone) = assert_meet(balancer.addr, &id).await;
+    let remote = wait_for_remote(&relays, &id).await;
+    assert_eq!(remote, binary.local_addr().to_string(), "not HAProxy's own address");
 }
 
 /// The ids that were ever claimed at this relay.

@@ -283,7 +283,7 @@ async fn drain_sends_everybody_away_and_cancel_lets_them_in_again() {
     }
     let addr = controlled.metrics.to_string();
     let status = run(&["status", "--metrics-listen", &addr]).await.stdout;
-    assert!(status.contains("Drained by command: nobody new is let in, and 0"), "{status}");
+    assert!(status.contains("Drained by command: no new binary is let in, and 0"), "{status}");
 
     assert!(controlled.told(&["drain", "--cancel"]).await.contains("lets everybody in again"));
     assert!(controlled.told(&["drain", "--cancel"]).await.contains("was not being drained"));

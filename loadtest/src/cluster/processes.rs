@@ -111,6 +111,8 @@ pub(super) struct Balancer {
     /// Certificate and key in one file; empty for no TLS.
     certificate: String,
     child: Option<Child>,
+    /// When the process began that serves now.
+    since: Instant,
 }
 
 impl Drop for Balancer {
@@ -136,6 +138,7 @@ impl Balancer {
             folder: folder.to_owned(),
             certificate: certificate.to_owned(),
             child: None,
+            since: Instant::now(),
         })
     }
 
@@ -166,8 +169,7 @@ impl Balancer {
         Ok(std::fs::write(self.file(), output.stdout)?)
     }
 
-    /// Starts it, and waits until it would know what others know. With the whole group of its
-    /// processes, so that all of them end with it.
+    /// Starts it, as the first of a group of processes, so that all of them end with it.
     pub(super) fn start(&mut self) -> Outcome<()> {
         let log = self.folder.join(format!("{}.log", self.name));
         let log = std::fs::File::options().create(true).append(true).open(log)?;
@@ -178,9 +180,13 @@ impl Balancer {
         let child =
             command.spawn().map_err(|error| format!("haproxy cannot be started: {error}"))?;
         self.child = Some(child);
-        await_listener(self.address, self.name, self.child.as_mut())?;
-        std::thread::sleep(RESYNC);
-        Ok(())
+        self.since = Instant::now();
+        await_listener(self.address, self.name, self.child.as_mut())
+    }
+
+    /// Waits until it knows what others know, and could teach it to its successor.
+    pub(super) fn await_resync(&self) {
+        std::thread::sleep(RESYNC.saturating_sub(self.since.elapsed()));
     }
 
     pub(super) fn runs(&self) -> bool {
@@ -191,8 +197,9 @@ impl Balancer {
         Pid::from_raw(self.child.as_ref()?.id().try_into().ok()?)
     }
 
-    /// Has a new process take over, with the configuration as it now is.
-    pub(super) fn reload(&self) -> Outcome<()> {
+    /// Has a new process take over, with the configuration as it now is; see
+    /// [`Self::await_resync`] for when.
+    pub(super) fn reload(&mut self) -> Outcome<()> {
         let before = self.worker();
         kill_process(self.group().ok_or("the balancer does not run")?, Signal::USR2)?;
         let end = Instant::now() + START_TIMEOUT;
@@ -202,6 +209,7 @@ impl Balancer {
             }
             std::thread::sleep(LOOK_EVERY);
         }
+        self.since = Instant::now();
         Ok(())
     }
 

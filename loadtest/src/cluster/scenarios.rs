@@ -4,7 +4,6 @@ use super::Cluster;
 use crate::Outcome;
 use rustix::process::Signal;
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 type Scenario = (&'static str, fn(&mut Cluster) -> Outcome<()>);
 
@@ -108,8 +107,10 @@ fn drained(cluster: &mut Cluster) -> Outcome<()> {
 }
 
 fn reloaded(cluster: &mut Cluster) -> Outcome<()> {
+    let [first, _] = &cluster.balancers;
+    first.await_resync();
     cluster.watch("balancer reloaded", &nobody(), |cluster| {
-        let [first, _] = &cluster.balancers;
+        let [first, _] = &mut cluster.balancers;
         first.reload()?;
         Ok(None)
     })
@@ -118,11 +119,11 @@ fn reloaded(cluster: &mut Cluster) -> Outcome<()> {
 fn added(cluster: &mut Cluster) -> Outcome<()> {
     cluster.relay("d")?.start()?;
     cluster.configure(4)?;
-    // What the process learned that takes over now, the next must be able to learn.
-    std::thread::sleep(Duration::from_secs(6));
+    let [first, _] = &cluster.balancers;
+    first.await_resync();
     let before = cluster.ids;
     cluster.watch("relay added", &nobody(), |cluster| {
-        let [first, _] = &cluster.balancers;
+        let [first, _] = &mut cluster.balancers;
         first.reload()?;
         Ok(None)
     })?;
@@ -141,6 +142,7 @@ fn added(cluster: &mut Cluster) -> Outcome<()> {
 fn two_balancers(cluster: &mut Cluster) -> Outcome<()> {
     let [first, second] = &mut cluster.balancers;
     second.start()?;
+    second.await_resync();
     let both = vec![first.address, second.address];
     cluster.world.doors.set(both);
     let touched = cluster.ids_on(1, "c")?;
@@ -163,6 +165,7 @@ fn balancer_killed(cluster: &mut Cluster) -> Outcome<()> {
     let [first, second] = &mut cluster.balancers;
     if !second.runs() {
         second.start()?;
+        second.await_resync();
         let both = vec![first.address, second.address];
         cluster.world.doors.set(both);
     }

@@ -2,7 +2,7 @@
 
 use super::{Named, bind, fill, help, host_and_port, host_name, names_differ, parse, path};
 use crate::config::Exit;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -62,6 +62,10 @@ pub fn haproxy_help(args: &[OsString]) -> Option<String> {
     help::<Flags>("haproxy", args)
 }
 
+pub(super) fn command() -> clap::Command {
+    Flags::command()
+}
+
 /// The configuration that these arguments ask for, of which the first is the program's name.
 ///
 /// # Errors
@@ -82,9 +86,16 @@ pub fn haproxy(args: Vec<OsString>) -> Result<String, Exit> {
     };
     let tls = tls(&flags);
     let peers = lines(&flags.balancers, |b| format!("peer {} {}", b.name, b.address));
-    let server = |relay: &Named| {
-        let id = numbers.get(relay.name.as_str()).copied().unwrap_or_default();
-        format!("server {} {} id {id}", relay.name, relay.address)
+    let number = |relay: &Named| numbers.get(relay.name.as_str()).copied().unwrap_or_default();
+    let server =
+        |relay: &Named| format!("server {} {} id {}", relay.name, relay.address, number(relay));
+    let home = |relay: &Named| {
+        let (name, is_home) =
+            (&relay.name, format!("{{ var(txn.home) -m int {} }}", number(relay)));
+        format!(
+            "use-server {name} if {is_home} !{{ var(txn.claim) -m bool }} or {is_home} {{ \
+             srv_is_up(ready/{name}) }}"
+        )
     };
     let host = flags.relay_tls.as_deref().unwrap_or("relay");
     let start = match flags.relay_tls {
@@ -109,7 +120,7 @@ pub fn haproxy(args: Vec<OsString>) -> Result<String, Exit> {
             ("peers", &peers),
             ("bind", &bind),
             ("size", &flags.server_ids.to_string()),
-            ("unless", &unless_drained(&flags.relays, &numbers)),
+            ("homes", &lines(&flags.relays, home)),
             ("host", host),
             ("tls", &tls),
             ("servers", &lines(&flags.relays, server)),
@@ -131,19 +142,6 @@ fn tls(flags: &Flags) -> String {
     let Some(name) = &flags.relay_tls else { return String::new() };
     let ca = flags.relay_ca.as_deref().unwrap_or("@system-ca");
     format!(" ssl verify required ca-file {ca} sni str({name}) check-sni {name} verifyhost {name}")
-}
-
-/// When a claim does not go where its server-id was: that relay is being drained.
-fn unless_drained(relays: &[Named], numbers: &BTreeMap<&str, u32>) -> String {
-    let drained = relays.iter().map(|relay| {
-        let (name, id) = (&relay.name, numbers.get(relay.name.as_str()).copied().unwrap_or(0));
-        format!(
-            "{{ var(txn.claim) -m bool }} {{ var(txn.id),table_server_id(relays) -m int {id} }} \
-             !{{ srv_is_up(ready/{name}) }}"
-        )
-    });
-    let conditions: Vec<String> = drained.collect();
-    format!(" unless {}", conditions.join(" || "))
 }
 
 /// A number for each relay that depends on nothing but its name, so that neither hashing nor what is
@@ -197,6 +195,6 @@ mod tests {
             assert_eq!(exit.code, 2, "{exit:?}");
             assert!(exit.reason.contains(said) && !exit.reason.contains('\n'), "{exit:?}");
         }
-        assert_eq!(haproxy(args("--help")).unwrap_err().code, 0);
+        assert!(haproxy_help(&args("--help")).is_some_and(|text| text.contains("--relay")));
     }
 }

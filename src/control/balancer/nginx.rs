@@ -2,7 +2,7 @@
 
 use super::{Named, bind, fill, help, host_name, names_differ, parse, path};
 use crate::config::Exit;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
@@ -58,6 +58,10 @@ struct Flags {
 #[must_use]
 pub fn nginx_help(args: &[OsString]) -> Option<String> {
     help::<Flags>("nginx", args)
+}
+
+pub(super) fn command() -> clap::Command {
+    Flags::command()
 }
 
 /// The configuration that these arguments ask for, of which the first is the program's name.

@@ -52,7 +52,7 @@ fn state(over: &Interval, found: &mut Vec<Problem>) {
         ));
     } else if let Some(drain) = process.drain {
         found.push(mild(format!(
-            "Drained by command: nobody new is let in, and {} server-ids are still to be sent away. \
+            "Drained by command: no new binary is let in, and {} server-ids are still to be sent away. \
              pyrycode-relay drain --cancel takes it back.",
             drain.server_ids_left
         )));
