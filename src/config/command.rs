@@ -24,9 +24,23 @@ pub enum Command {
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 7] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 13] = [
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
+    (
+        "connections",
+        Command::Operate,
+        "List who is connected to the relay that runs, and what they cost",
+    ),
+    (
+        "disconnect",
+        Command::Operate,
+        "Close connections of a server-id, an address, or one of them",
+    ),
+    ("block", Command::Operate, "Keep a network out, for a while or until `unblock`"),
+    ("unblock", Command::Operate, "Let a network in again"),
+    ("blocked", Command::Operate, "List the networks that are kept out"),
+    ("log-level", Command::Operate, "Change the level of the log, for a while or until a reload"),
     ("drain", Command::Operate, "Have the relay that runs take nobody new and send everybody away"),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),

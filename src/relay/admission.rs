@@ -6,6 +6,7 @@
 //! and stops to count when it is dropped, whichever way the connection ends.
 
 mod address;
+mod blocks;
 mod rates;
 
 use super::timers::Millis;
@@ -14,6 +15,8 @@ use crate::protocol::forwarded;
 use crate::telemetry::Remote;
 pub use address::Address;
 use ahash::RandomState;
+use blocks::Blocks;
+pub use blocks::{BlockError, Blocked, MAX_BLOCKS};
 use rates::{NoToken, Rates};
 use std::collections::HashMap;
 use std::fmt;
@@ -138,6 +141,8 @@ pub enum Cause {
     Visitors,
     /// The operator sends everybody away.
     Draining,
+    /// The operator keeps its network out.
+    Blocked,
 }
 
 /// Somebody is turned away.
@@ -152,6 +157,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The operator's word needs no saying.
+    fn by_operator(cause: Cause, retry_after_s: u64) -> Self {
+        Self { cause, retry_after_s, say: false }
+    }
+
     fn for_want_of_a_token(no_token: NoToken) -> Self {
         let retry_after_s = no_token.wait_ms.div_ceil(1000);
         Self { cause: Cause::Rate, retry_after_s, say: no_token.say }
@@ -183,6 +193,7 @@ impl Admission {
             holdings: HashMap::with_hasher(hasher),
             live: 0,
             draining: false,
+            blocks: Blocks::default(),
             silent_until: 0,
             visitors_silent_until: 0,
             latest_ms: 0,
@@ -207,6 +218,35 @@ impl Admission {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.tables().draining
+    }
+
+    /// Keeps these networks out, in place of those that the configuration named before.
+    pub fn configure_blocks(&self, networks: &[IpNet]) {
+        self.tables().blocks.configure(networks);
+    }
+
+    /// Keeps a network out until then, if need be for good ([`NEVER`](super::timers::NEVER)).
+    ///
+    /// # Errors
+    ///
+    /// [`BlockError::Full`].
+    pub fn block(&self, now: Millis, network: IpNet, until: Millis) -> Result<(), BlockError> {
+        self.tables().blocks.block(now, network, until)
+    }
+
+    /// Lets a network in again that [`Admission::block`] keeps out.
+    ///
+    /// # Errors
+    ///
+    /// It is not blocked, or by the configuration.
+    pub fn unblock(&self, now: Millis, network: IpNet) -> Result<(), BlockError> {
+        self.tables().blocks.unblock(now, network)
+    }
+
+    /// The networks that are kept out, in order.
+    #[must_use]
+    pub fn blocked(&self, now: Millis) -> Vec<Blocked> {
+        self.tables().blocks.list(now)
     }
 
     /// The limits that apply.
@@ -244,8 +284,9 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// Too many connections of this address are not upgraded yet.
+    /// Its network is kept out, or too many connections of this address are not upgraded yet.
     pub fn enter(self: &Arc<Self>, now: Millis, peer: IpAddr) -> Result<Pass, Refusal> {
+        self.tables().keep_out(now, peer)?;
         let mut pass = Pass { admission: self.clone(), standing: Standing::Unknown };
         if contains(&self.proxies.proxy_protocol, peer) {
             self.tables().latest_ms = now;
@@ -310,6 +351,7 @@ impl Pass {
         tables.latest_ms = now.unwrap_or(tables.latest_ms);
         tables.leave(self.standing);
         self.standing = Standing::Unknown;
+        tables.keep_out(tables.latest_ms, caller)?;
         if !unknown {
             self.standing = tables.visit(caller.into())?;
         }
@@ -337,9 +379,9 @@ impl Pass {
     pub fn admit(&mut self, now: Millis, caller: IpAddr) -> Result<(), Refusal> {
         let address = Address::from(caller);
         let mut tables = self.admission.tables();
+        tables.keep_out(now, caller)?;
         if tables.draining {
-            let (cause, retry_after_s) = (Cause::Draining, RETRY_WHEN_DRAINING_S);
-            return Err(Refusal { cause, retry_after_s, say: false });
+            return Err(Refusal::by_operator(Cause::Draining, RETRY_WHEN_DRAINING_S));
         }
         tables.take_token(now, address)?;
         tables.take_place(now, address)?;
@@ -376,6 +418,8 @@ struct Tables {
     live: usize,
     /// Nobody is upgraded any more.
     draining: bool,
+    /// Who is kept out.
+    blocks: Blocks,
     /// It is not said until then that the process is full.
     silent_until: Millis,
     /// Nor that it has too many sockets that are not upgraded.
@@ -394,6 +438,13 @@ struct Holding {
 }
 
 impl Tables {
+    fn keep_out(&self, now: Millis, address: IpAddr) -> Result<(), Refusal> {
+        if self.blocks.holds(now, address) {
+            return Err(Refusal::by_operator(Cause::Blocked, RETRY_WHEN_FULL_S));
+        }
+        Ok(())
+    }
+
     fn holding(&mut self, address: Address) -> &mut Holding {
         self.holdings.entry(address).or_default()
     }

@@ -129,6 +129,16 @@ impl Relay {
         }
     }
 
+    /// As [`Relay::close_now`], with a code and a reason that the operator wants.
+    pub(super) fn close_with(&mut self, now: Millis, key: Key, code: u16, reason: &str) {
+        if let Some(stage) = self.begin_closing(now, key, Closing::default()) {
+            self.counters.count(Series::CloseByOperator);
+            self.drop_pending(key);
+            self.push_close_with(key, code, reason);
+            self.leave(now, key, stage, Some(code));
+        }
+    }
+
     /// As [`Relay::close_now`], for a connection that the registry has forgotten already.
     pub(super) fn close_forgotten(&mut self, now: Millis, key: Key, close: Close) {
         if self.begin_closing(now, key, Closing::default()).is_some() {

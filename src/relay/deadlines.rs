@@ -90,14 +90,15 @@ impl Relay {
         let pong_due = now + self.limits.heartbeat_timeout_ms;
         let Some(connection) = self.connection(key) else { return };
         if !connection.outbox.has_ping() {
-            let number = connection.heartbeat.sent.wrapping_add(1);
+            let mut heartbeat = connection.heartbeat;
+            let number = heartbeat.next_ping(now);
             let mut ping = Vec::with_capacity(frames::MAX_HEADER_BYTES + size_of_val(&number));
             frames::push_ping(&mut ping, &number.to_be_bytes());
             if !self.push_control(key, &ping) {
                 return;
             }
             if let Some(connection) = self.connection_mut(key) {
-                connection.heartbeat.sent = number;
+                connection.heartbeat = heartbeat;
             }
         }
         let Some(connection) = self.connection_mut(key) else { return };
@@ -116,6 +117,9 @@ impl Relay {
             return;
         }
         heartbeat.answered = number;
+        if behind == 0 {
+            heartbeat.note_answer(now);
+        }
         connection.due.pong = if behind == 0 { NEVER } else { pong_due };
         self.arm(key);
     }

@@ -150,6 +150,7 @@ impl Relay {
     /// A data message: `text` where it is known to be UTF-8.
     fn on_data(&mut self, now: Millis, key: Key, bytes: &[u8], text: Option<&str>) {
         let Some(connection) = self.connection_mut(key) else { return };
+        connection.traffic.count_in(bytes.len());
         match &mut connection.stage {
             Stage::Phone { entry, conn_id, .. } => {
                 let (entry, conn_id) = (*entry, *conn_id);

@@ -20,7 +20,7 @@
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `departure`: everybody of some server-ids is sent away, because the operator wants it
 //! - `deadlines`: heartbeats and everything else that time brings about
-//! - `describe`: connections, for an operator
+//! - `describe`: connections, for an operator, who may end some
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - `invariants`: what cannot happen, and what is done where it does
 //! - [`ahead`]: what a newcomer says before it has won
@@ -74,7 +74,7 @@ use ahash::RandomState;
 use budget::{Budget, SharedBudget};
 use connection::{Connection, Population, Stage};
 pub use departure::SentAway;
-pub use describe::Described;
+pub use describe::{Account, Described, Disconnected, Whom};
 use ledger::Ledger;
 use memory::Work;
 use rand::SeedableRng;

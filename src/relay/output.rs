@@ -126,8 +126,9 @@ impl Relay {
             frames::push_text_header(out, payload_bytes);
             write(out);
         });
-        self.ledger.set(to, Part::Outbox, outbox.held_bytes());
-        self.queued_behind |= outbox.in_flight();
+        connection.traffic.count_out(payload_bytes);
+        self.ledger.set(to, Part::Outbox, connection.outbox.held_bytes());
+        self.queued_behind |= connection.outbox.in_flight();
         if connection.asks_for_write() {
             self.actions.push(Action::Write(to));
         }
@@ -137,8 +138,13 @@ impl Relay {
     /// Queues a close frame, the last frame of a connection. Without room for it, the connection
     /// is aborted.
     pub(super) fn push_close(&mut self, key: Key, close: Close) {
-        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + close.reason.len());
-        frames::push_close(&mut frame, close);
+        self.push_close_with(key, close.code, close.reason);
+    }
+
+    /// As [`Relay::push_close`], with a reason of at most 123 bytes.
+    pub(super) fn push_close_with(&mut self, key: Key, code: u16, reason: &str) {
+        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + reason.len());
+        frames::push_close_with(&mut frame, code, reason);
         self.push_last(key, &frame);
     }
 

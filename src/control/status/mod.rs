@@ -7,6 +7,7 @@ mod seen;
 mod text;
 mod verdict;
 
+pub(super) use text::bytes;
 pub use text::status;
 
 use crate::metrics::snapshot::Snapshot;
