@@ -10,6 +10,8 @@
     missing_docs
 )]
 
+#[path = "operate/commands.rs"]
+mod commands;
 mod common;
 #[path = "operate/control.rs"]
 mod control;

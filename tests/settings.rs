@@ -128,6 +128,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("control-socket", Needs::Nothing, "FOLDER/a.sock", "FOLDER/b.sock", ""),
     ("rate-limit", Needs::Nothing, "1/2s", "off", "20/6s"),
     ("handshake-rate", Needs::Nothing, "3/2s", "off", "60/1s"),
+    ("block", Needs::Nothing, "10.0.0.0/8", "10.1.0.0/16,::1/128", ""),
     ("max-connections", Needs::Nothing, "11", "22", "computed"),
     ("max-connections-per-address", Needs::Nothing, "11", "off", "computed"),
     ("workers", Needs::Nothing, "3", "5", "computed"),

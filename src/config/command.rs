@@ -39,7 +39,7 @@ pub enum Command {
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 14] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 20] = [
     ("demo", Command::Demo, "Show in a few seconds what a relay does, with a binary and phones"),
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     (
@@ -47,6 +47,20 @@ pub(super) const COMMANDS: [(&str, Command, &str); 14] = [
         Command::Status,
         "Show how the relay on --metrics-listen is doing, or several: status http://HOST:PORT …",
     ),
+    (
+        "connections",
+        Command::Operate,
+        "List who is connected to the relay that runs, and what they cost",
+    ),
+    (
+        "disconnect",
+        Command::Operate,
+        "Close connections of a server-id, an address, or one of them",
+    ),
+    ("block", Command::Operate, "Keep a network out, for a while or until `unblock`"),
+    ("unblock", Command::Operate, "Let a network in again"),
+    ("blocked", Command::Operate, "List the networks that are kept out"),
+    ("log-level", Command::Operate, "Change the level of the log, for a while or until a reload"),
     (
         "drain",
         Command::Operate,

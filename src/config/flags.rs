@@ -12,7 +12,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::command::COMMANDS;
 use super::{
-    DEFAULT_LISTEN, Exit, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
+    DEFAULT_LISTEN, Exit, LEVELS, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
     RateLimit, RingFeatures, TRIAL, VERSION, listen, networks, ring_features, trial_commands,
     units,
 };
@@ -135,6 +135,14 @@ pub(super) struct Flags {
         value_parser = units::rate
     )]
     pub(super) handshake_rate: units::OrOff<RateLimit>,
+
+    /// Networks whose connections are refused before TLS; commands can block others while the relay
+    /// runs
+    #[arg(
+        help_heading = "Resources", long, value_name = "CIDR,…", default_value = "",
+        hide_default_value = true, value_parser = networks::blocked
+    )]
+    pub(super) block: networks::Networks,
 
     /// WebSocket connections in all [default: what descriptors and memory allow]
     #[arg(
@@ -262,7 +270,7 @@ pub(super) struct Flags {
     /// The least severe level that is logged
     #[arg(
         help_heading = "Logs and configuration", long, value_name = "LEVEL", default_value = "info",
-        value_parser = PossibleValuesParser::new(["error", "warn", "info", "debug", "trace"])
+        value_parser = PossibleValuesParser::new(LEVELS)
             .try_map(|level| level.parse::<Level>())
     )]
     pub(super) log_level: Level,

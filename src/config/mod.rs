@@ -27,7 +27,7 @@ pub use capacity::Capacity;
 pub use command::{Command, command_line, config_file};
 pub use flags::help;
 pub use ipnet::IpNet;
-pub use operations::{Operation, Operator};
+pub use operations::{By, Operation, Operator};
 pub use ring_features::RingFeatures;
 pub use show::Setting;
 pub use sources::Origin;
@@ -67,6 +67,8 @@ const CONTROL_SOCKET: &str = "control.sock";
 const DEFAULT_RUNTIME_FOLDER: &str = "/run/pyrycode-relay";
 /// The most that `--workers` may ask for, and the most that the default takes.
 const MAX_WORKERS: usize = 1024;
+/// Levels of the log, the most severe first.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 /// The least that `--memory-budget` may be.
 const MIN_BUDGET_BYTES: u64 = units::MIB;
 /// What the budget must hold for each worker: a message of the greatest length (262,144 bytes)
@@ -105,6 +107,8 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// TLS handshakes of one address.
     pub handshake_rate: Option<RateLimit>,
+    /// Networks that are kept out.
+    pub block: Arc<[IpNet]>,
     /// WebSocket connections that there is room for.
     pub capacity: Capacity,
     /// WebSocket connections of the process, at least 1.
@@ -393,6 +397,7 @@ impl Config {
             limits: flags.limits(),
             rate_limit: flags.rate_limit.on(),
             handshake_rate: flags.handshake_rate.on(),
+            block: flags.block,
             capacity,
             max_connections,
             max_connections_per_address: per_address.on(),

@@ -30,7 +30,21 @@ pub(super) fn trusted(text: &str) -> Result<Networks, String> {
     if is_of_switch { Err(NOT_A_SWITCH.to_owned()) } else { parse(text) }
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+/// The most networks that may be blocked.
+const MAX_BLOCKED: usize = 1000;
+
+/// As [`parse`], and no more than can be blocked.
+pub(super) fn blocked(text: &str) -> Result<Networks, String> {
+    let networks = parse(text)?;
+    if networks.len() > MAX_BLOCKED {
+        let count = networks.len();
+        return Err(format!("{count} networks are too many; write at most {MAX_BLOCKED}"));
+    }
+    Ok(networks)
+}
+
+/// Reads one network, or an address alone.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address.to_canonical()));
     }

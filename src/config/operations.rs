@@ -4,9 +4,11 @@
 use super::flags::Flags;
 use super::units::{self, OrOff};
 use super::{
-    DEFAULT_RUNTIME_FOLDER, Exit, PROGRAM, in_runtime_folder, own_flags, runtime_folder, sources,
+    DEFAULT_RUNTIME_FOLDER, Exit, IpNet, LEVELS, PROGRAM, in_runtime_folder, networks, own_flags,
+    runtime_folder, sources,
 };
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{ArgGroup, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +27,91 @@ pub struct Operator {
 /// What is asked of the relay that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Operation {
+    /// List who is connected, and what they cost
+    ///
+    /// Without --by, each connection has a line, in no particular order. Messages and bytes are those
+    /// that the peer has sent (in) and got (out), as they are on the wire.
+    Connections {
+        /// Sum up by `server-id` or `address`, or sort by `bytes`, `backlog` or `age`; what is largest
+        /// comes first
+        #[arg(long, value_name = "WHAT", value_enum)]
+        by: Option<By>,
+
+        /// Show no more lines than this
+        #[arg(long, value_name = "COUNT", value_parser = units::count(usize::MAX >> 1))]
+        top: Option<usize>,
+
+        /// Print a JSON object for each line
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Close connections in good order, and say how many
+    ///
+    /// A binary's server-id is in grace then, as after any other close. Connections that were not
+    /// upgraded yet are cut.
+    #[command(group(ArgGroup::new("whom").required(true).args(["server_id", "conn_id", "address"])))]
+    Disconnect {
+        /// The binary and the phones of this server-id
+        #[arg(long, value_name = "ID")]
+        server_id: Option<String>,
+
+        /// The connection with this conn-id, as the log and `connections` have it
+        #[arg(long, value_name = "CONN-ID")]
+        conn_id: Option<String>,
+
+        /// Whoever comes from this network or address
+        #[arg(long, value_name = "CIDR", value_parser = networks::network)]
+        address: Option<IpNet>,
+
+        /// The close code that they are told
+        #[arg(long, value_name = "CODE", default_value = "1008", value_parser = close_code)]
+        code: u16,
+
+        /// The reason that they are told, at most 123 bytes
+        #[arg(long, value_name = "TEXT", default_value = "disconnected by the operator", value_parser = reason)]
+        reason: String,
+    },
+
+    /// Keep a network or an address out: its connections are refused before TLS
+    ///
+    /// A reload keeps it; a restart does not, `--block` of the configuration does. Connections that
+    /// are there stay: see `disconnect --address`.
+    Block {
+        /// Which
+        #[arg(value_name = "CIDR", value_parser = networks::network)]
+        network: IpNet,
+
+        /// For so long; without this, until `unblock` or a restart
+        #[arg(long = "for", value_name = "DURATION", value_parser = units::duration(1))]
+        for_ms: Option<u64>,
+    },
+
+    /// Let a network in again that `block` keeps out
+    Unblock {
+        /// Which
+        #[arg(value_name = "CIDR", value_parser = networks::network)]
+        network: IpNet,
+    },
+
+    /// List the networks that are kept out
+    Blocked {
+        /// Print a JSON object for each
+        #[arg(long)]
+        json: bool,
+    },
+
+    /// Change the least severe level that is logged
+    LogLevel {
+        /// Which
+        #[arg(value_parser = PossibleValuesParser::new(LEVELS))]
+        level: String,
+
+        /// Go back to the configured level after so long; without this, with the next reload
+        #[arg(long = "for", value_name = "DURATION", value_parser = units::duration(1))]
+        for_ms: Option<u64>,
+    },
+
     /// Have the relay take no new binary and send everybody away, a few server-ids at a time
     ///
     /// It is not ready from now on (/readyz answers 503) and answers claims of binaries with 503. Then
@@ -57,6 +144,37 @@ pub enum Operation {
         #[arg(long)]
         no_wait: bool,
     },
+}
+
+/// By what connections are summed up or sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// One line for each server-id.
+    ServerId,
+    /// One line for each address.
+    Address,
+    /// The connection with the most bytes first.
+    Bytes,
+    /// The one first for which most waits.
+    Backlog,
+    /// The oldest first.
+    Age,
+}
+
+/// The codes that an endpoint may send.
+fn close_code(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(code @ (1000..=1003 | 1007..=1014 | 3000..=4999)) => Ok(code),
+        _ => Err("write 1000 to 1003, 1007 to 1014, or 3000 to 4999".to_owned()),
+    }
+}
+
+/// As much as fits into a close frame.
+fn reason(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=123 => Ok(text.to_owned()),
+        length => Err(format!("{length} bytes are too many; write at most 123")),
+    }
 }
 
 /// The command line of such a command.

@@ -111,6 +111,7 @@ impl Config {
             ("control-socket", path(self.control_socket.as_ref())),
             ("rate-limit", rate(self.rate_limit)),
             ("handshake-rate", rate(self.handshake_rate)),
+            ("block", networks(&self.block)),
             ("max-connections", self.max_connections.to_string()),
             ("max-connections-per-address", limit(self.max_connections_per_address)),
             ("workers", self.workers.to_string()),

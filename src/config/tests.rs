@@ -55,6 +55,7 @@ fn bare_run_takes_the_documented_defaults() {
         rate_limit: Some(RateLimit { burst: 20, refill_ms: 6000 }),
         handshake_rate: Some(RateLimit { burst: 60, refill_ms: 1000 }),
         control_socket: None,
+        block: Arc::default(),
         capacity: Capacity {
             by_descriptors: 19_464,
             by_memory: 325_920,

@@ -6,7 +6,7 @@ use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
-use crate::relay::{Described, Owners, SentAway, Settings};
+use crate::relay::{Described, Disconnected, Owners, SentAway, Settings, Whom};
 use crate::shared::admission::Admission;
 use crate::shared::budget::SharedBudget;
 use crate::worker::{Mail, ProxyHeaders, Start};
@@ -74,6 +74,7 @@ impl Fleet {
         let owners = Owners::new(rand::random(), starts.len());
         let budget = SharedBudget::new(config.memory_budget_bytes, starts.len());
         let admission = Admission::new(config.into(), config.into(), rand::random());
+        admission.configure_blocks(&config.block);
         let metrics = Metrics::new(starts.len());
         let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
         let (wakes, requests) = channel(push::MAX_WAITING);
@@ -129,6 +130,21 @@ impl Fleet {
     pub(super) async fn describe(&self, worker: usize, first: usize) -> Option<Described> {
         let (done, mut answer) = unbounded_channel();
         self.mailboxes.get(worker)?.send(Mail::Describe { first, done }).ok()?;
+        tokio::time::timeout(PATIENCE, answer.recv()).await.ok()?
+    }
+
+    /// Has a worker end those of its next connections from this slot on that are meant; `None` if it
+    /// does not answer.
+    pub(super) async fn disconnect(
+        &self,
+        worker: usize,
+        first: usize,
+        whom: Arc<Whom>,
+        close: (u16, Arc<str>),
+    ) -> Option<Disconnected> {
+        let (done, mut answer) = unbounded_channel();
+        let mail = Mail::Disconnect { first, whom, close, done };
+        self.mailboxes.get(worker)?.send(mail).ok()?;
         tokio::time::timeout(PATIENCE, answer.recv()).await.ok()?
     }
 

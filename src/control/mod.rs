@@ -12,18 +12,21 @@
 //! - [`balancer`]: configurations for HAProxy and nginx in front of several relays
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
+//! - `connections`: who is connected and what they cost; `log_level`: the log's level, for a while
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
 //! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
+mod connections;
 mod drain;
 mod dump;
 mod explain;
 mod fleet;
 mod listening;
 mod locked_memory;
+mod log_level;
 mod monitoring;
 mod notify;
 mod operate;
@@ -56,6 +59,7 @@ use certificate_manager::CertificateManager;
 use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
 use fleet::{Fleet, Resources};
+use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
 use push::Push;
@@ -224,8 +228,15 @@ async fn supervise(
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
     }
+    let level = LogLevel::new(log.level(), config.log_level);
     if let Some(bound) = control_socket {
-        tokio::spawn(socket::server::serve(bound, Arc::new(Operations { drain })));
+        let operations = Operations {
+            fleet: fleet.clone(),
+            monitoring: monitoring.clone(),
+            drain,
+            level: level.clone(),
+        };
+        tokio::spawn(socket::server::serve(bound, Arc::new(operations)));
     }
     if let Some(address) = bound.and_then(|address| address.as_socket()) {
         production::warn_of_privileges(config);
@@ -236,8 +247,7 @@ async fn supervise(
             print_trial(address);
         }
     }
-    let mut live =
-        Live { config: config.clone(), fleet: fleet.clone(), certificates, level: log.level() };
+    let mut live = Live { config: config.clone(), fleet: fleet.clone(), certificates, level };
     tokio::spawn(report_unlogged(log.log()));
     tokio::spawn(notify::watchdog(fleet.clone()));
     loop {

@@ -6,8 +6,9 @@ use super::drain::Drain;
 use super::fleet::Fleet;
 use super::{process, status};
 use crate::config::VERSION;
-use crate::metrics::snapshot::{self, Process, Snapshot};
+use crate::metrics::snapshot::{self, Blocked, Process, Snapshot};
 use crate::protocol::upgrade::Health;
+use crate::relay::timers::Millis;
 use crate::telemetry::Log;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -175,6 +176,19 @@ impl Monitoring {
         }
     }
 
+    /// The networks that are kept out.
+    pub(super) fn blocked(&self) -> Vec<Blocked> {
+        let now = self.epoch.elapsed().as_millis() as Millis;
+        let blocked = self.fleet.admission.blocked(now).into_iter();
+        blocked
+            .map(|blocked| Blocked {
+                network: blocked.network.to_string(),
+                is_configured: blocked.is_configured,
+                seconds_left: blocked.left_ms.map(|left| left.div_ceil(1000)),
+            })
+            .collect()
+    }
+
     /// What the process says of itself, once its workers' gauges are up to date.
     async fn process(&self) -> Process {
         self.take_census().await;
@@ -188,6 +202,7 @@ impl Monitoring {
             draining: self.draining(),
             one_of_many: self.one_of_many,
             drain,
+            blocked: self.blocked(),
             resident_bytes: process::resident_bytes(),
             open_descriptors: process::open_descriptors(),
             max_descriptors: process::max_descriptors(),

@@ -1,10 +1,13 @@
 //! The commands that operate a relay while it runs: each asks by the control socket and prints what
 //! came of it.
 
+use super::connections::{Row, View};
 use super::failure;
-use super::socket::client::ask;
-use super::socket::protocol::{DrainPlan, DrainStatus, Request};
-use crate::config::{Exit, Operation, Operator};
+use super::socket::client::{ask, ask_for_items};
+use super::socket::protocol::{DrainPlan, DrainStatus, Request, Whom};
+use crate::config::{By, Exit, IpNet, Operation, Operator};
+use crate::metrics::snapshot::Blocked;
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +22,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub fn operate(operator: &Operator) -> Result<(), Exit> {
     let path = operator.socket.as_path();
     let done = match &operator.operation {
+        Operation::Connections { by, top, json } => connections(path, *by, *top, *json),
+        Operation::Disconnect { server_id, conn_id, address, code, reason } => {
+            let whom = match (server_id, conn_id, address) {
+                (Some(id), ..) => Whom::ServerId(id.clone()),
+                (_, Some(conn_id), _) => Whom::ConnId(conn_id.clone()),
+                (_, _, Some(network)) => Whom::Address(*network),
+                // The parser wants one of them.
+                (None, None, None) => return Ok(()),
+            };
+            disconnect(path, whom, *code, reason)
+        }
+        Operation::Block { network, for_ms } => block(path, *network, *for_ms),
+        Operation::Unblock { network } => unblock(path, *network),
+        Operation::Blocked { json } => blocked(path, *json),
+        Operation::LogLevel { level, for_ms } => log_level(path, level, *for_ms),
         Operation::Drain { cancel: true, .. } => cancel_drain(path),
         Operation::Drain { batch, every, delay, no_wait, .. } => {
             let plan = DrainPlan { batch: *batch, every_ms: *every, delay_ms: *delay };
@@ -28,9 +46,78 @@ pub fn operate(operator: &Operator) -> Result<(), Exit> {
     done.map_err(failure)
 }
 
+/// All connections, each as a row.
+fn rows(path: &Path) -> Result<Vec<Row>, String> {
+    let mut rows = Vec::new();
+    ask_for_items::<u64>(path, &Request::Connections, |item| {
+        rows.push(serde_json::from_value(item).map_err(|error| error.to_string())?);
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+fn connections(path: &Path, by: Option<By>, top: Option<usize>, json: bool) -> Result<(), String> {
+    let view = View::of(rows(path)?, by, top.unwrap_or(usize::MAX));
+    let text = if json { view.json() } else { view.table() };
+    // Whoever reads may have had enough.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
+fn disconnect(path: &Path, whom: Whom, code: u16, reason: &str) -> Result<(), String> {
+    let request = Request::Disconnect { whom, code, reason: reason.to_owned() };
+    let connections: u64 = ask(path, &request)?;
+    say(&format!("disconnected: {connections} connections"));
+    Ok(())
+}
+
+fn block(path: &Path, network: IpNet, for_ms: Option<u64>) -> Result<(), String> {
+    ask::<()>(path, &Request::Block { network, for_ms })?;
+    let time = for_ms.map_or("until `unblock` or a restart".to_owned(), |ms| {
+        format!("for {}", humantime::format_duration(Duration::from_millis(ms)))
+    });
+    say(&format!(
+        "{network} is blocked {time}; connections that are there stay, unless you \
+         `disconnect --address {network}`"
+    ));
+    Ok(())
+}
+
+fn unblock(path: &Path, network: IpNet) -> Result<(), String> {
+    ask::<()>(path, &Request::Unblock { network })?;
+    say(&format!("{network} is let in again"));
+    Ok(())
+}
+
+fn blocked(path: &Path, json: bool) -> Result<(), String> {
+    for blocked in ask::<Vec<Blocked>>(path, &Request::Blocked)? {
+        if json {
+            say(&serde_json::to_string(&blocked).unwrap_or_default());
+            continue;
+        }
+        let Blocked { network, is_configured, seconds_left } = blocked;
+        let time = match seconds_left {
+            Some(left) => format!("for {}", humantime::format_duration(Duration::from_secs(left))),
+            None if is_configured => "by --block".to_owned(),
+            None => "until `unblock` or a restart".to_owned(),
+        };
+        say(&format!("{network}  {time}"));
+    }
+    Ok(())
+}
+
+fn log_level(path: &Path, level: &str, for_ms: Option<u64>) -> Result<(), String> {
+    let request = Request::LogLevel { level: level.to_owned(), for_ms };
+    let configured: String = ask(path, &request)?;
+    let time = for_ms.map_or("the next reload".to_owned(), |ms| {
+        format!("{} have passed", humantime::format_duration(Duration::from_millis(ms)))
+    });
+    say(&format!("the log's level is {level} until {time}; {configured} is configured"));
+    Ok(())
+}
+
 /// Prints a line for whoever is there to read it.
 fn say(line: &str) {
-    use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 

@@ -2,16 +2,17 @@
 
 use super::certificates::Certificates;
 use super::fleet::Fleet;
+use super::log_level::LogLevel;
 use crate::config::{Config, Exit};
-use crate::telemetry::LevelSwitch;
 use std::sync::Arc;
 use tracing::{error, info, warn};
 
 /// The flags that take effect at once. Certificates are read again whether their flags have
 /// changed or not.
-const LIVE: [&str; 15] = [
+const LIVE: [&str; 16] = [
     "rate-limit",
     "handshake-rate",
+    "block",
     "max-connections",
     "max-connections-per-address",
     "max-phones",
@@ -33,7 +34,7 @@ pub(super) struct Live {
     pub(super) config: Config,
     pub(super) fleet: Fleet,
     pub(super) certificates: Option<Arc<Certificates>>,
-    pub(super) level: LevelSwitch,
+    pub(super) level: Arc<LogLevel>,
 }
 
 impl Live {
@@ -62,7 +63,7 @@ impl Live {
         }
         // By the old level it is still told that the level has changed.
         self.config.log_level = newer.log_level;
-        self.level.set(newer.log_level);
+        self.level.configure(newer.log_level);
     }
 
     fn take_over(&mut self, newer: &Config) {
@@ -71,9 +72,11 @@ impl Live {
         config.handshake_rate = newer.handshake_rate;
         config.max_connections = newer.max_connections;
         config.max_connections_per_address = newer.max_connections_per_address;
+        config.block = newer.block.clone();
         config.limits = newer.limits;
         config.drain_timeout = newer.drain_timeout;
         self.fleet.admission.set((&*config).into());
+        self.fleet.admission.configure_blocks(&config.block);
         self.fleet.set_limits(config.limits);
     }
 }

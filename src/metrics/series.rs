@@ -96,6 +96,7 @@ families! {
         RefusedVisitors "cause=\"not_upgraded_per_address\""
         RefusedOldest "cause=\"not_upgraded\""
         RefusedDraining "cause=\"draining\""
+        RefusedBlocked "cause=\"blocked\""
     }
     "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""
@@ -158,6 +159,7 @@ families! {
         Directive4421 "code=\"4421\",reason=\"asked_by_binary\""
         Directive4426 "code=\"4426\",reason=\"asked_by_binary\""
         DirectiveOther "code=\"other\",reason=\"asked_by_binary\""
+        CloseByOperator "code=\"other\",reason=\"asked_by_operator\""
         PeerNormal "code=\"1000\",reason=\"asked_by_peer\""
         PeerGoingAway "code=\"1001\",reason=\"asked_by_peer\""
         PeerNoCode "code=\"1005\",reason=\"asked_by_peer\""

@@ -25,6 +25,8 @@ pub struct Process {
     pub one_of_many: bool,
     /// How far it has come to send everybody away, if the operator wants that.
     pub drain: Option<Drain>,
+    /// Networks that are kept out.
+    pub blocked: Vec<Blocked>,
     /// Memory of its own that it holds.
     pub resident_bytes: u64,
     /// Descriptors that are open.
@@ -43,6 +45,17 @@ pub struct Process {
     pub certificate_expires_at: Option<u64>,
     /// CPU time of each worker, in seconds.
     pub worker_cpu_seconds: Vec<f64>,
+}
+
+/// A network that is kept out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    /// Which.
+    pub network: String,
+    /// It is one of `--block`.
+    pub is_configured: bool,
+    /// For how long still; `None` for good.
+    pub seconds_left: Option<u64>,
 }
 
 /// How far the relay is drained while it runs.
@@ -288,6 +301,12 @@ impl Exposition {
                 Gauge,
                 "Maximum number of WebSocket connections (--max-connections).",
                 process.max_connections,
+            ),
+            (
+                "blocked_networks",
+                Gauge,
+                "Networks that are kept out (--block, pyrycode-relay block).",
+                process.blocked.len() as u64,
             ),
             (
                 "memory_budget_bytes",

@@ -9,9 +9,12 @@ pub struct Close {
     pub reason: &'static str,
 }
 
+/// The longest reason, in bytes: a close is a control frame.
+pub const MAX_REASON_BYTES: usize = 123;
+
 impl Close {
     const fn new(code: u16, reason: &'static str) -> Self {
-        assert!(reason.len() <= 123);
+        assert!(reason.len() <= MAX_REASON_BYTES);
         Self { code, reason }
     }
 

@@ -23,8 +23,8 @@ use std::fmt;
 
 pub use self::decode::{Decoder, ends_in_close};
 pub use self::encode::{
-    MAX_HEADER_BYTES, frame_extent, header_len, push_close, push_close_code, push_ping, push_pong,
-    push_text_header,
+    MAX_HEADER_BYTES, frame_extent, header_len, push_close, push_close_code, push_close_with,
+    push_ping, push_pong, push_text_header,
 };
 use super::close::Close;
 
@@ -53,6 +53,19 @@ pub enum Incoming<'a> {
     /// A frame that is not the last of its message: a sign of life, and work of its own, since a
     /// message may have any number of them. What it carried comes with the message.
     Fragment,
+}
+
+impl Incoming<'_> {
+    /// How long the message is, if it is one of data.
+    #[must_use]
+    #[inline]
+    pub fn data_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Text(text) => Some(text.len()),
+            Self::Binary(bytes) => Some(bytes.len()),
+            Self::Ping(_) | Self::Pong(_) | Self::Close(_) | Self::Fragment => None,
+        }
+    }
 }
 
 impl fmt::Debug for Incoming<'_> {

@@ -11,6 +11,8 @@ pub enum Reply {
     UnsupportedVersion,
     /// 400: HTTP in the clear where TLS is spoken.
     HttpOnHttps,
+    /// 403: the operator does not want the caller here.
+    Forbidden(&'static str),
     /// 404
     NotFound,
     /// 405
@@ -54,6 +56,7 @@ impl Reply {
             Self::UnsupportedVersion => "there must be one header Sec-WebSocket-Version, with 13",
             // As a Go server says it (net/http).
             Self::HttpOnHttps => "Client sent an HTTP request to an HTTPS server.",
+            Self::Forbidden(why) => why,
             Self::NotFound => "not found",
             Self::MethodNotAllowed { .. } => "the method is not one of those in the header Allow",
             Self::RequestTimeout => "request timeout",
@@ -69,6 +72,7 @@ impl Reply {
     pub fn status(self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::UnsupportedVersion | Self::HttpOnHttps => "400 Bad Request",
+            Self::Forbidden(_) => "403 Forbidden",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed { .. } => "405 Method Not Allowed",
             Self::RequestTimeout => "408 Request Timeout",

@@ -128,6 +128,15 @@ impl Relay {
         }
     }
 
+    /// As [`Relay::close_now`], with a code and a reason that the operator wants.
+    pub(super) fn close_with(&mut self, now: Millis, key: Key, code: u16, reason: &str) {
+        if let Some(stage) = self.begin_closing(now, key, Closing::default()) {
+            self.counters.count(Series::CloseByOperator);
+            self.push_last_words(key, (code, reason));
+            self.leave(now, key, stage, Some(code));
+        }
+    }
+
     /// As [`Relay::close_now`], for a connection that the registry has forgotten already.
     pub(super) fn close_forgotten(&mut self, now: Millis, key: Key, close: Close) {
         if self.begin_closing(now, key, Closing::default()).is_some() {
@@ -193,6 +202,7 @@ impl Relay {
     /// Queues the last frame of a connection. Without room for it, the connection is aborted.
     fn push_close(&mut self, key: Key, close: Close) {
         let Some(connection) = self.connections.held_mut(key) else { return };
+        let close = (close.code, close.reason);
         if self.output.push_close(connection, &mut self.ledger, close).is_err() {
             self.abort(key);
         }
@@ -200,6 +210,11 @@ impl Relay {
 
     /// As [`Relay::push_close`], in place of what still waits.
     fn push_close_at_once(&mut self, key: Key, close: Close) {
+        self.push_last_words(key, (close.code, close.reason));
+    }
+
+    /// As [`Relay::push_close_at_once`], with this code and reason.
+    fn push_last_words(&mut self, key: Key, close: (u16, &str)) {
         let Some(connection) = self.connections.held_mut(key) else { return };
         drop_pending(connection, &mut self.ledger);
         if self.output.push_close(connection, &mut self.ledger, close).is_err() {

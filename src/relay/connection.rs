@@ -23,8 +23,10 @@ pub struct Connection {
     pub remote: Remote,
     /// What it counts as until it is released; none if it was turned away at once.
     pub pass: Option<Pass>,
-    /// When it was accepted, or handed over.
-    pub since: Millis,
+    /// When it was accepted, or handed over, in seconds.
+    pub since_s: u32,
+    /// Messages that it has sent and got.
+    pub traffic: Traffic,
     /// How far it has come.
     pub stage: Stage,
     /// Incoming frames.
@@ -281,6 +283,60 @@ pub struct Heartbeat {
     pub sent: u32,
     /// Number of the last ping answered.
     pub answered: u32,
+    /// When the last ping was sent: the lower half of the time in milliseconds.
+    pinged_at: u32,
+    /// How long the last answer took, in milliseconds, and one more; 0 for none.
+    round_trip: u16,
+}
+
+impl Heartbeat {
+    /// The next ping is sent; its number.
+    pub fn next_ping(&mut self, now: Millis) -> u32 {
+        self.sent = self.sent.wrapping_add(1);
+        self.pinged_at = now as u32;
+        self.sent
+    }
+
+    /// The last ping is answered.
+    pub fn note_answer(&mut self, now: Millis) {
+        let took = (now as u32).wrapping_sub(self.pinged_at);
+        self.round_trip = u16::try_from(took.saturating_add(1)).unwrap_or(u16::MAX);
+    }
+
+    /// How long the last answer took, at most 65,534 ms.
+    #[must_use]
+    pub fn round_trip_ms(&self) -> Option<u16> {
+        self.round_trip.checked_sub(1)
+    }
+}
+
+/// Messages of a connection, by their payload as it is on the wire: a binary's with their envelope.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages that it has sent.
+    pub messages_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Messages that were queued for it.
+    pub messages_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+}
+
+impl Traffic {
+    /// It has sent a message.
+    #[inline]
+    pub fn count_in(&mut self, bytes: usize) {
+        self.messages_in += 1;
+        self.bytes_in += bytes as u64;
+    }
+
+    /// A message is queued for it.
+    #[inline]
+    pub fn count_out(&mut self, bytes: usize) {
+        self.messages_out += 1;
+        self.bytes_out += bytes as u64;
+    }
 }
 
 /// When something must have happened, each [`NEVER`] while it is not awaited.
@@ -317,7 +373,8 @@ impl Connection {
         Self {
             // Until it is taken in.
             key: Key(u32::MAX),
-            since: now,
+            since_s: (now / 1000) as u32,
+            traffic: Traffic::default(),
             remote,
             pass,
             stage: Stage::Head(Box::default()),
@@ -399,13 +456,16 @@ impl Connection {
     }
 
     /// A pong counts if it answers a ping that is not answered yet.
-    pub fn on_pong(&mut self, payload: &[u8], pong_due: Millis) {
+    pub fn on_pong(&mut self, payload: &[u8], now: Millis, pong_due: Millis) {
         let Ok(number) = payload.try_into().map(u32::from_be_bytes) else { return };
         let behind = self.heartbeat.sent.wrapping_sub(number);
         if behind >= self.heartbeat.sent.wrapping_sub(self.heartbeat.answered) {
             return;
         }
         self.heartbeat.answered = number;
+        if behind == 0 {
+            self.heartbeat.note_answer(now);
+        }
         self.due.pong = if behind == 0 { NEVER } else { pong_due };
     }
 

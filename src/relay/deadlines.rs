@@ -91,7 +91,7 @@ impl Relay {
     pub(super) fn send_ping(&mut self, now: Millis, key: Key) {
         let pong_due = now + self.limits.heartbeat_timeout_ms;
         let Some((connection, tracking)) = self.connections.tracked(key) else { return };
-        self.output.push_ping(connection, &mut self.ledger, pong_due);
+        self.output.push_ping(connection, &mut self.ledger, now, pong_due);
         tracking.arm(connection);
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
              the most of them"
         }
         // The operator knows.
-        Cause::Draining => return,
+        Cause::Draining | Cause::Blocked => return,
     };
     warn!(%remote, path, err, "conn_cap_reached");
 }
@@ -206,6 +206,7 @@ impl Relay {
             return Err(match refusal.cause {
                 Cause::Rate => Reply::TooManyRequests { retry_after_s },
                 Cause::Draining => Reply::Draining { retry_after_s },
+                Cause::Blocked => Reply::Forbidden("this relay does not serve your address"),
                 _ => Reply::Unavailable { retry_after_s },
             });
         }
@@ -249,6 +250,7 @@ impl Relay {
             Cause::VisitorsOfAddress => Series::RefusedVisitors,
             Cause::Visitors => Series::RefusedOldest,
             Cause::Draining => Series::RefusedDraining,
+            Cause::Blocked => Series::RefusedBlocked,
             Cause::Rate => {
                 self.counters.count(Series::RegisterRateLimit);
                 match is_server {

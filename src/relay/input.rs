@@ -65,9 +65,13 @@ impl Relay {
             match decoder.next(&mut rest) {
                 Ok(Some(message)) => {
                     *messages = messages.saturating_sub(1);
+                    let data_bytes = message.data_bytes();
                     self.on_message(now, key, speaker, message);
                     self.settle(now);
                     let Some(connection) = self.connections.held_mut(key) else { return 0 };
+                    if let Some(bytes) = data_bytes {
+                        connection.traffic.count_in(bytes);
+                    }
                     if !connection.is_still(&speaker) {
                         let Some(changed) = connection.speaker() else {
                             // What was half read goes with the decoder.
@@ -151,7 +155,7 @@ impl Relay {
             Incoming::Pong(payload) => {
                 let due = now + self.limits.heartbeat_timeout_ms;
                 let Some((connection, tracking)) = self.connections.tracked(key) else { return };
-                connection.on_pong(payload, due);
+                connection.on_pong(payload, now, due);
                 tracking.arm(connection);
             }
             Incoming::Close(code) => self.on_peer_close(now, key, code),

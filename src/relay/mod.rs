@@ -27,7 +27,7 @@
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `departure`: everybody of some server-ids is sent away, because the operator wants it
 //! - `deadlines`: heartbeats and everything else that time brings about
-//! - `describe`: connections, for an operator
+//! - `describe`: connections, for an operator, who may end some
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - `invariants`: what cannot happen, and what is done where it does
 //! - [`ahead`]: what a newcomer says before it has won
@@ -82,7 +82,7 @@ use budget::Budget;
 use connection::Connection;
 use connections::Connections;
 pub use departure::SentAway;
-pub use describe::Described;
+pub use describe::{Account, Described, Disconnected, Whom};
 pub(crate) use invariants::broken;
 use ledger::Ledger;
 use memory::Work;
@@ -249,7 +249,7 @@ impl Relay {
     /// address has too many that have not come further. Where all addresses together have too many,
     /// the oldest one of the address that has the most of them is aborted.
     pub fn accept(&mut self, now: Millis, remote: Remote) -> Key {
-        let entered = self.admission.enter(remote.0.ip());
+        let entered = self.admission.enter(now, remote.0.ip());
         let refusal = entered.as_ref().err().copied();
         let key = self.connections.insert(Connection::new(now, remote, entered.ok()));
         self.await_head(now, key);

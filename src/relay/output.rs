@@ -10,7 +10,6 @@ use super::outbox::{MAX_CONTROL_GROWTH_BYTES, Write, charge_of, growth_bound};
 use super::spare::SpareBuffers;
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
-use crate::protocol::close::Close;
 use crate::protocol::frames;
 
 /// An outbox of a binary that is over this is full: its phones are not read until it has drained
@@ -101,21 +100,23 @@ impl Output {
         });
         ledger.set(to.key, Part::Outbox, outbox.held_bytes());
         self.queued_behind |= outbox.in_flight();
+        to.traffic.count_out(payload_bytes);
         if to.asks_for_write() {
             self.actions.push(Action::Write(to.key));
         }
         Some(queued_bytes)
     }
 
-    /// Queues a close frame, the last frame of a connection.
+    /// Queues a close frame with a code and a reason of at most 123 bytes, the last frame of a
+    /// connection.
     pub(super) fn push_close(
         &mut self,
         to: &mut Connection,
         ledger: &mut Ledger,
-        close: Close,
+        (code, reason): (u16, &str),
     ) -> Result<(), NoRoom> {
-        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + close.reason.len());
-        frames::push_close(&mut frame, close);
+        let mut frame = Vec::with_capacity(frames::MAX_HEADER_BYTES + 2 + reason.len());
+        frames::push_close_with(&mut frame, code, reason);
         self.push_last(to, ledger, &frame)
     }
 
@@ -172,13 +173,20 @@ impl Output {
     /// due at `pong_due`. A ping for which there is no memory is not sent, and its answer is not
     /// awaited. Nor is a second one sent while the first still waits for the kernel: whoever answers
     /// that one lives.
-    pub(super) fn push_ping(&mut self, to: &mut Connection, ledger: &mut Ledger, pong_due: Millis) {
+    pub(super) fn push_ping(
+        &mut self,
+        to: &mut Connection,
+        ledger: &mut Ledger,
+        now: Millis,
+        pong_due: Millis,
+    ) {
         if !to.outbox.has_ping() {
-            let number = to.heartbeat.sent.wrapping_add(1);
+            let mut heartbeat = to.heartbeat;
+            let number = heartbeat.next_ping(now);
             if !self.push_control(to, ledger, |out| frames::push_ping(out, &number.to_be_bytes())) {
                 return;
             }
-            to.heartbeat.sent = number;
+            to.heartbeat = heartbeat;
         }
         to.due.pong = to.due.pong.min(pong_due);
     }

@@ -6,6 +6,7 @@
 //! and stops to count when it is dropped, whichever way the connection ends.
 
 mod address;
+mod blocks;
 mod rates;
 
 use crate::clock::Millis;
@@ -14,6 +15,8 @@ use crate::protocol::forwarded;
 use crate::telemetry::Remote;
 pub use address::Address;
 use ahash::RandomState;
+use blocks::Blocks;
+pub use blocks::{BlockError, Blocked, MAX_BLOCKS};
 use rates::{NoToken, Rates};
 use std::collections::HashMap;
 use std::fmt;
@@ -136,6 +139,8 @@ pub enum Cause {
     Visitors,
     /// The operator sends everybody away.
     Draining,
+    /// The operator keeps its network out.
+    Blocked,
 }
 
 /// Somebody is turned away.
@@ -186,6 +191,8 @@ impl Admission {
             holdings: HashMap::with_hasher(hasher),
             live: 0,
             draining: false,
+            blocks: Blocks::default(),
+            latest_ms: 0,
         };
         Arc::new(Self { proxies, tables: Mutex::new(tables) })
     }
@@ -207,6 +214,35 @@ impl Admission {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.tables().draining
+    }
+
+    /// Keeps these networks out, in place of those that the configuration named before.
+    pub fn configure_blocks(&self, networks: &[IpNet]) {
+        self.tables().blocks.configure(networks);
+    }
+
+    /// Keeps a network out until then, if need be for good ([`NEVER`](super::timers::NEVER)).
+    ///
+    /// # Errors
+    ///
+    /// [`BlockError::Full`].
+    pub fn block(&self, now: Millis, network: IpNet, until: Millis) -> Result<(), BlockError> {
+        self.tables().blocks.block(now, network, until)
+    }
+
+    /// Lets a network in again that [`Admission::block`] keeps out.
+    ///
+    /// # Errors
+    ///
+    /// It is not blocked, or by the configuration.
+    pub fn unblock(&self, now: Millis, network: IpNet) -> Result<(), BlockError> {
+        self.tables().blocks.unblock(now, network)
+    }
+
+    /// The networks that are kept out, in order.
+    #[must_use]
+    pub fn blocked(&self, now: Millis) -> Vec<Blocked> {
+        self.tables().blocks.list(now)
     }
 
     /// The limits that apply.
@@ -244,8 +280,12 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// Too many connections of this address are not upgraded yet.
-    pub fn enter(self: &Arc<Self>, peer: IpAddr) -> Result<Pass, Refusal> {
+    /// Its network is kept out, or too many connections of this address are not upgraded yet.
+    pub fn enter(self: &Arc<Self>, now: Millis, peer: IpAddr) -> Result<Pass, Refusal> {
+        let mut tables = self.tables();
+        tables.latest_ms = now;
+        tables.keep_out(now, peer)?;
+        drop(tables);
         let mut pass = Pass { admission: self.clone(), standing: Standing::Unknown };
         if !contains(&self.proxies.proxy_protocol, peer) {
             pass.name(peer)?;
@@ -298,6 +338,7 @@ impl Pass {
         let mut tables = self.admission.tables();
         tables.leave(self.standing);
         self.standing = Standing::Unknown;
+        tables.keep_out(tables.latest_ms, caller)?;
         if !unknown {
             self.standing = tables.visit(caller.into())?;
         }
@@ -326,9 +367,9 @@ impl Pass {
     pub fn admit(&mut self, now: Millis, caller: IpAddr, claims: bool) -> Result<(), Refusal> {
         let address = Address::from(caller);
         let mut tables = self.admission.tables();
+        tables.keep_out(now, caller)?;
         if claims && tables.draining {
-            let (cause, retry_after_s) = (Cause::Draining, RETRY_WHEN_DRAINING_S);
-            return Err(Refusal { cause, retry_after_s });
+            return Err(Refusal { cause: Cause::Draining, retry_after_s: RETRY_WHEN_DRAINING_S });
         }
         tables.take_token(now, address)?;
         tables.take_place(address)?;
@@ -365,6 +406,10 @@ struct Tables {
     live: usize,
     /// No binary is upgraded any more.
     draining: bool,
+    /// Who is kept out.
+    blocks: Blocks,
+    /// The time of the last accept.
+    latest_ms: Millis,
 }
 
 /// What an address has.
@@ -375,6 +420,13 @@ struct Holding {
 }
 
 impl Tables {
+    fn keep_out(&self, now: Millis, address: IpAddr) -> Result<(), Refusal> {
+        if self.blocks.holds(now, address) {
+            return Err(Refusal::full(Cause::Blocked));
+        }
+        Ok(())
+    }
+
     fn holding(&mut self, address: Address) -> &mut Holding {
         self.holdings.entry(address).or_default()
     }

@@ -3,7 +3,7 @@
 use crate::config::Limits;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
-use crate::relay::{Action, Described, HandOver, Key, Relay, SentAway};
+use crate::relay::{Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Whom};
 use crate::telemetry::Remote;
 use std::fmt::Display;
 
@@ -67,6 +67,14 @@ pub trait Core {
     fn set_limits(&mut self, limits: Limits);
     /// See [`Relay::describe`].
     fn describe(&self, now: Millis, first: usize) -> Described;
+    /// See [`Relay::disconnect`].
+    fn disconnect(
+        &mut self,
+        now: Millis,
+        first: usize,
+        whom: &Whom,
+        close: (u16, &str),
+    ) -> Disconnected;
     /// See [`Relay::send_away`].
     fn send_away(&mut self, now: Millis, first: usize, most: usize) -> SentAway;
 }
@@ -205,6 +213,17 @@ impl Core for Relay {
     #[inline]
     fn describe(&self, now: Millis, first: usize) -> Described {
         self.describe(now, first)
+    }
+
+    #[inline]
+    fn disconnect(
+        &mut self,
+        now: Millis,
+        first: usize,
+        whom: &Whom,
+        close: (u16, &str),
+    ) -> Disconnected {
+        self.disconnect(now, first, whom, close)
     }
 
     #[inline]

@@ -47,7 +47,9 @@ use crate::protocol::preamble::Preamble;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
-use crate::relay::{Action, Described, HandOver, Key, Relay, SentAway, Settings, broken};
+use crate::relay::{
+    Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Settings, Whom, broken,
+};
 use crate::telemetry;
 use buffers::BufferGroup;
 use ring::{Completion, Counts, Outgoing, Ring, Wait};
@@ -90,6 +92,17 @@ pub enum Mail {
         first: usize,
         /// Whom to tell.
         done: UnboundedSender<Described>,
+    },
+    /// End those of some connections that are meant, from this slot on.
+    Disconnect {
+        /// The slot to begin with.
+        first: usize,
+        /// Which are meant.
+        whom: Arc<Whom>,
+        /// The code and the reason that they are told.
+        close: (u16, Arc<str>),
+        /// Whom to tell.
+        done: UnboundedSender<Disconnected>,
     },
     /// Send away some server-ids from this slot on.
     SendAway {
@@ -526,6 +539,9 @@ impl<C: Core> Worker<C> {
             Mail::Limits(limits) => self.core.set_limits(limits),
             Mail::Describe { first, done } => {
                 let _ = done.send(self.core.describe(now, first));
+            }
+            Mail::Disconnect { first, whom, close: (code, reason), done } => {
+                let _ = done.send(self.core.disconnect(now, first, &whom, (code, &reason)));
             }
             Mail::SendAway { first, most, done } => {
                 let _ = done.send(self.core.send_away(now, first, most));

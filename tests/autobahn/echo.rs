@@ -16,7 +16,9 @@ use pyrycode_relay::protocol::upgrade::{
 use pyrycode_relay::relay::outbox::{Outbox, Write};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::Millis;
-use pyrycode_relay::relay::{Action, Described, HandOver, Key, Owners, SentAway, Settings};
+use pyrycode_relay::relay::{
+    Action, Described, Disconnected, HandOver, Key, Owners, SentAway, Settings, Whom,
+};
 use pyrycode_relay::shared::admission::{Admission, AdmissionLimits, Proxies};
 use pyrycode_relay::shared::budget::SharedBudget;
 use pyrycode_relay::telemetry::Remote;
@@ -219,6 +221,16 @@ impl Core for Echo {
     fn take_census(&self) {}
 
     fn set_limits(&mut self, _limits: Limits) {}
+
+    fn disconnect(
+        &mut self,
+        _now: Millis,
+        _first: usize,
+        _whom: &Whom,
+        _close: (u16, &str),
+    ) -> Disconnected {
+        Disconnected::default()
+    }
 
     fn send_away(&mut self, _now: Millis, _first: usize, _most: usize) -> SentAway {
         SentAway::default()

@@ -18,15 +18,15 @@ use crate::common::{
 };
 
 /// A relay with a control socket, which serves metrics.
-struct Controlled {
-    relay: Relay,
-    metrics: SocketAddr,
-    socket: PathBuf,
+pub(crate) struct Controlled {
+    pub(crate) relay: Relay,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) socket: PathBuf,
     folder: Folder,
 }
 
 impl Controlled {
-    async fn start(args: &[&str]) -> Self {
+    pub(crate) async fn start(args: &[&str]) -> Self {
         let folder = Folder::new();
         let socket = folder.path("control.sock");
         let relay = start_at(&socket, args).await;
@@ -36,25 +36,30 @@ impl Controlled {
     }
 
     /// A command and its flags, to its end.
-    async fn ask(&self, args: &[&str]) -> Exit {
+    pub(crate) async fn ask(&self, args: &[&str]) -> Exit {
         let socket = ["--control-socket", self.socket.to_str().unwrap()];
         run(&[args, &socket].concat()).await
     }
 
     /// What a command says that succeeds.
-    async fn told(&self, args: &[&str]) -> String {
+    pub(crate) async fn told(&self, args: &[&str]) -> String {
         let exit = self.ask(args).await;
         assert_eq!((exit.status.code(), exit.stderr.as_str()), (Some(0), ""), "{args:?}");
         exit.stdout
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         let mut raw = Raw::connect_to(self.metrics).await;
         raw.send(Request::get(path).set("Host", self.metrics.to_string())).await;
         raw.response().await
     }
 
-    async fn get_text(&self, path: &str) -> String {
+    /// What `status` shows.
+    pub(crate) async fn status(&self) -> String {
+        run(&["status", "--metrics-listen", &self.metrics.to_string()]).await.stdout
+    }
+
+    pub(crate) async fn get_text(&self, path: &str) -> String {
         String::from_utf8(self.get(path).await.body).unwrap()
     }
 }
@@ -75,7 +80,7 @@ fn answer(socket: &std::path::Path, line: &[u8]) -> Value {
     serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{answer:?}"))
 }
 
-fn failure(exit: &Exit) -> &str {
+pub(crate) fn failure(exit: &Exit) -> &str {
     assert_eq!(exit.status.code(), Some(1), "{} {}", exit.stdout, exit.stderr);
     let last = exit.stderr.lines().last().unwrap();
     assert!(last.starts_with("pyrycode-relay: "), "{}", exit.stderr);
@@ -281,8 +286,7 @@ async fn drain_sends_everybody_away_and_cancel_lets_them_in_again() {
     ] {
         assert!(metrics.lines().any(|other| other == line), "{line}\n{metrics}");
     }
-    let addr = controlled.metrics.to_string();
-    let status = run(&["status", "--metrics-listen", &addr]).await.stdout;
+    let status = controlled.status().await;
     assert!(status.contains("Drained by command: no new binary is let in, and 0"), "{status}");
 
     assert!(controlled.told(&["drain", "--cancel"]).await.contains("lets everybody in again"));

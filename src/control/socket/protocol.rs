@@ -1,5 +1,6 @@
 //! Requests and answers on the control socket: one line of JSON each.
 
+use crate::config::IpNet;
 pub(in crate::control) use crate::metrics::snapshot::Drain as DrainStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,12 +9,57 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub(in crate::control) enum Request {
+    /// Who is connected. Each connection is an item, a [`Row`](crate::control::connections::Row);
+    /// the last line says how many there are.
+    Connections,
+    /// Ends connections; how many.
+    Disconnect {
+        /// Of which network, server-id, or with which conn-id: one of them.
+        whom: Whom,
+        /// The close code that they are told.
+        code: u16,
+        /// The reason that they are told.
+        reason: String,
+    },
+    /// Keeps a network out, for good unless a time is given.
+    Block {
+        /// Which.
+        network: IpNet,
+        /// For so long.
+        for_ms: Option<u64>,
+    },
+    /// Lets it in again.
+    Unblock {
+        /// Which.
+        network: IpNet,
+    },
+    /// All [`Blocked`](crate::metrics::snapshot::Blocked) networks.
+    Blocked,
+    /// Changes the level of the log, until a reload unless a time is given.
+    LogLevel {
+        /// Which.
+        level: String,
+        /// For so long.
+        for_ms: Option<u64>,
+    },
     /// Takes nobody new and sends everybody away. Answered with a [`DrainStatus`].
     Drain(DrainPlan),
     /// How far that has come: a [`DrainStatus`], or null where nothing is drained.
     DrainStatus,
     /// Takes that back; whether there was something to take back.
     CancelDrain,
+}
+
+/// Which connections are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::control) enum Whom {
+    /// Those of this server-id.
+    ServerId(String),
+    /// The one with this name.
+    ConnId(String),
+    /// Those of this network.
+    Address(IpNet),
 }
 
 /// How fast everybody is sent away.

@@ -3,6 +3,8 @@
 use super::listener::Bound;
 use super::protocol::{Answer, Request};
 use crate::control::operations::Operations;
+use serde::Serialize;
+use serde_json::Value;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +96,7 @@ async fn serve_one(stream: UnixStream, operations: &Operations) -> io::Result<()
     if !matches!(request, Request::DrainStatus) {
         info!(err = serde_json::to_string(&request)?, "control_request");
     }
-    let last = match operations.answer(request).await {
+    let last = match operations.answer(request, &mut out).await? {
         Ok(done) => Answer::Done(done),
         Err(why) => Answer::Error(why),
     };
@@ -113,11 +115,28 @@ async fn read(reader: impl tokio::io::AsyncRead + Unpin) -> Result<Request, Stri
 }
 
 /// Where the lines of an answer go.
-struct Answers {
+pub(in crate::control) struct Answers {
     writer: tokio::net::unix::OwnedWriteHalf,
 }
 
 impl Answers {
+    /// Sends parts of the answer.
+    ///
+    /// # Errors
+    ///
+    /// The peer is gone, or takes nothing.
+    pub(in crate::control) async fn items(
+        &mut self,
+        items: impl IntoIterator<Item = impl Serialize>,
+    ) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for item in items {
+            let value = serde_json::to_value(item).map_err(io::Error::other)?;
+            lines.extend(line(&Answer::Item(value))?);
+        }
+        self.write_all(&lines).await
+    }
+
     async fn write(&mut self, answer: &Answer) -> io::Result<()> {
         self.write_all(&line(answer)?).await
     }
@@ -136,3 +155,7 @@ fn line(answer: &Answer) -> io::Result<Vec<u8>> {
     line.push(b'\n');
     Ok(line)
 }
+
+/// What came of a request, as its last line says it: a value, or why there is none. Fails only where
+/// the peer cannot be told.
+pub(in crate::control) type Outcome = io::Result<Result<Value, String>>;

@@ -11,6 +11,7 @@ mod text;
 mod verdict;
 
 pub use many::status_of_all;
+pub(super) use text::bytes;
 pub use text::status;
 
 use crate::metrics::snapshot::Snapshot;

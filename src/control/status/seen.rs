@@ -1,6 +1,6 @@
 //! The JSON of a relay as `pyrycode-relay status` reads it, and what has changed between two of it.
 
-use crate::metrics::snapshot::Drain;
+use crate::metrics::snapshot::{Blocked, Drain};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -24,6 +24,7 @@ pub(super) struct Process {
     pub(super) ready: bool,
     pub(super) draining: bool,
     pub(super) drain: Option<Drain>,
+    pub(super) blocked: Vec<Blocked>,
     pub(super) resident_bytes: u64,
     pub(super) open_descriptors: u64,
     pub(super) max_descriptors: u64,

@@ -137,6 +137,13 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
         let days = (i64::try_from(expires_at).unwrap_or(i64::MAX) - now_s).div_euclid(86400);
         text.line(format_args!("{:<13}expires in {days} days", "Certificate"));
     }
+    if !process.blocked.is_empty() {
+        let (networks, refused) = (
+            count(process.blocked.len() as u64),
+            count(seen.value("connections_refused_total", "cause=\"blocked\"")),
+        );
+        text.line(format_args!("{:<13}{networks} networks, {refused} refused", "Blocked"));
+    }
     if process.log_lines_lost > 0 {
         let lost = count(process.log_lines_lost);
         text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
@@ -240,7 +247,7 @@ pub(super) fn count(value: u64) -> String {
     out
 }
 
-pub(super) fn bytes(value: u64) -> String {
+pub(in crate::control) fn bytes(value: u64) -> String {
     let mut scaled = value as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if scaled < 1000.0 {

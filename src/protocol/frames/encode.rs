@@ -3,7 +3,7 @@
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use super::MAX_CONTROL_BYTES;
-use crate::protocol::close::Close;
+use crate::protocol::close::{Close, MAX_REASON_BYTES};
 
 /// The longest header of a server frame, in bytes: two and a 64-bit length.
 pub const MAX_HEADER_BYTES: usize = 10;
@@ -49,9 +49,15 @@ pub fn push_pong(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// Appends a close with its code and reason.
 pub fn push_close(out: &mut Vec<u8>, close: Close) {
+    push_close_with(out, close.code, close.reason);
+}
+
+/// As [`push_close`], with a reason of at most [`MAX_REASON_BYTES`], of which the rest is cut off.
+pub fn push_close_with(out: &mut Vec<u8>, code: u16, reason: &str) {
     let mut payload = [0; MAX_CONTROL_BYTES];
-    let reason = close.reason.as_bytes();
-    let bytes = close.code.to_be_bytes().into_iter().chain(reason.iter().copied());
+    let reason = reason.get(..reason.floor_char_boundary(MAX_REASON_BYTES)).unwrap_or_default();
+    let reason = reason.as_bytes();
+    let bytes = code.to_be_bytes().into_iter().chain(reason.iter().copied());
     for (slot, byte) in payload.iter_mut().zip(bytes) {
         *slot = byte;
     }

@@ -19,7 +19,7 @@ fn admission(max_connections: usize, max_per_address: Option<usize>) -> Arc<Admi
 
 /// Accepted and upgraded.
 fn come(admission: &Arc<Admission>, now: Millis, address: &str) -> Result<Pass, Refusal> {
-    let mut pass = admission.enter(ip(address))?;
+    let mut pass = admission.enter(0, ip(address))?;
     pass.admit(now, ip(address), false)?;
     Ok(pass)
 }
@@ -76,16 +76,16 @@ fn visitors_of_an_address() {
     for (max_per_address, expected) in [(Some(40), 40), (Some(1), MIN_VISITORS)] {
         let admission = admission(1000, max_per_address);
         let mut here: Vec<Pass> =
-            (0..expected).map(|_| admission.enter(ip("192.0.2.1")).unwrap()).collect();
-        let refusal = admission.enter(ip("::ffff:192.0.2.1")).unwrap_err();
+            (0..expected).map(|_| admission.enter(0, ip("192.0.2.1")).unwrap()).collect();
+        let refusal = admission.enter(0, ip("::ffff:192.0.2.1")).unwrap_err();
         assert_eq!(refusal.cause, Cause::VisitorsOfAddress);
-        admission.enter(ip("192.0.2.2")).unwrap();
+        admission.enter(0, ip("192.0.2.2")).unwrap();
         here[0].admit(0, ip("192.0.2.1"), false).unwrap();
-        here.push(admission.enter(ip("192.0.2.1")).unwrap());
-        assert!(admission.enter(ip("192.0.2.1")).is_err());
+        here.push(admission.enter(0, ip("192.0.2.1")).unwrap());
+        assert!(admission.enter(0, ip("192.0.2.1")).is_err());
     }
     let admission = admission(1, None);
-    let many = (0..10_000).map(|_| admission.enter(ip("192.0.2.1")).unwrap());
+    let many = (0..10_000).map(|_| admission.enter(0, ip("192.0.2.1")).unwrap());
     assert_eq!(many.collect::<Vec<_>>().len(), 10_000, "off is off");
 }
 
@@ -148,7 +148,7 @@ fn proxies_count_as_whom_they_speak_for() {
     let mut many: Vec<Pass> = (0..100)
         .map(|number| {
             let peer = if number % 2 == 0 { "::ffff:127.0.0.1" } else { "10.1.2.3" };
-            admission.enter(ip(peer)).unwrap()
+            admission.enter(0, ip(peer)).unwrap()
         })
         .collect();
     assert_eq!(admission.addresses(), 0);
@@ -194,11 +194,11 @@ fn only_proxies_are_believed() {
 fn a_relay_that_is_drained_turns_away_claims_and_no_phones() {
     let admission = admission(10, None);
     admission.set_draining(true);
-    let mut pass = admission.enter(ip("192.0.2.1")).unwrap();
+    let mut pass = admission.enter(0, ip("192.0.2.1")).unwrap();
     let refusal = pass.admit(0, ip("192.0.2.1"), true).unwrap_err();
     assert_eq!((refusal.cause, admission.live()), (Cause::Draining, 0));
     pass.admit(0, ip("192.0.2.1"), false).unwrap();
     admission.set_draining(false);
-    let mut pass = admission.enter(ip("192.0.2.1")).unwrap();
+    let mut pass = admission.enter(0, ip("192.0.2.1")).unwrap();
     pass.admit(0, ip("192.0.2.1"), true).unwrap();
 }
