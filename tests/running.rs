@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 33] = [
+const FLAGS: [(&str, &str); 35] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -48,6 +48,8 @@ const FLAGS: [(&str, &str); 33] = [
     ("--proxy-protocol-from", ""),
     ("--trust-x-forwarded-for", ""),
     ("--metrics-listen", "127.0.0.1:9090"),
+    ("--control-socket", "control.sock in $RUNTIME_DIRECTORY, none without that"),
+    ("--block", ""),
     ("--rate-limit", "20/6s"),
     ("--handshake-rate", "60/1s"),
     ("--max-connections", "what descriptors and memory allow"),
