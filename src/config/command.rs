@@ -24,9 +24,10 @@ pub enum Command {
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 13] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 15] = [
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     ("status", Command::Status, "Show how the relay that serves on --metrics-listen is doing"),
+    ("watch", Command::Operate, "Show how the relay is doing and who is busiest, each second"),
     (
         "connections",
         Command::Operate,
@@ -41,6 +42,7 @@ pub(super) const COMMANDS: [(&str, Command, &str); 13] = [
     ("unblock", Command::Operate, "Let a network in again"),
     ("blocked", Command::Operate, "List the networks that are kept out"),
     ("log-level", Command::Operate, "Change the level of the log, for a while or until a reload"),
+    ("diagnose", Command::Operate, "Write an archive for a bug report, without secrets"),
     ("drain", Command::Operate, "Have the relay that runs take nobody new and send everybody away"),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),

@@ -10,6 +10,7 @@
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
 //! - `connections`: who is connected and what they cost; `log_level`: the log's level, for a while
+//! - `watch`: a live view in the terminal; `diagnose`: an archive for a bug report
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
@@ -17,6 +18,7 @@
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
 mod connections;
+mod diagnose;
 mod drain;
 mod dump;
 mod explain;
@@ -33,6 +35,7 @@ mod port_owner;
 mod production;
 mod reload;
 mod socket;
+mod watch;
 mod worker_threads;
 
 pub mod acme;
@@ -57,7 +60,7 @@ use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
 use push::Push;
-use reload::Live;
+use reload::{Live, Settings};
 use socket::listener::{self, Bound};
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -192,6 +195,7 @@ async fn supervise(
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
     }
+    let settings = Settings::new(config);
     let level = LogLevel::new(log.level(), config.log_level);
     if let Some(bound) = control_socket {
         let operations = Operations {
@@ -199,6 +203,7 @@ async fn supervise(
             monitoring: monitoring.clone(),
             drain,
             level: level.clone(),
+            settings: settings.clone(),
         };
         tokio::spawn(socket::server::serve(bound, Arc::new(operations)));
     }
@@ -211,7 +216,8 @@ async fn supervise(
             print_trial(address);
         }
     }
-    let mut live = Live { config: config.clone(), fleet: fleet.clone(), certificates, level };
+    let mut live =
+        Live { config: config.clone(), fleet: fleet.clone(), certificates, level, settings };
     tokio::spawn(report_unlogged(log.log()));
     tokio::spawn(notify::watchdog(fleet.clone()));
     loop {

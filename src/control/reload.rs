@@ -4,7 +4,7 @@ use super::certificates::Certificates;
 use super::fleet::Fleet;
 use super::log_level::LogLevel;
 use crate::config::{Config, Exit};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info, warn};
 
 /// The flags that take effect at once. Certificates are read again whether their flags have
@@ -28,6 +28,29 @@ const LIVE: [&str; 16] = [
     "log-level",
 ];
 
+/// The effective configuration, for whoever asks how the relay is set up.
+pub(super) struct Settings(Mutex<Config>);
+
+impl Settings {
+    pub(super) fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(config.clone())))
+    }
+
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As `check` shows it.
+    pub(super) fn text(&self) -> String {
+        self.config().report() + "\n"
+    }
+
+    /// The only host that is served.
+    pub(super) fn domain(&self) -> Option<String> {
+        self.config().https.as_ref().and_then(|https| https.domain.clone())
+    }
+}
+
 /// What a reload reaches.
 pub(super) struct Live {
     /// As it is in effect.
@@ -35,6 +58,7 @@ pub(super) struct Live {
     pub(super) fleet: Fleet,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) level: Arc<LogLevel>,
+    pub(super) settings: Arc<Settings>,
 }
 
 impl Live {
@@ -66,6 +90,7 @@ impl Live {
         // By the old level it is still told that the level has changed.
         self.config.log_level = newer.log_level;
         self.level.configure(newer.log_level);
+        *self.settings.config() = self.config.clone();
     }
 
     fn take_over(&mut self, newer: &Config) {

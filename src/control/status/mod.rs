@@ -7,8 +7,9 @@ mod seen;
 mod text;
 mod verdict;
 
-pub(super) use text::bytes;
+pub(super) use seen::{Interval, Seen};
 pub use text::status;
+pub(super) use text::{bytes, overview};
 
 use crate::metrics::snapshot::Snapshot;
 use crate::telemetry::{self, Warning};

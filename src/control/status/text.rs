@@ -111,21 +111,7 @@ const YELLOW: u8 = 33;
 const BOLD: u8 = 39;
 
 fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String {
-    let mut text = Text { out: String::new(), colour };
-    let process = &over.now.process;
-    let (version, up) = (plain(&process.version), duration(process.uptime_seconds));
-    text.coloured(BOLD, format_args!("pyrycode-relay {version} at {addr}, up {up}"));
-    let problems = problems(over, now_s);
-    for problem in &problems {
-        let colour = if problem.is_grave { RED } else { YELLOW };
-        text.coloured(colour, format_args!("! {}", problem.text));
-    }
-    if problems.is_empty() {
-        text.coloured(GREEN, "All is well.");
-    }
-    text.line("");
-    figures(&mut text, over, now_s);
-    workers(&mut text, over);
+    let mut text = Text { out: overview(over, &addr.to_string(), now_s, colour), colour };
     let groups: [(&str, &[&str]); 2] = [
         ("Ended", &["closes_total", "connections_lost_total"]),
         (
@@ -149,6 +135,31 @@ fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String
     });
     table(&mut text, "Wake requests", wakes.collect());
     warnings(&mut text, &over.now);
+    text.out
+}
+
+/// The figures that change from moment to moment, and what is wrong with the relay at `place`.
+pub(in crate::control) fn overview(
+    over: &Interval,
+    place: &str,
+    now_s: i64,
+    colour: bool,
+) -> String {
+    let mut text = Text { out: String::new(), colour };
+    let process = &over.now.process;
+    let (version, up) = (plain(&process.version), duration(process.uptime_seconds));
+    text.coloured(BOLD, format_args!("pyrycode-relay {version} at {place}, up {up}"));
+    let problems = problems(over, now_s);
+    for problem in &problems {
+        let colour = if problem.is_grave { RED } else { YELLOW };
+        text.coloured(colour, format_args!("! {}", problem.text));
+    }
+    if problems.is_empty() {
+        text.coloured(GREEN, "All is well.");
+    }
+    text.line("");
+    figures(&mut text, over, now_s);
+    workers(&mut text, over);
     text.out
 }
 
