@@ -3,6 +3,7 @@
 //! [`Config::from_args`] is the only way in: what it hands back has been checked, so no caller
 //! needs to look again for a zero, an overflow or a contradiction.
 
+mod allowed;
 mod capacity;
 mod command;
 mod flags;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use allowed::AllowedIds;
 pub use capacity::Capacity;
 pub use command::Command;
 pub use ipnet::IpNet;
@@ -105,6 +107,10 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// TLS handshakes of one address.
     pub handshake_rate: Option<RateLimit>,
+    /// Server-ids that are served, if not all are.
+    pub allowed: Option<Arc<AllowedIds>>,
+    /// Upgrades of everybody together.
+    pub new_connections_rate: Option<RateLimit>,
     /// Networks that are kept out.
     pub block: Arc<[IpNet]>,
     /// WebSocket connections that there is room for.
@@ -129,6 +135,8 @@ pub struct Config {
     pub fcm_endpoints: FcmEndpoints,
     /// How long peers have, after SIGTERM or SIGINT, to answer their close; may be zero.
     pub drain_timeout: Duration,
+    /// Over what part of that they are told to go; zero for all at once.
+    pub drain_spread: Duration,
     /// The file that was read for what neither flags nor variables say.
     pub file: Option<PathBuf>,
     /// Which flags were given, and where.
@@ -232,6 +240,8 @@ pub struct FcmEndpoints {
 pub struct Limits {
     /// Phones for each server-id.
     pub max_phones: usize,
+    /// Whether phones must send a token.
+    pub token_header: TokenHeader,
     /// How long an id waits for its binary to come back, in milliseconds.
     pub grace_ms: u64,
     /// How long the holder of an id has to answer when another claims it, in milliseconds.
@@ -254,6 +264,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_phones: 16,
+            token_header: TokenHeader::Required,
             grace_ms: 30_000,
             probe_timeout_ms: 10_000,
             heartbeat_interval_ms: 30_000,
@@ -264,6 +275,15 @@ impl Default for Limits {
             close_timeout_ms: 5_000,
         }
     }
+}
+
+/// Whether a header must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TokenHeader {
+    /// A request without it is refused.
+    Required,
+    /// A request may do without.
+    Optional,
 }
 
 /// How a log line is written.
@@ -357,6 +377,14 @@ impl Config {
                 "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol",
             ));
         }
+        if flags.drain_spread > flags.drain_timeout {
+            return Err(Exit::refusal(&format!(
+                "--drain-spread: {} is longer than --drain-timeout, {}; the closes are spread over a \
+                 part of that",
+                units::show_duration(flags.drain_spread),
+                units::show_duration(flags.drain_timeout)
+            )));
+        }
         Ok(Self {
             insecure,
             https,
@@ -377,6 +405,12 @@ impl Config {
             limits: flags.limits(),
             rate_limit: flags.rate_limit.on(),
             handshake_rate: flags.handshake_rate.on(),
+            allowed: flags
+                .allow_server_ids
+                .as_deref()
+                .map(|path| AllowedIds::read(path).map(Arc::new))
+                .transpose()?,
+            new_connections_rate: flags.new_connections_rate.on(),
             block: flags.block,
             capacity,
             max_connections,
@@ -393,6 +427,7 @@ impl Config {
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
             proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),
+            drain_spread: Duration::from_millis(flags.drain_spread),
             file: flags.config,
             origins,
             unknown_variables,

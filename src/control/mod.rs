@@ -201,7 +201,7 @@ async fn supervise(
         let operations = Operations {
             fleet: fleet.clone(),
             monitoring: monitoring.clone(),
-            drain,
+            drain: drain.clone(),
             level: level.clone(),
             settings: settings.clone(),
         };
@@ -238,9 +238,15 @@ async fn supervise(
     }
     notify::stopping();
     monitoring.drain();
-    fleet.shut_down();
+    let stop = async {
+        if !live.config.drain_spread.is_zero() {
+            drain.spread(live.config.drain_spread).await;
+        }
+        fleet.shut_down();
+        ends.all(&fleet).await;
+    };
     tokio::select! {
-        () = ends.all(&fleet) => info!("drained"),
+        () = stop => info!("drained"),
         () = tokio::time::sleep(live.config.drain_timeout) => {
             warn!(err = "some peers did not answer their close in time", "drain_timeout");
         }

@@ -203,6 +203,7 @@ impl Monitoring {
             draining: self.draining(),
             drain,
             blocked: self.blocked(),
+            allowed_server_ids: self.fleet.admission.allowed().map(|count| count as u64),
             resident_bytes: process::resident_bytes(),
             open_descriptors: process::open_descriptors(),
             max_descriptors: process::max_descriptors(),

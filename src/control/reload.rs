@@ -9,10 +9,14 @@ use tracing::{error, info, warn};
 
 /// The flags that take effect at once. Certificates are read again whether their flags have
 /// changed or not.
-const LIVE: [&str; 16] = [
+const LIVE: [&str; 20] = [
     "rate-limit",
     "handshake-rate",
     "block",
+    ALLOW,
+    "token-header",
+    "new-connections-rate",
+    "drain-spread",
     "max-connections",
     "max-connections-per-address",
     "max-phones",
@@ -27,6 +31,9 @@ const LIVE: [&str; 16] = [
     "drain-timeout",
     "log-level",
 ];
+
+/// The flag whose file may have changed.
+const ALLOW: &str = "allow-server-ids";
 
 /// The effective configuration, for whoever asks how the relay is set up.
 pub(super) struct Settings(Mutex<Config>);
@@ -73,7 +80,16 @@ impl Live {
                 return error!(err = message, "reload_refused");
             }
         };
-        let changes = self.config.changes(&newer);
+        let mut changes = self.config.changes(&newer);
+        if self.config.allowed != newer.allowed && !changes.iter().any(|(name, ..)| *name == ALLOW)
+        {
+            // The file is the same one, and not what is in it.
+            let count = |config: &Config| {
+                let count = config.allowed.as_ref().map_or(0, |allowed| allowed.count());
+                format!("{count} server-ids")
+            };
+            changes.push((ALLOW, count(&self.config), count(&newer)));
+        }
         // Whoever reads that something has changed may count on it.
         self.take_over(&newer);
         for (name, from, to) in &changes {
@@ -100,9 +116,13 @@ impl Live {
         config.max_connections = newer.max_connections;
         config.max_connections_per_address = newer.max_connections_per_address;
         config.block = newer.block.clone();
+        config.allowed = newer.allowed.clone();
+        config.new_connections_rate = newer.new_connections_rate;
+        config.drain_spread = newer.drain_spread;
         config.limits = newer.limits;
         config.drain_timeout = newer.drain_timeout;
         self.fleet.admission.set((&*config).into());
+        self.fleet.admission.allow(config.allowed.clone());
         self.fleet.admission.configure_blocks(&config.block);
         self.fleet.set_limits(config.limits);
     }

@@ -6,15 +6,19 @@
 //! and stops to count when it is dropped, whichever way the connection ends.
 
 mod address;
+mod arrivals;
 mod blocks;
 mod rates;
 
 use super::timers::Millis;
-use crate::config::{Config, IpNet, RateLimit};
+use crate::config::{AllowedIds, Config, IpNet, RateLimit};
 use crate::protocol::forwarded;
+use crate::protocol::ids::ServerId;
 use crate::telemetry::Remote;
 pub use address::Address;
 use ahash::RandomState;
+use arc_swap::ArcSwapOption;
+use arrivals::Arrivals;
 use blocks::Blocks;
 pub use blocks::{BlockError, Blocked, MAX_BLOCKS};
 use rates::{NoToken, Rates};
@@ -44,6 +48,8 @@ pub struct AdmissionLimits {
     pub rate: Option<RateLimit>,
     /// TLS handshakes of one address.
     pub handshake_rate: Option<RateLimit>,
+    /// Upgrades of everybody together.
+    pub new_connections_rate: Option<RateLimit>,
     /// Connections of the process that are upgraded, or about to be.
     pub max_connections: usize,
     /// The same, of one address; also the sockets that it may hold before they are upgraded, if
@@ -61,6 +67,7 @@ impl AdmissionLimits {
     pub const NONE: Self = Self {
         rate: None,
         handshake_rate: None,
+        new_connections_rate: None,
         max_connections: usize::MAX,
         max_per_address: None,
         max_visitors: usize::MAX,
@@ -73,6 +80,7 @@ impl From<&Config> for AdmissionLimits {
         Self {
             rate: config.rate_limit,
             handshake_rate: config.handshake_rate,
+            new_connections_rate: config.new_connections_rate,
             max_connections: config.max_connections,
             max_per_address: config.max_connections_per_address,
             max_visitors: config.capacity.visitors,
@@ -143,6 +151,8 @@ pub enum Cause {
     Draining,
     /// The operator keeps its network out.
     Blocked,
+    /// More come at once, from wherever, than may.
+    Arrivals,
 }
 
 /// Somebody is turned away.
@@ -171,6 +181,8 @@ impl Refusal {
 /// Counts callers for all workers.
 pub struct Admission {
     proxies: Proxies,
+    /// Server-ids that are served, if not all are.
+    allowed: ArcSwapOption<AllowedIds>,
     tables: Mutex<Tables>,
 }
 
@@ -193,12 +205,14 @@ impl Admission {
             holdings: HashMap::with_hasher(hasher),
             live: 0,
             draining: false,
+            arrivals: Arrivals::new(limits.new_connections_rate),
             blocks: Blocks::default(),
             silent_until: 0,
             visitors_silent_until: 0,
+            arrivals_silent_until: 0,
             latest_ms: 0,
         };
-        Arc::new(Self { proxies, tables: Mutex::new(tables) })
+        Arc::new(Self { proxies, allowed: ArcSwapOption::empty(), tables: Mutex::new(tables) })
     }
 
     /// Applies other limits from now on. Connections that are there stay.
@@ -207,6 +221,7 @@ impl Admission {
         tables.limits = limits;
         tables.rates.set(limits.rate);
         tables.handshakes.set(limits.handshake_rate);
+        tables.arrivals.set(limits.new_connections_rate);
     }
 
     /// Whether everybody who asks for an upgrade is turned away from now on.
@@ -218,6 +233,23 @@ impl Admission {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.tables().draining
+    }
+
+    /// Serves these server-ids only from now on, or all. Connections that are there stay.
+    pub fn allow(&self, allowed: Option<Arc<AllowedIds>>) {
+        self.allowed.store(allowed);
+    }
+
+    /// Whether this server-id is served.
+    #[must_use]
+    pub fn allows(&self, id: &ServerId) -> bool {
+        self.allowed.load().as_ref().is_none_or(|allowed| allowed.allows(id.as_str()))
+    }
+
+    /// How many server-ids are served, if not all are.
+    #[must_use]
+    pub fn allowed(&self) -> Option<usize> {
+        self.allowed.load().as_ref().map(|allowed| allowed.count())
     }
 
     /// Keeps these networks out, in place of those that the configuration named before.
@@ -384,6 +416,7 @@ impl Pass {
             return Err(Refusal::by_operator(Cause::Draining, RETRY_WHEN_DRAINING_S));
         }
         tables.take_token(now, address)?;
+        tables.take_arrival(now)?;
         tables.take_place(now, address)?;
         tables.leave(self.standing);
         self.standing = Standing::Live(address);
@@ -418,10 +451,14 @@ struct Tables {
     live: usize,
     /// Nobody is upgraded any more.
     draining: bool,
+    /// Upgrades of everybody together.
+    arrivals: Arrivals,
     /// Who is kept out.
     blocks: Blocks,
     /// It is not said until then that the process is full.
     silent_until: Millis,
+    /// Nor that more come at once than may.
+    arrivals_silent_until: Millis,
     /// Nor that it has too many sockets that are not upgraded.
     visitors_silent_until: Millis,
     /// The time of the last accept.
@@ -462,6 +499,12 @@ impl Tables {
 
     fn take_token(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {
         self.rates.take(now, address).map_err(Refusal::for_want_of_a_token)
+    }
+
+    fn take_arrival(&mut self, now: Millis) -> Result<(), Refusal> {
+        let Err(wait_ms) = self.arrivals.take(now) else { return Ok(()) };
+        let say = full(Cause::Arrivals, &mut self.arrivals_silent_until, now).say;
+        Err(Refusal { cause: Cause::Arrivals, retry_after_s: wait_ms.div_ceil(1000), say })
     }
 
     fn take_place(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {

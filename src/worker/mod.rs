@@ -41,6 +41,7 @@ use self::link::Link;
 use self::tls_link::Warm;
 use crate::config::{IpNet, Limits, RingFeatures};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
+use crate::protocol::close::Close;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::wakes::Wake;
@@ -107,6 +108,8 @@ pub enum Mail {
         first: usize,
         /// No more server-ids than this.
         most: usize,
+        /// What their connections are told.
+        close: Close,
         /// Whom to tell.
         done: UnboundedSender<SentAway>,
     },
@@ -528,8 +531,8 @@ impl<C: Core> Worker<C> {
             Mail::Disconnect { first, whom, close: (code, reason), done } => {
                 let _ = done.send(self.core.disconnect(now, first, &whom, (code, &reason)));
             }
-            Mail::SendAway { first, most, done } => {
-                let _ = done.send(self.core.send_away(now, first, most));
+            Mail::SendAway { first, most, close, done } => {
+                let _ = done.send(self.core.send_away(now, (first, most), close));
             }
             Mail::ShutDown => {
                 self.shutting_down = true;

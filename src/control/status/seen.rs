@@ -25,6 +25,7 @@ pub(super) struct Process {
     pub(super) draining: bool,
     pub(super) drain: Option<Drain>,
     pub(super) blocked: Vec<Blocked>,
+    pub(super) allowed_server_ids: Option<u64>,
     pub(super) resident_bytes: u64,
     pub(super) open_descriptors: u64,
     pub(super) max_descriptors: u64,

@@ -200,6 +200,11 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
         );
         text.line(format_args!("{:<13}{networks} networks, {refused} refused", "Blocked"));
     }
+    if let Some(allowed) = process.allowed_server_ids {
+        let refused = seen.value("connections_refused_total", "cause=\"server_id_not_allowed\"");
+        let (allowed, refused) = (count(allowed), count(refused));
+        text.line(format_args!("{:<13}{allowed} served, {refused} requests refused", "Server-ids"));
+    }
     if process.log_lines_lost > 0 {
         let lost = count(process.log_lines_lost);
         text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
