@@ -39,7 +39,7 @@ pub enum Command {
 }
 
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 20] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 22] = [
     ("demo", Command::Demo, "Show in a few seconds what a relay does, with a binary and phones"),
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     (
@@ -47,6 +47,7 @@ pub(super) const COMMANDS: [(&str, Command, &str); 20] = [
         Command::Status,
         "Show how the relay on --metrics-listen is doing, or several: status http://HOST:PORT …",
     ),
+    ("watch", Command::Operate, "Show how the relay is doing and who is busiest, each second"),
     (
         "connections",
         Command::Operate,
@@ -61,6 +62,7 @@ pub(super) const COMMANDS: [(&str, Command, &str); 20] = [
     ("unblock", Command::Operate, "Let a network in again"),
     ("blocked", Command::Operate, "List the networks that are kept out"),
     ("log-level", Command::Operate, "Change the level of the log, for a while or until a reload"),
+    ("diagnose", Command::Operate, "Write an archive for a bug report, without secrets"),
     (
         "drain",
         Command::Operate,

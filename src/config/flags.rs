@@ -13,8 +13,8 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use super::command::COMMANDS;
 use super::{
     DEFAULT_LISTEN, Exit, LEVELS, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
-    RateLimit, RingFeatures, TRIAL, VERSION, listen, networks, ring_features, trial_commands,
-    units,
+    RateLimit, RingFeatures, TRIAL, TokenHeader, VERSION, listen, networks, ring_features,
+    trial_commands, units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.
@@ -120,6 +120,26 @@ pub(super) struct Flags {
         help_heading = "Watching it", long, value_name = "PATH", value_parser = control_socket
     )]
     pub(super) control_socket: Option<units::OrOff<PathBuf>>,
+
+    /// Serve only the server-ids in this file, which SIGHUP reads again: one a line, or the SHA-256 of
+    /// one in hexadecimal; `# ` begins a comment. Binaries and phones of others get 403
+    #[arg(help_heading = "Who may come", long, value_name = "FILE")]
+    pub(super) allow_server_ids: Option<PathBuf>,
+
+    /// Whether phones must send X-Pyrycode-Token
+    #[arg(
+        help_heading = "Who may come", long, value_name = "WHETHER", value_enum,
+        default_value_t = TokenHeader::Required
+    )]
+    pub(super) token_header: TokenHeader,
+
+    /// Rate limit on the upgrades of everybody together: a burst, and the time that refills one; or
+    /// `off`. Beyond it 503, with a Retry-After that spreads those who come at once after a restart
+    #[arg(
+        help_heading = "Who may come", long, value_name = "BURST/DURATION", default_value = "off",
+        value_parser = units::rate
+    )]
+    pub(super) new_connections_rate: units::OrOff<RateLimit>,
 
     /// Rate limit on one address's upgrade requests: a burst, and the time that refills one; or
     /// `off`
@@ -255,6 +275,14 @@ pub(super) struct Flags {
     )]
     pub(super) drain_timeout: u64,
 
+    /// Over what part of --drain-timeout the closes of SIGTERM or SIGINT are spread, so that not
+    /// everybody dials again at once; 0s tells all at once
+    #[arg(
+        help_heading = "Deadlines", long, value_name = "DURATION",
+        default_value = "0s", value_parser = units::duration(0)
+    )]
+    pub(super) drain_spread: u64,
+
     /// Read settings that are not given otherwise from this file, which SIGHUP reloads: a line for
     /// each flag, `name = value`, without dashes; # begins a comment
     #[arg(help_heading = "Logs and configuration", long, value_name = "FILE")]
@@ -324,6 +352,7 @@ impl Flags {
     pub(super) fn limits(&self) -> Limits {
         Limits {
             max_phones: self.max_phones,
+            token_header: self.token_header,
             grace_ms: self.grace,
             probe_timeout_ms: self.probe_timeout,
             heartbeat_interval_ms: self.heartbeat_interval,

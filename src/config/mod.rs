@@ -3,6 +3,7 @@
 //! [`Config::from_args`] is the only way in: what it hands back has been checked, so no caller
 //! needs to look again for a zero, an overflow or a contradiction.
 
+mod allowed;
 mod capacity;
 mod command;
 mod flags;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use allowed::AllowedIds;
 pub use capacity::Capacity;
 pub use command::{Command, command_line, config_file};
 pub use flags::help;
@@ -107,6 +109,10 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// TLS handshakes of one address.
     pub handshake_rate: Option<RateLimit>,
+    /// Server-ids that are served, if not all are.
+    pub allowed: Option<Arc<AllowedIds>>,
+    /// Upgrades of everybody together.
+    pub new_connections_rate: Option<RateLimit>,
     /// Networks that are kept out.
     pub block: Arc<[IpNet]>,
     /// WebSocket connections that there is room for.
@@ -134,6 +140,8 @@ pub struct Config {
     pub fcm_endpoints: FcmEndpoints,
     /// How long peers have, after SIGTERM or SIGINT, to answer their close; may be zero.
     pub drain_timeout: Duration,
+    /// Over what part of that they are told to go; zero for all at once.
+    pub drain_spread: Duration,
     /// The file that was read for what neither flags nor variables say.
     pub file: Option<PathBuf>,
     /// Which flags were given, and where.
@@ -237,6 +245,8 @@ pub struct FcmEndpoints {
 pub struct Limits {
     /// Phones for each server-id.
     pub max_phones: usize,
+    /// Whether phones must send a token.
+    pub token_header: TokenHeader,
     /// How long an id waits for its binary to come back, in milliseconds.
     pub grace_ms: u64,
     /// How long the holder of an id has to answer when another claims it, in milliseconds.
@@ -259,6 +269,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_phones: 16,
+            token_header: TokenHeader::Required,
             grace_ms: 30_000,
             probe_timeout_ms: 10_000,
             heartbeat_interval_ms: 30_000,
@@ -269,6 +280,15 @@ impl Default for Limits {
             close_timeout_ms: 5_000,
         }
     }
+}
+
+/// Whether a header must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TokenHeader {
+    /// A request without it is refused.
+    Required,
+    /// A request may do without.
+    Optional,
 }
 
 /// How a log line is written.
@@ -373,11 +393,8 @@ impl Config {
             .max_connections_per_address
             .unwrap_or(OrOff::On((max_connections / 4).max(MIN_PER_ADDRESS)));
         let insecure = https.is_none().then(|| insecure_listen(&flags));
-        if https.is_some() && !flags.proxy_protocol_from.is_empty() {
-            let reason =
-                "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol";
-            return Err(Exit::refusal(reason).about(["--proxy-protocol-from"]));
-        }
+        refuse_contradictions(&flags, https.is_some())?;
+        let allowed = flags.allow_server_ids.as_deref().map(AllowedIds::read).transpose()?;
         let Flags { fcm_token_url, fcm_url, fcm_ca, .. } = &flags;
         let (token_url, fcm_url, ca) = (fcm_token_url.clone(), fcm_url.clone(), fcm_ca.clone());
         let fcm_endpoints = FcmEndpoints { token_url, fcm_url, ca };
@@ -385,10 +402,7 @@ impl Config {
             insecure,
             https,
             metrics_listen: metrics_listen(&flags),
-            control_socket: match &flags.control_socket {
-                None => environment.runtime_folder.as_deref().map(in_runtime_folder),
-                Some(given) => given.clone().on(),
-            },
+            control_socket: control_socket(&flags, environment),
             workers,
             ring_features: flags.io_uring_without,
             cpus: machine.cpus,
@@ -397,6 +411,8 @@ impl Config {
             limits: flags.limits(),
             rate_limit: flags.rate_limit.on(),
             handshake_rate: flags.handshake_rate.on(),
+            allowed: allowed.map(Arc::new),
+            new_connections_rate: flags.new_connections_rate.on(),
             block: flags.block,
             capacity,
             max_connections,
@@ -410,12 +426,40 @@ impl Config {
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
             proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),
+            drain_spread: Duration::from_millis(flags.drain_spread),
             file: flags.config,
             origins,
             unknown_variables,
             log_format: flags.log_format,
             log_level: flags.log_level,
         })
+    }
+}
+
+/// Refuses flags that make no sense together.
+fn refuse_contradictions(flags: &Flags, is_https: bool) -> Result<(), Exit> {
+    if is_https && !flags.proxy_protocol_from.is_empty() {
+        let reason =
+            "--proxy-protocol-from is for --insecure-listen; HTTPS has --https-proxy-protocol";
+        return Err(Exit::refusal(reason).about(["--proxy-protocol-from"]));
+    }
+    if flags.drain_spread > flags.drain_timeout {
+        let reason = format!(
+            "{} is longer than --drain-timeout, {}; the closes are spread over a part of that",
+            units::show_duration(flags.drain_spread),
+            units::show_duration(flags.drain_timeout)
+        );
+        let reason = format!("--drain-spread: {reason}");
+        return Err(Exit::refusal(&reason).about(["--drain-spread", "--drain-timeout"]));
+    }
+    Ok(())
+}
+
+/// Where commands reach the relay, if anywhere.
+fn control_socket(flags: &Flags, environment: &Environment) -> Option<PathBuf> {
+    match &flags.control_socket {
+        None => environment.runtime_folder.as_deref().map(in_runtime_folder),
+        Some(given) => given.clone().on(),
     }
 }
 

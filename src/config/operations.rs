@@ -27,6 +27,11 @@ pub struct Operator {
 /// What is asked of the relay that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Operation {
+    /// Show how the relay is doing and which connections are busiest, refreshed each second
+    ///
+    /// `q` or Ctrl-C ends it.
+    Watch,
+
     /// List who is connected, and what they cost
     ///
     /// Without --by, each connection has a line, in no particular order. Messages and bytes are those
@@ -110,6 +115,20 @@ pub enum Operation {
         /// Go back to the configured level after so long; without this, with the next reload
         #[arg(long = "for", value_name = "DURATION", value_parser = units::duration(1))]
         for_ms: Option<u64>,
+    },
+
+    /// Write an archive for a bug report
+    ///
+    /// It has the effective configuration, status, metrics, the last warnings, what the kernel allows, and
+    /// its io_uring features; no secret, and no address or name of a peer.
+    Diagnose {
+        /// The archive (tar), which must not be there yet
+        #[arg(long, value_name = "FILE", default_value = "pyrycode-relay-diagnose.tar")]
+        output: PathBuf,
+
+        /// Leave addresses, server-ids and the domain in it
+        #[arg(long)]
+        with_addresses: bool,
     },
 
     /// Have the relay take no new binary and send everybody away, a few server-ids at a time

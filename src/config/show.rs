@@ -2,7 +2,9 @@
 
 use super::sources::Origin;
 use super::units::{show_bytes, show_duration, show_exact_bytes, show_rate};
-use super::{CertificateSource, Config, DEFAULT_HTTPS_LISTEN, IpNet, LogFormat, one_line};
+use super::{
+    CertificateSource, Config, DEFAULT_HTTPS_LISTEN, IpNet, LogFormat, TokenHeader, one_line,
+};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -76,6 +78,8 @@ impl Config {
         }
     }
 
+    // One line for each setting, in the order of the help.
+    #[allow(clippy::too_many_lines)]
     fn values(&self) -> Vec<(&'static str, String)> {
         let path = |path: Option<&std::path::PathBuf>| {
             path.map(|path| path.display().to_string()).unwrap_or_default()
@@ -109,6 +113,18 @@ impl Config {
             ("trust-x-forwarded-for", networks(&self.trust_x_forwarded_for)),
             ("metrics-listen", self.metrics_listen.map_or(String::new(), |l| place(l.addr))),
             ("control-socket", path(self.control_socket.as_ref())),
+            (
+                "allow-server-ids",
+                self.allowed.as_ref().map_or(String::new(), |a| a.path().display().to_string()),
+            ),
+            (
+                "token-header",
+                match limits.token_header {
+                    TokenHeader::Required => "required".to_owned(),
+                    TokenHeader::Optional => "optional".to_owned(),
+                },
+            ),
+            ("new-connections-rate", rate(self.new_connections_rate)),
             ("rate-limit", rate(self.rate_limit)),
             ("handshake-rate", rate(self.handshake_rate)),
             ("block", networks(&self.block)),
@@ -127,6 +143,7 @@ impl Config {
             ("write-timeout", show_duration(limits.write_timeout_ms)),
             ("close-timeout", show_duration(limits.close_timeout_ms)),
             ("drain-timeout", show_duration(self.drain_timeout.as_millis() as u64)),
+            ("drain-spread", show_duration(self.drain_spread.as_millis() as u64)),
             (
                 "log-format",
                 match self.log_format {
@@ -157,10 +174,12 @@ impl Config {
         let push = if self.fcm_credentials.is_some() { "set, not shown" } else { "not set" };
         let _ = write!(
             out,
-            "production mode: {}; single instance: {}; one of many: {}; push credentials: {push}",
+            "production mode: {}; single instance: {}; one of many: {}; push credentials: {push}; \
+             server-ids that are served: {}",
             switch(self.production),
             switch(self.single_instance),
-            switch(self.one_of_many)
+            switch(self.one_of_many),
+            self.allowed.as_ref().map_or("all".to_owned(), |allowed| allowed.count().to_string())
         );
         out
     }

@@ -56,6 +56,9 @@ fn bare_run_takes_the_documented_defaults() {
         handshake_rate: Some(RateLimit { burst: 60, refill_ms: 1000 }),
         control_socket: None,
         block: Arc::default(),
+        allowed: None,
+        new_connections_rate: None,
+        drain_spread: Duration::ZERO,
         capacity: Capacity {
             by_descriptors: 19_464,
             by_memory: 325_920,
@@ -90,6 +93,7 @@ fn bare_run_takes_the_documented_defaults() {
         Limits::default(),
         Limits {
             max_phones: 16,
+            token_header: TokenHeader::Required,
             grace_ms: 30_000,
             probe_timeout_ms: 10_000,
             heartbeat_interval_ms: 30_000,

@@ -3,10 +3,14 @@
 
 use super::fleet::Fleet;
 use super::socket::protocol::{DrainPlan, DrainStatus};
+use crate::protocol::close::Close;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 use tracing::info;
+
+/// How often some are told where the closes of a shutdown are spread.
+const SPREAD_EVERY: Duration = Duration::from_millis(50);
 
 /// Whether and how the relay is drained.
 pub(super) struct Drain {
@@ -36,11 +40,7 @@ impl Drain {
     /// Begins, or goes on by another plan.
     pub(super) async fn begin(self: &Arc<Self>, plan: DrainPlan) -> DrainStatus {
         self.fleet.admission.set_draining(true);
-        let mut left = Vec::new();
-        for worker in 0..self.fleet.workers() {
-            let looked = self.fleet.send_away(worker, 0, 0).await;
-            left.push(looked.map_or(0, |looked| looked.left));
-        }
+        let left = self.count().await;
         let mut under_way = self.under_way();
         // It may have been cancelled meanwhile.
         self.fleet.admission.set_draining(true);
@@ -58,6 +58,37 @@ impl Drain {
             "draining"
         );
         status
+    }
+
+    /// The server-ids of each worker.
+    async fn count(&self) -> Vec<usize> {
+        let mut left = Vec::new();
+        for worker in 0..self.fleet.workers() {
+            let looked = self.fleet.send_away(worker, (0, 0), Close::SERVICE_RESTART).await;
+            left.push(looked.map_or(0, |looked| looked.left));
+        }
+        left
+    }
+
+    /// Takes nobody new and sends everybody away, because the process is asked to stop: evenly over
+    /// this time, or less where there are few.
+    pub(super) async fn spread(&self, time: Duration) {
+        if let Some(before) = self.under_way().take() {
+            before.task.abort();
+        }
+        self.fleet.admission.set_draining(true);
+        let mut left = self.count().await;
+        let mut slots = vec![0; left.len()];
+        let (all, begun, mut told) = (total(&left), Instant::now(), 0);
+        while total(&left) > 0 && begun.elapsed() < time {
+            let share = begun.elapsed().as_secs_f64() / time.as_secs_f64();
+            let due = (all as f64 * share) as usize + 1;
+            if due > told {
+                self.send_batch(due - told, Close::SHUTTING_DOWN, &mut slots, &mut left).await;
+                told = all.saturating_sub(total(&left)) as usize;
+            }
+            tokio::time::sleep(SPREAD_EVERY).await;
+        }
     }
 
     /// Lets everybody in again; whether that makes a difference.
@@ -79,7 +110,7 @@ impl Drain {
         let mut was_empty = false;
         tokio::time::sleep(Duration::from_millis(plan.delay_ms)).await;
         loop {
-            self.send_batch(plan.batch, &mut slots, &mut left).await;
+            self.send_batch(plan.batch, Close::SERVICE_RESTART, &mut slots, &mut left).await;
             let is_empty = total(&left) == 0;
             if is_empty && !was_empty {
                 info!("drained");
@@ -91,11 +122,19 @@ impl Drain {
 
     /// Sends away up to `batch` server-ids, of one worker after the other. Each is looked through once
     /// at most, from where the last batch came to.
-    async fn send_batch(&self, batch: usize, slots: &mut [usize], left: &mut [usize]) {
+    async fn send_batch(
+        &self,
+        batch: usize,
+        close: Close,
+        slots: &mut [usize],
+        left: &mut [usize],
+    ) {
         let mut wanted = batch;
         for (worker, (slot, left)) in slots.iter_mut().zip(left.iter_mut()).enumerate() {
             loop {
-                let Some(sent) = self.fleet.send_away(worker, *slot, wanted).await else { break };
+                let Some(sent) = self.fleet.send_away(worker, (*slot, wanted), close).await else {
+                    break;
+                };
                 (*slot, *left) = (sent.next, sent.left);
                 wanted = wanted.saturating_sub(sent.server_ids);
                 self.note(sent.server_ids);

@@ -6,6 +6,7 @@ use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
 use crate::metrics::Metrics;
+use crate::protocol::close::Close;
 use crate::relay::{Described, Disconnected, Owners, SentAway, Settings, Whom};
 use crate::shared::admission::Admission;
 use crate::shared::budget::SharedBudget;
@@ -75,6 +76,7 @@ impl Fleet {
         let budget = SharedBudget::new(config.memory_budget_bytes, starts.len());
         let admission = Admission::new(config.into(), config.into(), rand::random());
         admission.configure_blocks(&config.block);
+        admission.allow(config.allowed.clone());
         let metrics = Metrics::new(starts.len());
         let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
         let (wakes, requests) = channel(push::MAX_WAITING);
@@ -153,11 +155,11 @@ impl Fleet {
     pub(super) async fn send_away(
         &self,
         worker: usize,
-        first: usize,
-        most: usize,
+        (first, most): (usize, usize),
+        close: Close,
     ) -> Option<SentAway> {
         let (done, mut answer) = unbounded_channel();
-        self.mailboxes.get(worker)?.send(Mail::SendAway { first, most, done }).ok()?;
+        self.mailboxes.get(worker)?.send(Mail::SendAway { first, most, close, done }).ok()?;
         tokio::time::timeout(PATIENCE, answer.recv()).await.ok()?
     }
 

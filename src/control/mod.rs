@@ -13,6 +13,7 @@
 //! - `monitoring`, [`process`]: metrics, health, status
 //! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
 //! - `connections`: who is connected and what they cost; `log_level`: the log's level, for a while
+//! - `watch`: a live view in the terminal; `diagnose`: an archive for a bug report
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
@@ -20,6 +21,7 @@
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
 
 mod connections;
+mod diagnose;
 mod drain;
 mod dump;
 mod explain;
@@ -36,6 +38,7 @@ mod port_owner;
 mod production;
 mod reload;
 mod socket;
+mod watch;
 mod worker_threads;
 
 pub mod acme;
@@ -63,7 +66,7 @@ use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
 use push::Push;
-use reload::Live;
+use reload::{Live, Settings};
 use socket::listener::{self, Bound};
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -228,13 +231,15 @@ async fn supervise(
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
     }
+    let settings = Settings::new(config);
     let level = LogLevel::new(log.level(), config.log_level);
     if let Some(bound) = control_socket {
         let operations = Operations {
             fleet: fleet.clone(),
             monitoring: monitoring.clone(),
-            drain,
+            drain: drain.clone(),
             level: level.clone(),
+            settings: settings.clone(),
         };
         tokio::spawn(socket::server::serve(bound, Arc::new(operations)));
     }
@@ -247,7 +252,8 @@ async fn supervise(
             print_trial(address);
         }
     }
-    let mut live = Live { config: config.clone(), fleet: fleet.clone(), certificates, level };
+    let mut live =
+        Live { config: config.clone(), fleet: fleet.clone(), certificates, level, settings };
     tokio::spawn(report_unlogged(log.log()));
     tokio::spawn(notify::watchdog(fleet.clone()));
     loop {
@@ -268,9 +274,15 @@ async fn supervise(
     }
     notify::stopping();
     monitoring.drain();
-    fleet.shut_down();
+    let stop = async {
+        if !live.config.drain_spread.is_zero() {
+            drain.spread(live.config.drain_spread).await;
+        }
+        fleet.shut_down();
+        ends.all(&fleet).await;
+    };
     tokio::select! {
-        () = ends.all(&fleet) => info!("drained"),
+        () = stop => info!("drained"),
         () = tokio::time::sleep(live.config.drain_timeout) => {
             warn!(err = "some peers did not answer their close in time", "drain_timeout");
         }

@@ -129,11 +129,7 @@ impl Monitoring {
             return refusal;
         }
         match request.uri().path() {
-            "/metrics" => {
-                let process = self.process().await;
-                let text = snapshot::exposition(&self.fleet.metrics, &process);
-                typed("text/plain; version=0.0.4; charset=utf-8", text)
-            }
+            "/metrics" => typed("text/plain; version=0.0.4; charset=utf-8", self.metrics().await),
             "/healthz" => typed("application/json; charset=utf-8", self.health()),
             "/readyz" if self.draining() => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
@@ -142,13 +138,20 @@ impl Monitoring {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
             }
             "/readyz" => plain(StatusCode::OK, "ready\n"),
-            "/status.json" => {
-                let snapshot = Snapshot::take(&self.fleet.metrics, self.process().await);
-                typed("application/json; charset=utf-8", status::json(&snapshot))
-            }
+            "/status.json" => typed("application/json; charset=utf-8", self.status().await),
             "/" => page(),
             _ => plain(StatusCode::NOT_FOUND, "not found\n"),
         }
+    }
+
+    /// All metrics, as Prometheus reads them.
+    pub(super) async fn metrics(&self) -> String {
+        snapshot::exposition(&self.fleet.metrics, &self.process().await)
+    }
+
+    /// How the relay is doing, as JSON.
+    pub(super) async fn status(&self) -> String {
+        status::json(&Snapshot::take(&self.fleet.metrics, self.process().await))
     }
 
     fn draining(&self) -> bool {
@@ -203,6 +206,7 @@ impl Monitoring {
             one_of_many: self.one_of_many,
             drain,
             blocked: self.blocked(),
+            allowed_server_ids: self.fleet.admission.allowed().map(|count| count as u64),
             resident_bytes: process::resident_bytes(),
             open_descriptors: process::open_descriptors(),
             max_descriptors: process::max_descriptors(),

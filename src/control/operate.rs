@@ -2,9 +2,12 @@
 //! came of it.
 
 use super::connections::{Row, View};
+use super::diagnose::diagnose;
 use super::failure;
 use super::socket::client::{ask, ask_for_items};
 use super::socket::protocol::{DrainPlan, DrainStatus, Request, Whom};
+use super::status::Seen;
+use super::watch::watch;
 use crate::config::{By, Exit, IpNet, Operation, Operator};
 use crate::metrics::snapshot::Blocked;
 use std::io::Write as _;
@@ -22,6 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub fn operate(operator: &Operator) -> Result<(), Exit> {
     let path = operator.socket.as_path();
     let done = match &operator.operation {
+        Operation::Watch => watch(path),
+        Operation::Diagnose { output, with_addresses } => diagnose(path, output, *with_addresses)
+            .map(|files| say(&format!("{} is written, with {files} files", output.display()))),
         Operation::Connections { by, top, json } => connections(path, *by, *top, *json),
         Operation::Disconnect { server_id, conn_id, address, code, reason } => {
             let whom = match (server_id, conn_id, address) {
@@ -46,8 +52,13 @@ pub fn operate(operator: &Operator) -> Result<(), Exit> {
     done.map_err(failure)
 }
 
+/// How the relay is doing.
+pub(super) fn status_of(path: &Path) -> Result<Seen, String> {
+    ask(path, &Request::Status)
+}
+
 /// All connections, each as a row.
-fn rows(path: &Path) -> Result<Vec<Row>, String> {
+pub(super) fn rows(path: &Path) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
     ask_for_items::<u64>(path, &Request::Connections, |item| {
         rows.push(serde_json::from_value(item).map_err(|error| error.to_string())?);

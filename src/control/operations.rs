@@ -1,10 +1,12 @@
 //! What the relay is asked to do while it runs, and what it does then.
 
 use super::connections::Row;
+use super::diagnose;
 use super::drain::Drain;
 use super::fleet::Fleet;
 use super::log_level::LogLevel;
 use super::monitoring::Monitoring;
+use super::reload::Settings;
 use super::socket::protocol::{Request, Whom};
 use super::socket::server::{Answers, Outcome};
 use crate::config::IpNet;
@@ -24,6 +26,7 @@ pub(super) struct Operations {
     pub(super) monitoring: Arc<Monitoring>,
     pub(super) drain: Arc<Drain>,
     pub(super) level: Arc<LogLevel>,
+    pub(super) settings: Arc<Settings>,
 }
 
 impl Operations {
@@ -34,6 +37,14 @@ impl Operations {
     /// The peer is gone. Why nothing came of a request is an answer, not an error.
     pub(super) async fn answer(&self, request: Request, out: &mut Answers) -> Outcome {
         Ok(match request {
+            Request::Status => {
+                serde_json::from_str(&self.monitoring.status().await).map_err(|e| e.to_string())
+            }
+            Request::Diagnose { with_addresses } => {
+                let parts = diagnose::parts(&self.monitoring, &self.settings, with_addresses);
+                out.items(parts.await).await?;
+                done(())
+            }
             Request::Connections => return self.connections(out).await,
             Request::Disconnect { whom, code, reason } => self.disconnect(whom, code, reason).await,
             Request::Block { network, for_ms } => self.block(network, for_ms),

@@ -4,15 +4,19 @@ use super::certificates::Certificates;
 use super::fleet::Fleet;
 use super::log_level::LogLevel;
 use crate::config::{Config, Exit};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info, warn};
 
 /// The flags that take effect at once. Certificates are read again whether their flags have
 /// changed or not.
-const LIVE: [&str; 16] = [
+const LIVE: [&str; 20] = [
     "rate-limit",
     "handshake-rate",
     "block",
+    ALLOW,
+    "token-header",
+    "new-connections-rate",
+    "drain-spread",
     "max-connections",
     "max-connections-per-address",
     "max-phones",
@@ -28,6 +32,32 @@ const LIVE: [&str; 16] = [
     "log-level",
 ];
 
+/// The flag whose file may have changed.
+const ALLOW: &str = "allow-server-ids";
+
+/// The effective configuration, for whoever asks how the relay is set up.
+pub(super) struct Settings(Mutex<Config>);
+
+impl Settings {
+    pub(super) fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(config.clone())))
+    }
+
+    fn config(&self) -> MutexGuard<'_, Config> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As `check` shows it.
+    pub(super) fn text(&self) -> String {
+        self.config().report() + "\n"
+    }
+
+    /// The only host that is served.
+    pub(super) fn domain(&self) -> Option<String> {
+        self.config().https.as_ref().and_then(|https| https.domain.clone())
+    }
+}
+
 /// What a reload reaches.
 pub(super) struct Live {
     /// As it is in effect.
@@ -35,6 +65,7 @@ pub(super) struct Live {
     pub(super) fleet: Fleet,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) level: Arc<LogLevel>,
+    pub(super) settings: Arc<Settings>,
 }
 
 impl Live {
@@ -47,7 +78,16 @@ impl Live {
             Ok(newer) => newer,
             Err(exit) => return error!(err = exit.explanation(), "reload_refused"),
         };
-        let changes = self.config.changes(&newer);
+        let mut changes = self.config.changes(&newer);
+        if self.config.allowed != newer.allowed && !changes.iter().any(|(name, ..)| *name == ALLOW)
+        {
+            // The file is the same one, and not what is in it.
+            let count = |config: &Config| {
+                let count = config.allowed.as_ref().map_or(0, |allowed| allowed.count());
+                format!("{count} server-ids")
+            };
+            changes.push((ALLOW, count(&self.config), count(&newer)));
+        }
         // Whoever reads that something has changed may count on it.
         self.take_over(&newer);
         for (name, from, to) in &changes {
@@ -64,6 +104,7 @@ impl Live {
         // By the old level it is still told that the level has changed.
         self.config.log_level = newer.log_level;
         self.level.configure(newer.log_level);
+        *self.settings.config() = self.config.clone();
     }
 
     fn take_over(&mut self, newer: &Config) {
@@ -73,9 +114,13 @@ impl Live {
         config.max_connections = newer.max_connections;
         config.max_connections_per_address = newer.max_connections_per_address;
         config.block = newer.block.clone();
+        config.allowed = newer.allowed.clone();
+        config.new_connections_rate = newer.new_connections_rate;
+        config.drain_spread = newer.drain_spread;
         config.limits = newer.limits;
         config.drain_timeout = newer.drain_timeout;
         self.fleet.admission.set((&*config).into());
+        self.fleet.admission.allow(config.allowed.clone());
         self.fleet.admission.configure_blocks(&config.block);
         self.fleet.set_limits(config.limits);
     }

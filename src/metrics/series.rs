@@ -97,6 +97,11 @@ families! {
         RefusedOldest "cause=\"not_upgraded\""
         RefusedDraining "cause=\"draining\""
         RefusedBlocked "cause=\"blocked\""
+        RefusedServerId "cause=\"server_id_not_allowed\""
+        RefusedArrivals "cause=\"new_connections_rate\""
+    }
+    "phones_without_token_total" Counter process "Phones that were let in without X-Pyrycode-Token (--token-header optional)." {
+        PhonesWithoutToken ""
     }
     "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""

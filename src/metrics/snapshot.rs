@@ -27,6 +27,8 @@ pub struct Process {
     pub drain: Option<Drain>,
     /// Networks that are kept out.
     pub blocked: Vec<Blocked>,
+    /// Server-ids that are served, if not all are.
+    pub allowed_server_ids: Option<u64>,
     /// Memory of its own that it holds.
     pub resident_bytes: u64,
     /// Descriptors that are open.
@@ -260,6 +262,10 @@ impl Exposition {
         if let Some(expires_at) = process.certificate_expires_at {
             let help = "When the certificate that is served expires, in seconds since 1970.";
             self.single("certificate_expires_at_seconds", Gauge, help, expires_at);
+        }
+        if let Some(allowed) = process.allowed_server_ids {
+            let help = "Server-ids that are served (--allow-server-ids).";
+            self.single("allowed_server_ids", Gauge, help, allowed);
         }
         // The names that Prometheus's own client libraries give these.
         for (name, help, value) in [

@@ -321,6 +321,12 @@ impl<'b> Request<'b> {
         wanted && !self.has_body
     }
 
+    /// Whether there is a token.
+    #[must_use]
+    pub fn has_token_header(&self) -> bool {
+        self.values("x-pyrycode-token").next().is_some_and(|token| !token.is_empty())
+    }
+
     /// The values of X-Forwarded-For, line by line.
     pub fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &'b [u8]> {
         self.values("x-forwarded-for")
@@ -356,9 +362,20 @@ impl<'b> Request<'b> {
     ///
     /// The answer that the peer is due: 400, 405 or 426.
     pub fn client_upgrade(&self) -> Result<Upgrade, Reply> {
+        self.client_upgrade_with(true)
+    }
+
+    /// As [`Request::client_upgrade`], but where `needs_token` is false it may lack the token.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn client_upgrade_with(&self, needs_token: bool) -> Result<Upgrade, Reply> {
         let server_id = self.server_id()?;
         // The token is for the binary, not for us: all that counts is that there is one.
-        self.required("x-pyrycode-token", Fault::NoToken)?;
+        if needs_token {
+            self.required("x-pyrycode-token", Fault::NoToken)?;
+        }
         self.required("user-agent", Fault::NoUserAgent)?;
         let device_name = self.values("x-pyrycode-device-name").next();
         let device_name = device_name.filter(|name| !name.is_empty()).map(label);

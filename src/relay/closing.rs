@@ -148,7 +148,7 @@ impl Relay {
     /// Closes a phone right behind its 101, before it was registered.
     pub(super) fn turn_away(&mut self, now: Millis, key: Key, close: Close) {
         let Some((connection, tracking)) = self.connections.tracked(key) else { return };
-        tracking.enter(connection, Stage::Closing(Closing::default()));
+        tracking.enter(connection, Stage::Closing(Box::default()));
         connection.due.stage = now + self.limits.close_timeout_ms;
         tracking.arm(connection);
         self.counters.count(series_of(close));
@@ -279,7 +279,7 @@ impl Relay {
         if !connection.is_open() {
             return None;
         }
-        let stage = tracking.enter(connection, Stage::Closing(closing));
+        let stage = tracking.enter(connection, Stage::Closing(Box::new(closing)));
         connection.due.stage = now + self.limits.close_timeout_ms;
         connection.due.ping = NEVER;
         connection.due.pong = NEVER;

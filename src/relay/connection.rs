@@ -77,7 +77,7 @@ pub enum Stage {
         seat: Seat,
     },
     /// Our last bytes are queued or sent; `due.stage` is when TCP is aborted, once it is set.
-    Closing(Closing),
+    Closing(Box<Closing>),
     /// Aborted, closed or handed over; waits for its release.
     Closed,
 }
@@ -414,7 +414,9 @@ impl Connection {
             Stage::Phone { entry, conn_id, .. } => Some(Speaker::Phone { entry, conn_id }),
             Stage::Binary { entry, .. } => Some(Speaker::Binary { entry }),
             Stage::Newcomer(_) => Some(Speaker::Newcomer),
-            Stage::Closing(Closing { hearing: Hearing::Frames, .. }) => Some(Speaker::Closing),
+            Stage::Closing(ref closing) if closing.hearing == Hearing::Frames => {
+                Some(Speaker::Closing)
+            }
             _ => None,
         }
     }

@@ -1,4 +1,5 @@
-//! Server-ids whose connections are sent away, because the operator drains the relay.
+//! Server-ids whose connections are sent away, because the operator drains the
+//! relay, or stops it little by little.
 
 use super::registry::{Entry, EntryKey, Tenure};
 use super::timers::Millis;
@@ -24,15 +25,20 @@ pub struct SentAway {
 
 impl Relay {
     /// Frees up to `most` server-ids, without grace, from the slot `first` on, and closes their
-    /// connections.
-    pub fn send_away(&mut self, now: Millis, first: usize, most: usize) -> SentAway {
+    /// connections with `close`.
+    pub fn send_away(
+        &mut self,
+        now: Millis,
+        (first, most): (usize, usize),
+        close: Close,
+    ) -> SentAway {
         let mut sent = SentAway::default();
         let end = first.saturating_add(SLOTS_AT_ONCE).min(self.registry.slots());
         let mut slot = first;
         while slot < end && sent.server_ids < most {
             if let Some(entry) = self.registry.remove(EntryKey(slot as u32)) {
                 sent.server_ids += 1;
-                sent.connections += self.dismiss(now, entry);
+                sent.connections += self.dismiss(now, entry, close);
             }
             slot += 1;
         }
@@ -43,7 +49,7 @@ impl Relay {
     }
 
     /// Closes the connections of an id that is free now; how many that are.
-    fn dismiss(&mut self, now: Millis, mut entry: Entry) -> usize {
+    fn dismiss(&mut self, now: Millis, mut entry: Entry, close: Close) -> usize {
         info!(server_id = entry.id.as_str(), "server_sent_away");
         entry.tell_last_faults(now);
         self.registry.publish_counts();
@@ -56,13 +62,13 @@ impl Relay {
         let mut closed = 0;
         for key in all {
             closed += 1;
-            self.close_dismissed(now, key);
+            self.close_dismissed(now, key, close);
         }
         closed
     }
 
-    fn close_dismissed(&mut self, now: Millis, key: Key) {
-        self.close_forgotten(now, key, Close::SERVICE_RESTART);
+    fn close_dismissed(&mut self, now: Millis, key: Key, close: Close) {
+        self.close_forgotten(now, key, close);
         // What a newcomer has sent ahead went with its claim.
         let half_read = self.connections.find(key).map_or(0, |c| c.decoder.buffered_bytes());
         self.charge_input(now, key, half_read);

@@ -5,6 +5,7 @@ use super::connection::{Closing, HeadBuffer, Hearing, PendingHandOver, Stage};
 use super::timers::{Millis, NEVER};
 use super::visitors::VisitId;
 use super::{Action, HandOver, Key, Relay};
+use crate::config::TokenHeader;
 use crate::metrics::Series;
 use crate::protocol::upgrade::{
     self, HeadScanner, Health, Readiness, Reply, Request, Route, Upgrade,
@@ -38,6 +39,7 @@ pub(super) fn log_refusal(remote: Remote, path: Option<&str>, refusal: Refusal) 
             "the relay has too many connections without an upgrade request, and its address has \
              the most of them"
         }
+        Cause::Arrivals => "more come at once than --new-connections-rate allows",
         // The operator knows.
         Cause::Draining | Cause::Blocked => return,
     };
@@ -187,10 +189,12 @@ impl Relay {
         key: Key,
         request: &Request<'_>,
     ) -> Result<Upgrade, Reply> {
-        let proxies = self.admission.clone();
+        let admission = self.admission.clone();
+        let needs_token = self.limits.token_header == TokenHeader::Required;
         let gone = Reply::Unavailable { retry_after_s: 1 };
         let Some(connection) = self.connections.held_mut(key) else { return Err(gone) };
-        if let Some(caller) = proxies.proxies().caller(connection.remote, request.forwarded_for()) {
+        if let Some(caller) = admission.proxies().caller(connection.remote, request.forwarded_for())
+        {
             connection.remote = caller;
         }
         let remote = connection.remote;
@@ -212,14 +216,25 @@ impl Relay {
         }
         let upgrade = match request.route() {
             Route::Server => request.server_upgrade(),
-            _ => request.client_upgrade(),
+            _ => request.client_upgrade_with(needs_token),
         };
-        if upgrade.is_err() {
-            pass.step_back();
-            self.counters.count(match is_server {
-                true => Series::UpgradeServerRejectHeaders,
-                false => Series::UpgradeClientRejectHeaders,
-            });
+        match &upgrade {
+            Ok(upgrade) if !admission.allows(&upgrade.server_id) => {
+                pass.step_back();
+                self.counters.count(Series::RefusedServerId);
+                return Err(Reply::Forbidden("this relay does not serve that server-id"));
+            }
+            Ok(_) if !is_server && !request.has_token_header() => {
+                self.counters.count(Series::PhonesWithoutToken);
+            }
+            Ok(_) => {}
+            Err(_) => {
+                pass.step_back();
+                self.counters.count(match is_server {
+                    true => Series::UpgradeServerRejectHeaders,
+                    false => Series::UpgradeClientRejectHeaders,
+                });
+            }
         }
         upgrade
     }
@@ -251,6 +266,7 @@ impl Relay {
             Cause::Visitors => Series::RefusedOldest,
             Cause::Draining => Series::RefusedDraining,
             Cause::Blocked => Series::RefusedBlocked,
+            Cause::Arrivals => Series::RefusedArrivals,
             Cause::Rate => {
                 self.counters.count(Series::RegisterRateLimit);
                 match is_server {
@@ -379,7 +395,7 @@ impl Relay {
     pub(super) fn hang_up(&mut self, now: Millis, key: Key) {
         let Some((connection, tracking)) = self.connections.tracked(key) else { return };
         let closing = Closing { hearing: Hearing::Nothing, ..Closing::default() };
-        tracking.enter(connection, Stage::Closing(closing));
+        tracking.enter(connection, Stage::Closing(Box::new(closing)));
         connection.due.stage = now + self.limits.close_timeout_ms;
         self.output.resume(connection);
         tracking.arm(connection);

@@ -2,9 +2,10 @@
 
 use super::connection::Stage;
 use super::timers::Millis;
-use super::{Action, Key, Owners, Relay, Settings};
+use super::{Action, Key, Owners, Relay, Settings, Whom};
 use crate::config::{Limits, LogFormat};
 use crate::metrics::{Metrics, Series};
+use crate::protocol::close::Close;
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
 use crate::shared::admission::{Admission, AdmissionLimits, Proxies};
@@ -1042,4 +1043,108 @@ fn every_worker_owns_some_ids_and_always_the_same() {
         assert_eq!(owner(number), owner(number));
     }
     assert!(owned.iter().all(|count| *count > 50), "{owned:?}");
+}
+
+// ---- what an operator wants
+
+#[test]
+fn whoever_is_sent_away_leaves_nothing_behind() {
+    let mut world = World::new();
+    let mut peers = Vec::new();
+    for number in 0..5 {
+        let id = format!("id {number}");
+        peers.extend([world.binary(&id), world.phone(&id)]);
+    }
+    // In grace, claimed by another who sends ahead, half read, and with a backlog.
+    let lost = world.binary("lost");
+    peers.push(world.phone("lost"));
+    world.end(lost);
+    let newcomer = world.binary("id 0");
+    world.text(newcomer, "{\"ahead\":1}");
+    let message = masked(1, b"\"half a message\"");
+    world.bytes(peers[1], &message[..9]);
+    world.appetite.insert(peers[2], 0);
+    world.text(peers[3], "[1]");
+    peers.push(newcomer);
+
+    let (mut slot, mut server_ids, mut connections) = (0, 0, 0);
+    for _ in 0..3 {
+        let sent = world.relay.send_away(world.now, (slot, 2), Close::SERVICE_RESTART);
+        world.settle();
+        assert!(sent.server_ids <= 2);
+        (slot, server_ids) = (sent.next, server_ids + sent.server_ids);
+        connections += sent.connections;
+    }
+    assert_eq!((server_ids, connections, world.relay.server_ids()), (6, 12, 0));
+    world.feed(peers[2]);
+    world.bytes(peers[1], &message[9..]);
+    for peer in peers {
+        assert_eq!(world.closed(peer), (1012, "service restart".to_owned()));
+        world.send(peer, CLOSE, &1012_u16.to_be_bytes());
+        world.end(peer);
+    }
+    assert_eq!((world.relay.connections(), world.relay.charged_bytes()), (0, 0));
+    assert_eq!(world.relay.timers(), 0);
+    assert_eq!(world.metrics.connected_binaries() + world.metrics.connected_phones(), 0);
+    // The slots are used anew.
+    world.binary("id 0");
+    let sent = world.relay.send_away(world.now, (0, 9), Close::SHUTTING_DOWN);
+    assert_eq!((sent.server_ids, sent.left, sent.next), (1, 0, 0));
+}
+
+#[test]
+fn a_call_looks_at_some_connections_only_and_says_where_to_go_on() {
+    let limits = Limits { max_phones: 1000, ..Limits::default() };
+    let mut world = World::with(limits, 64 * 1024 * 1024, 1);
+    world.binary("id");
+    for _ in 0..600 {
+        world.phone("id");
+    }
+    let (mut from, mut calls, mut described) = (Some(0), 0, 0);
+    while let Some(first) = from {
+        let some = world.relay.describe(world.now, first);
+        assert!(some.accounts.len() <= 256);
+        (from, calls, described) = (some.next, calls + 1, described + some.accounts.len());
+    }
+    assert!(calls >= 3, "{calls}");
+    assert_eq!(described, 601);
+    let whom = Whom::ServerId("id".to_owned());
+    let ended = world.relay.disconnect(world.now, 0, &whom, (4000, "enough"));
+    world.settle();
+    assert_eq!(ended.connections, 256);
+    let other = Whom::ServerId("i".to_owned());
+    assert_eq!(world.relay.disconnect(world.now, 256, &other, (4000, "")).connections, 0);
+}
+
+#[test]
+fn the_round_trip_of_the_last_ping_is_told_and_what_came_and_went() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("id"), world.phone("id"));
+    world.text(phone, "12345");
+    let of = |world: &World, key: Key| {
+        let all = world.relay.describe(world.now, 0).accounts;
+        let state = if key == phone { "phone" } else { "binary" };
+        all.into_iter().find(|account| account.state == state).unwrap()
+    };
+    assert_eq!(of(&world, phone).round_trip_ms, None);
+    let account = of(&world, phone);
+    assert_eq!((account.traffic.messages_in, account.traffic.bytes_in), (1, 5));
+    let account = of(&world, binary);
+    assert_eq!((account.traffic.messages_out, account.traffic.messages_in), (1, 0));
+    world.frames(phone);
+    world.pass(30_500);
+    let pings = world.frames(phone);
+    let (opcode, number) = pings.last().unwrap();
+    assert_eq!(*opcode, PING);
+    world.pass(70);
+    world.send(phone, PONG, number);
+    let told = of(&world, phone).round_trip_ms.unwrap();
+    assert!((70..=600).contains(&told), "{told}");
+    assert_eq!(of(&world, phone).age_s, 30);
+}
+
+#[test]
+fn a_connection_takes_little_memory_by_itself() {
+    let bytes = size_of::<super::connection::Connection>();
+    assert!(bytes <= 344, "{bytes} bytes");
 }

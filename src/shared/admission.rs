@@ -6,15 +6,19 @@
 //! and stops to count when it is dropped, whichever way the connection ends.
 
 mod address;
+mod arrivals;
 mod blocks;
 mod rates;
 
 use crate::clock::Millis;
-use crate::config::{Config, IpNet, RateLimit};
+use crate::config::{AllowedIds, Config, IpNet, RateLimit};
 use crate::protocol::forwarded;
+use crate::protocol::ids::ServerId;
 use crate::telemetry::Remote;
 pub use address::Address;
 use ahash::RandomState;
+use arc_swap::ArcSwapOption;
+use arrivals::Arrivals;
 use blocks::Blocks;
 pub use blocks::{BlockError, Blocked, MAX_BLOCKS};
 use rates::{NoToken, Rates};
@@ -42,6 +46,8 @@ pub struct AdmissionLimits {
     pub rate: Option<RateLimit>,
     /// TLS handshakes of one address.
     pub handshake_rate: Option<RateLimit>,
+    /// Upgrades of everybody together.
+    pub new_connections_rate: Option<RateLimit>,
     /// Connections of the process that are upgraded, or about to be.
     pub max_connections: usize,
     /// The same, of one address; also the sockets that it may hold before they are upgraded, if
@@ -59,6 +65,7 @@ impl AdmissionLimits {
     pub const NONE: Self = Self {
         rate: None,
         handshake_rate: None,
+        new_connections_rate: None,
         max_connections: usize::MAX,
         max_per_address: None,
         max_visitors: usize::MAX,
@@ -71,6 +78,7 @@ impl From<&Config> for AdmissionLimits {
         Self {
             rate: config.rate_limit,
             handshake_rate: config.handshake_rate,
+            new_connections_rate: config.new_connections_rate,
             max_connections: config.max_connections,
             max_per_address: config.max_connections_per_address,
             max_visitors: config.capacity.visitors,
@@ -141,6 +149,8 @@ pub enum Cause {
     Draining,
     /// The operator keeps its network out.
     Blocked,
+    /// More come at once, from wherever, than may.
+    Arrivals,
 }
 
 /// Somebody is turned away.
@@ -169,6 +179,8 @@ impl Refusal {
 /// Counts callers for all workers.
 pub struct Admission {
     proxies: Proxies,
+    /// Server-ids that are served, if not all are.
+    allowed: ArcSwapOption<AllowedIds>,
     tables: Mutex<Tables>,
 }
 
@@ -191,10 +203,11 @@ impl Admission {
             holdings: HashMap::with_hasher(hasher),
             live: 0,
             draining: false,
+            arrivals: Arrivals::new(limits.new_connections_rate),
             blocks: Blocks::default(),
             latest_ms: 0,
         };
-        Arc::new(Self { proxies, tables: Mutex::new(tables) })
+        Arc::new(Self { proxies, allowed: ArcSwapOption::empty(), tables: Mutex::new(tables) })
     }
 
     /// Applies other limits from now on. Connections that are there stay.
@@ -203,6 +216,7 @@ impl Admission {
         tables.limits = limits;
         tables.rates.set(limits.rate);
         tables.handshakes.set(limits.handshake_rate);
+        tables.arrivals.set(limits.new_connections_rate);
     }
 
     /// Whether every claim of a server-id is turned away from now on.
@@ -214,6 +228,23 @@ impl Admission {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.tables().draining
+    }
+
+    /// Serves these server-ids only from now on, or all. Connections that are there stay.
+    pub fn allow(&self, allowed: Option<Arc<AllowedIds>>) {
+        self.allowed.store(allowed);
+    }
+
+    /// Whether this server-id is served.
+    #[must_use]
+    pub fn allows(&self, id: &ServerId) -> bool {
+        self.allowed.load().as_ref().is_none_or(|allowed| allowed.allows(id.as_str()))
+    }
+
+    /// How many server-ids are served, if not all are.
+    #[must_use]
+    pub fn allowed(&self) -> Option<usize> {
+        self.allowed.load().as_ref().map(|allowed| allowed.count())
     }
 
     /// Keeps these networks out, in place of those that the configuration named before.
@@ -372,6 +403,7 @@ impl Pass {
             return Err(Refusal { cause: Cause::Draining, retry_after_s: RETRY_WHEN_DRAINING_S });
         }
         tables.take_token(now, address)?;
+        tables.take_arrival(now)?;
         tables.take_place(address)?;
         tables.leave(self.standing);
         self.standing = Standing::Live(address);
@@ -406,6 +438,8 @@ struct Tables {
     live: usize,
     /// No binary is upgraded any more.
     draining: bool,
+    /// Upgrades of everybody together.
+    arrivals: Arrivals,
     /// Who is kept out.
     blocks: Blocks,
     /// The time of the last accept.
@@ -443,6 +477,13 @@ impl Tables {
 
     fn take_token(&mut self, now: Millis, address: Address) -> Result<(), Refusal> {
         self.rates.take(now, address).map_err(Refusal::for_want_of_a_token)
+    }
+
+    fn take_arrival(&mut self, now: Millis) -> Result<(), Refusal> {
+        self.arrivals.take(now).map_err(|wait_ms| Refusal {
+            cause: Cause::Arrivals,
+            retry_after_s: wait_ms.div_ceil(1000),
+        })
     }
 
     fn take_place(&mut self, address: Address) -> Result<(), Refusal> {

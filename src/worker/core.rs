@@ -1,6 +1,7 @@
 //! What the shell asks of the sans-IO core.
 
 use crate::config::Limits;
+use crate::protocol::close::Close;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
 use crate::relay::{Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Whom};
@@ -76,7 +77,7 @@ pub trait Core {
         close: (u16, &str),
     ) -> Disconnected;
     /// See [`Relay::send_away`].
-    fn send_away(&mut self, now: Millis, first: usize, most: usize) -> SentAway;
+    fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway;
 }
 
 impl Core for Relay {
@@ -227,7 +228,7 @@ impl Core for Relay {
     }
 
     #[inline]
-    fn send_away(&mut self, now: Millis, first: usize, most: usize) -> SentAway {
-        self.send_away(now, first, most)
+    fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway {
+        self.send_away(now, slots, close)
     }
 }

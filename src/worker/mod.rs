@@ -43,6 +43,7 @@ use self::link::Link;
 use self::tls_io::Warm;
 use crate::config::{IpNet, Limits, RingFeatures};
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
+use crate::protocol::close::Close;
 use crate::protocol::preamble::Preamble;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
@@ -110,6 +111,8 @@ pub enum Mail {
         first: usize,
         /// No more server-ids than this.
         most: usize,
+        /// What their connections are told.
+        close: Close,
         /// Whom to tell.
         done: UnboundedSender<SentAway>,
     },
@@ -543,8 +546,8 @@ impl<C: Core> Worker<C> {
             Mail::Disconnect { first, whom, close: (code, reason), done } => {
                 let _ = done.send(self.core.disconnect(now, first, &whom, (code, &reason)));
             }
-            Mail::SendAway { first, most, done } => {
-                let _ = done.send(self.core.send_away(now, first, most));
+            Mail::SendAway { first, most, close, done } => {
+                let _ = done.send(self.core.send_away(now, (first, most), close));
             }
             Mail::ShutDown => {
                 self.shutting_down = true;

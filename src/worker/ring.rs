@@ -547,6 +547,40 @@ pub fn probe() -> io::Result<()> {
     make(8).map(drop)
 }
 
+/// What the kernel's io_uring can do, in lines.
+///
+/// # Errors
+///
+/// As [`probe`].
+pub fn describe() -> io::Result<String> {
+    let ring = make(8)?;
+    let mut supported = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut supported)?;
+    let operations = (0..=u8::MAX).filter(|operation| supported.is_supported(*operation)).count();
+    let parameters = ring.params();
+    let features = [
+        ("single_mmap", parameters.is_feature_single_mmap()),
+        ("nodrop", parameters.is_feature_nodrop()),
+        ("submit_stable", parameters.is_feature_submit_stable()),
+        ("fast_poll", parameters.is_feature_fast_poll()),
+        ("ext_arg", parameters.is_feature_ext_arg()),
+        ("native_workers", parameters.is_feature_native_workers()),
+        ("cqe_skip", parameters.is_feature_skip_cqe_on_success()),
+        ("linked_file", parameters.is_feature_linked_file()),
+        ("recvsend_bundle", parameters.is_feature_recvsend_bundle()),
+        ("min_timeout", parameters.is_feature_min_timeout()),
+        ("no_iowait", parameters.is_feature_no_iowait()),
+    ];
+    let there = features.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| *name);
+    let missing = features.iter().filter(|(_, is_there)| !is_there).map(|(name, _)| *name);
+    let list = |names: Vec<&str>| names.join(" ");
+    Ok(format!(
+        "operations: {operations}\nfeatures: {}\nwithout: {}\n",
+        list(there.collect()),
+        list(missing.collect())
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@
 
 use pyrycode_relay::config::{Limits, RingFeatures};
 use pyrycode_relay::metrics::Metrics;
+use pyrycode_relay::protocol::close::Close;
 use pyrycode_relay::protocol::frames::{self, Decoder, FrameError, Incoming};
 use pyrycode_relay::protocol::upgrade::{
     HeadScanner, ParsedHead, Reply, write_switching_protocols,
@@ -232,7 +233,7 @@ impl Core for Echo {
         Disconnected::default()
     }
 
-    fn send_away(&mut self, _now: Millis, _first: usize, _most: usize) -> SentAway {
+    fn send_away(&mut self, _now: Millis, _slots: (usize, usize), _close: Close) -> SentAway {
         SentAway::default()
     }
 

@@ -1,13 +1,17 @@
 //! Commands that look at connections, end them, keep networks out, and change the log's level.
 
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::control::{Controlled, failure};
 use crate::common::{
-    Raw, Request, SOON, Signal, TEXT, envelope, masked, open_envelope, wait_until,
+    Process, Raw, Request, SOON, Signal, TEXT, command, envelope, masked, open_envelope, wait_until,
 };
 
 /// What a command prints, line by line.
@@ -298,4 +302,170 @@ async fn the_log_level_changes_for_a_while_or_until_a_reload() {
     assert_eq!(told("request_refused"), before);
     let exit = controlled.ask(&["log-level", "loud"]).await;
     assert!(super::refusal(&exit).contains("possible values: error"), "{}", exit.stderr);
+}
+
+// ---- watch
+
+/// `watch` of a relay, to be spawned.
+fn watching(controlled: &Controlled) -> Command {
+    command(&["watch", "--control-socket", controlled.socket.to_str().unwrap()])
+}
+
+#[tokio::test]
+async fn watch_shows_the_relay_each_second_until_a_signal_or_the_relays_end() {
+    let controlled = Controlled::start(&[]).await;
+    let mut binary = Raw::binary(&controlled.relay, "id").await;
+    let mut phone = Raw::phone(&controlled.relay, "id").await;
+    let frames = |watch: &Process| watch.stdout().matches("In the last second:").count();
+    let mut watch = Process::spawn(watching(&controlled));
+    wait_until("two frames", SOON, async || {
+        phone.send(masked(TEXT, "1")).await;
+        binary.recv_text().await;
+        frames(&watch) >= 2
+    })
+    .await;
+    for says in ["All is well.", "binary 1  phone 1", "binary ", "BYTES-OUT"] {
+        assert!(watch.stdout().contains(says), "{says}\n{}", watch.stdout());
+    }
+    assert!(!watch.stdout().contains('\u{1b}'), "it is no terminal");
+    watch.signal(Signal::Interrupt);
+    assert!(watch.wait_exit(SOON).await.status.success());
+
+    let mut watch = Process::spawn(watching(&controlled));
+    wait_until("a frame", SOON, async || frames(&watch) >= 1).await;
+    drop(controlled.relay);
+    let exit = watch.wait_exit(SOON).await;
+    assert!(failure(&exit).contains("start the relay"), "{}", exit.stderr);
+}
+
+#[tokio::test]
+async fn watch_ends_when_nobody_reads_it() {
+    let controlled = Controlled::start(&[]).await;
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut watch =
+        Process::spawn_with(watching(&controlled), writer, std::process::Stdio::piped());
+    let first = tokio::task::spawn_blocking(move || {
+        let mut byte = [0];
+        reader.read_exact(&mut byte).unwrap();
+    });
+    crate::common::soon("a frame", first).await.unwrap();
+    assert!(watch.wait_exit(SOON).await.status.success());
+}
+
+/// A process that does not outlive its test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn watch_puts_the_terminal_in_order_when_it_ends() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: script (of util-linux) is not installed");
+        return;
+    }
+    let controlled = Controlled::start(&[]).await;
+    let relay = env!("CARGO_BIN_EXE_pyrycode-relay");
+    let line = format!(
+        "stty -a > before; {relay} watch --control-socket {}; echo ended $?; stty -a > after",
+        controlled.socket.display()
+    );
+    let folder = crate::common::certs::Folder::new();
+    // It plays a terminal, and types what it is told.
+    let mut terminal = Command::new("script");
+    terminal.args(["-q", "-e", "-c", &line, "/dev/null"]).current_dir(folder.path(""));
+    terminal.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut terminal = Killed(terminal.spawn().unwrap());
+    let mut keys = terminal.0.stdin.take().unwrap();
+    let mut screen = terminal.0.stdout.take().unwrap();
+    let (done, shown) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let (mut shown, mut chunk) = (String::new(), [0; 4096]);
+        let mut is_typed = false;
+        while let Ok(length @ 1..) = screen.read(&mut chunk) {
+            shown.push_str(&String::from_utf8_lossy(&chunk[..length]));
+            if shown.contains("All is well.") && !is_typed {
+                is_typed = true;
+                keys.write_all(b"xq").unwrap();
+            }
+        }
+        done.send(shown)
+    });
+    let shown = crate::common::soon("the end of the terminal", shown).await.unwrap();
+    terminal.0.wait().unwrap();
+    assert!(shown.contains("ended 0"), "{shown:?}");
+    let begins = shown.find("\u{1b}[?1049h").expect("a screen of its own");
+    let ends = shown.find("\u{1b}[?1049l").expect("the screen from before");
+    assert!(begins < ends && shown.contains("\u{1b}[?25h"), "{shown:?}");
+    let modes = |name| std::fs::read_to_string(folder.path(name)).unwrap();
+    assert_eq!(modes("before"), modes("after"));
+}
+
+// ---- diagnose
+
+/// The files of an archive, by their names.
+fn unpacked(path: &std::path::Path) -> BTreeMap<String, String> {
+    let mut archive = tar::Archive::new(std::fs::File::open(path).unwrap());
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        (name, text)
+    });
+    entries.collect()
+}
+
+#[tokio::test]
+async fn diagnose_packs_what_a_bug_report_needs_and_hides_who_is_concerned() {
+    let args = ["--trust-x-forwarded-for", "10.0.0.0/8,127.0.0.1", "--max-phones", "1"];
+    let controlled = Controlled::start(&args).await;
+    let relay = &controlled.relay;
+    let _binary = Raw::binary(relay, "my-server").await;
+    let _phone = Raw::phone(relay, "my-server").await;
+    // A warning that names an address and a server-id.
+    let forwarded = Request::client("my-server").header("X-Forwarded-For", "192.0.2.77");
+    let _one_too_many = Raw::connect(relay).await.upgrade(forwarded).await;
+    relay.wait_for_log("phone_register_at_cap").await;
+    controlled.told(&["block", "198.51.100.0/24"]).await;
+
+    let folder = crate::common::certs::Folder::new();
+    let output = folder.path("a.tar");
+    let args = ["diagnose", "--output", output.to_str().unwrap()];
+    let said = controlled.told(&args).await;
+    assert!(said.contains("a.tar is written, with 7 files"), "{said}");
+    assert_eq!(std::fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o600);
+    let files = unpacked(&output);
+    for (name, says) in [
+        ("settings.txt", "max-phones"),
+        ("status.json", "\"totals\""),
+        ("metrics.txt", "pyrycode_relay_ready 1"),
+        ("warnings.txt", "phone_register_at_cap server_id=[hidden]"),
+        ("kernel.txt", "Linux "),
+        ("limits.txt", "Max open files"),
+        ("io_uring.txt", "fast_poll"),
+    ] {
+        assert!(files[name].contains(says), "{name}: {}", files[name]);
+    }
+    for (name, text) in &files {
+        for hidden in ["192.0.2.77", "my-server", "198.51.100", "10.0.0.0", "any-token"] {
+            assert!(!text.contains(hidden), "{name} has {hidden}");
+        }
+    }
+    // What is there is not written over.
+    let exit = controlled.ask(&args).await;
+    assert!(failure(&exit).contains("--output"), "{}", exit.stderr);
+
+    let output = folder.path("b.tar");
+    let args = ["diagnose", "--with-addresses", "--output", output.to_str().unwrap()];
+    controlled.told(&args).await;
+    let files = unpacked(&output);
+    assert!(files["warnings.txt"].contains("server_id=my-server"), "{}", files["warnings.txt"]);
+    assert!(files["warnings.txt"].contains("192.0.2.77"), "{}", files["warnings.txt"]);
+    assert!(files["settings.txt"].contains("10.0.0.0/8"), "{}", files["settings.txt"]);
 }

@@ -51,6 +51,7 @@ impl Scenario {
             message_timeout_ms: timeout(rng, 3000),
             write_timeout_ms: timeout(rng, 3000),
             close_timeout_ms: timeout(rng, 1500),
+            ..Limits::default()
         };
         let workers = rng.range(1, 4);
         let event_bytes = if tight { 96 * 1024 } else { 1 << 20 };

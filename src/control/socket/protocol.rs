@@ -9,6 +9,13 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub(in crate::control) enum Request {
+    /// How the relay is doing: the same JSON as `/status.json`.
+    Status,
+    /// What a bug report needs. Each item is a [`Part`](crate::control::diagnose::Part).
+    Diagnose {
+        /// Leave addresses, server-ids and the domain in it.
+        with_addresses: bool,
+    },
     /// Who is connected. Each connection is an item, a [`Row`](crate::control::connections::Row);
     /// the last line says how many there are.
     Connections,

@@ -11,8 +11,9 @@ mod text;
 mod verdict;
 
 pub use many::status_of_all;
-pub(super) use text::bytes;
+pub(super) use seen::{Interval, Seen};
 pub use text::status;
+pub(super) use text::{bytes, overview};
 
 use crate::metrics::snapshot::Snapshot;
 use crate::telemetry::{self, Warning};

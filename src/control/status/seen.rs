@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 type Totals = BTreeMap<String, BTreeMap<String, u64>>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
-pub(super) struct Seen {
+pub(in crate::control) struct Seen {
     pub(super) process: Process,
     pub(super) totals: Totals,
     pub(super) workers: Vec<Worker>,
@@ -25,6 +25,7 @@ pub(super) struct Process {
     pub(super) draining: bool,
     pub(super) drain: Option<Drain>,
     pub(super) blocked: Vec<Blocked>,
+    pub(super) allowed_server_ids: Option<u64>,
     pub(super) resident_bytes: u64,
     pub(super) open_descriptors: u64,
     pub(super) max_descriptors: u64,
@@ -85,11 +86,11 @@ impl Seen {
 
 /// Two looks at the same relay.
 #[derive(Debug)]
-pub(super) struct Interval {
-    pub(super) before: Seen,
-    pub(super) now: Seen,
+pub(in crate::control) struct Interval {
+    pub(in crate::control) before: Seen,
+    pub(in crate::control) now: Seen,
     /// How much later the second was.
-    pub(super) seconds: f64,
+    pub(in crate::control) seconds: f64,
 }
 
 impl Interval {

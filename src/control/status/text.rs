@@ -66,21 +66,7 @@ pub(super) const YELLOW: u8 = 33;
 pub(super) const BOLD: u8 = 39;
 
 fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String {
-    let mut text = Text { out: String::new(), colour };
-    let process = &over.now.process;
-    let (version, up) = (plain(&process.version), duration(process.uptime_seconds));
-    text.coloured(BOLD, format_args!("pyrycode-relay {version} at {addr}, up {up}"));
-    let problems = problems(over, now_s);
-    for problem in &problems {
-        let colour = if problem.is_grave { RED } else { YELLOW };
-        text.coloured(colour, format_args!("! {}", problem.text));
-    }
-    if problems.is_empty() {
-        text.coloured(GREEN, "All is well.");
-    }
-    text.line("");
-    figures(&mut text, over, now_s);
-    workers(&mut text, over);
+    let mut text = Text { out: overview(over, &addr.to_string(), now_s, colour), colour };
     let groups: [(&str, &[&str]); 2] = [
         ("Ended", &["closes_total", "connections_lost_total"]),
         (
@@ -104,6 +90,31 @@ fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String
     });
     table(&mut text, "Wake requests", wakes.collect());
     warnings(&mut text, &over.now);
+    text.out
+}
+
+/// The figures that change from moment to moment, and what is wrong with the relay at `place`.
+pub(in crate::control) fn overview(
+    over: &Interval,
+    place: &str,
+    now_s: i64,
+    colour: bool,
+) -> String {
+    let mut text = Text { out: String::new(), colour };
+    let process = &over.now.process;
+    let (version, up) = (plain(&process.version), duration(process.uptime_seconds));
+    text.coloured(BOLD, format_args!("pyrycode-relay {version} at {place}, up {up}"));
+    let problems = problems(over, now_s);
+    for problem in &problems {
+        let colour = if problem.is_grave { RED } else { YELLOW };
+        text.coloured(colour, format_args!("! {}", problem.text));
+    }
+    if problems.is_empty() {
+        text.coloured(GREEN, "All is well.");
+    }
+    text.line("");
+    figures(&mut text, over, now_s);
+    workers(&mut text, over);
     text.out
 }
 
@@ -143,6 +154,11 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
             count(seen.value("connections_refused_total", "cause=\"blocked\"")),
         );
         text.line(format_args!("{:<13}{networks} networks, {refused} refused", "Blocked"));
+    }
+    if let Some(allowed) = process.allowed_server_ids {
+        let refused = seen.value("connections_refused_total", "cause=\"server_id_not_allowed\"");
+        let (allowed, refused) = (count(allowed), count(refused));
+        text.line(format_args!("{:<13}{allowed} served, {refused} requests refused", "Server-ids"));
     }
     if process.log_lines_lost > 0 {
         let lost = count(process.log_lines_lost);
