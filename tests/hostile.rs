@@ -23,7 +23,9 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use common::scene::{BUDGET, Noise, Scene, assert_open, flood, join_all, scaled, status_bytes};
+use common::scene::{
+    BUDGET, Noise, Scene, assert_open, drain, flood, join_all, pour, scaled, status_bytes,
+};
 use common::{
     CLOSE, CONTINUATION, Hostile, PING, Process, Raw, Relay, Request, SOON, TEXT, close_notice,
     command, envelope, masked, open_envelope,
@@ -260,6 +262,62 @@ async fn floods_of_newcomers_that_send_ahead() {
     let newcomers = join_all(tasks).await;
     scene.wait_for_log("server_id_takeover").await;
     drop((holder, newcomers));
+    scene.end().await;
+}
+
+/// One hostile peer on each worker floods it for this long.
+const FLOOD: Duration = Duration::from_secs(1);
+
+/// So many bytes, about, of the same again and again.
+fn block(bytes: &[u8]) -> Vec<u8> {
+    bytes.repeat(100_000 / bytes.len())
+}
+
+/// Peers of four server-ids, of which each worker has some, flood it with what `bytes` makes for each
+/// connection id, from the binary or its phone.
+async fn floods_of(attack: &'static str, from_binary: bool, bytes: fn(&str) -> Vec<u8>) {
+    let scene = Scene::begin(attack, &[]).await;
+    let mut tasks = JoinSet::new();
+    for number in 0..scaled(4) {
+        let id = format!("flood {number}");
+        let mut binary = Raw::binary(&scene, &id).await;
+        let mut phone = Raw::phone(&scene, &id).await;
+        let bytes = block(&bytes(&meet(&mut binary, &mut phone).await));
+        tasks.spawn(async move {
+            let (mut from, to) = if from_binary { (binary, phone) } else { (phone, binary) };
+            tokio::join!(pour(&mut from, &bytes, FLOOD), drain(to, FLOOD));
+        });
+    }
+    join_all(tasks).await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn floods_of_tiny_envelopes() {
+    floods_of("tiny envelopes", true, |conn_id| masked(TEXT, envelope(conn_id, "1"))).await;
+}
+
+#[tokio::test]
+async fn floods_of_unknown_conn_ids() {
+    floods_of("unknown conn_ids", true, |_| masked(TEXT, envelope("nobody", "1"))).await;
+}
+
+#[tokio::test]
+async fn floods_of_tiny_messages() {
+    floods_of("tiny messages", false, |_| masked(TEXT, "1")).await;
+}
+
+#[tokio::test]
+async fn floods_of_requests() {
+    let scene = Scene::begin("pipelined requests", &[]).await;
+    let asks = block(&Request::get("/healthz").bytes());
+    let mut tasks = JoinSet::new();
+    for _ in 0..scaled(4) {
+        let mut peer = Raw::connect(&scene).await;
+        let asks = asks.clone();
+        tasks.spawn(async move { pour(&mut peer, &asks, FLOOD).await });
+    }
+    join_all(tasks).await;
     scene.end().await;
 }
 

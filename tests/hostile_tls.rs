@@ -462,6 +462,51 @@ async fn records_of_every_size() {
     scene.end().await;
 }
 
+/// Each byte comes in a record of its own.
+#[tokio::test]
+async fn floods_of_records_of_a_byte() {
+    let scene = Scene::begin_tls("records of a byte", &[]).await;
+    let mut tasks = JoinSet::new();
+    for number in 0..scaled(4) {
+        let id = format!("tiny {number}");
+        let mut peer = Raw::connect(&scene).await.upgrade(Request::server(&id)).await;
+        tasks.spawn(async move {
+            let end = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < end {
+                let pings = masked(PING, "").repeat(200);
+                let bytes: Vec<u8> = pings.iter().flat_map(|byte| peer.seal([*byte])).collect();
+                peer.send_past_tls(bytes).await;
+                let mut pongs = 0;
+                while pongs < 200 * 2 {
+                    pongs += peer.some().await.len();
+                }
+            }
+        });
+    }
+    join_all(tasks).await;
+    scene.end().await;
+}
+
+/// Whole handshakes, and nothing after them.
+#[tokio::test]
+async fn floods_of_handshakes() {
+    let scene = Scene::begin_tls("floods of handshakes", &[]).await;
+    let mut tasks = JoinSet::new();
+    for _ in 0..4 {
+        let door = scene.door();
+        tasks.spawn(async move {
+            let end = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < end {
+                if let Ok(peer) = Raw::try_through(&door).await {
+                    peer.abort();
+                }
+            }
+        });
+    }
+    join_all(tasks).await;
+    scene.end().await;
+}
+
 // ---- floods of what is allowed once
 
 /// Sends the same again and again until the relay ends the connection.

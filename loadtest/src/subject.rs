@@ -11,7 +11,7 @@ use crate::wire::{Target, Wire};
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -204,6 +204,10 @@ impl Subject {
         }
         let address = free_address()?;
         let words = self.words()?;
+        let words = match &self.kind {
+            Kind::Build(program) => without_unknown(words, &help_of(program)?),
+            _ => words,
+        };
         let has_metrics = words.iter().any(|word| word.contains("{metrics}"));
         let metrics = has_metrics.then(free_address).transpose()?;
         let certificate = self.tls.then(Certificate::make).transpose()?;
@@ -283,6 +287,22 @@ impl Subject {
         let words = [program].into_iter().chain(listen.iter().copied()).chain(RELAY_ARGUMENTS);
         words.map(str::to_owned).collect()
     }
+}
+
+/// What the build says of its options.
+fn help_of(program: &str) -> Outcome<String> {
+    let help = Command::new(program).arg("--help").output();
+    let help = help.map_err(|err| format!("cannot run {program}: {err}"))?;
+    Ok(String::from_utf8_lossy(&help.stdout).into_owned())
+}
+
+/// An older build has fewer limits to take off: options (each with its value) that its help does not
+/// name are left out.
+fn without_unknown(words: Vec<String>, help: &str) -> Vec<String> {
+    let (program, options) = words.split_at(1);
+    let known =
+        options.chunks(2).filter(|option| option.first().is_some_and(|name| help.contains(name)));
+    program.iter().chain(known.flatten()).cloned().collect()
 }
 
 /// A subject that listens. One that we started is killed when this is dropped.
@@ -519,6 +539,15 @@ mod tests {
     fn names_leave_folders_out() {
         assert_eq!(subject("/a/b/relay").to_string(), "relay");
         assert_eq!(subject("/a/b/other --on {listen}").to_string(), "other --on {listen}");
+    }
+
+    #[test]
+    fn an_older_build_is_not_given_options_that_it_does_not_know() {
+        let words = ["relay", "--workers", "1", "--handshake-rate", "off"].map(str::to_owned);
+        assert_eq!(
+            without_unknown(words.to_vec(), "  --workers <N>  threads"),
+            ["relay", "--workers", "1"]
+        );
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl TlsLink {
 
     /// What is to be charged for it beside what the core knows.
     pub(super) fn held_bytes(&self) -> usize {
-        self.session.partial_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
+        self.session.held_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
     }
 
     /// What `input` holds of application data, which is left where it lies, as far as that takes no

@@ -668,9 +668,9 @@ fn an_idle_session_is_small() {
         let bytes = mirror.record(APPLICATION_DATA, b"some");
         let (half, rest) = bytes.split_at(9);
         receive(&mut session, half);
-        assert!((9..=64).contains(&session.partial_bytes()) && !session.is_warm());
+        assert!((9..=64).contains(&session.held_bytes()) && !session.is_warm());
         receive(&mut session, rest);
-        assert!(session.partial_bytes() == 0 && session.is_warm());
+        assert!(session.held_bytes() == 0 && session.is_warm());
         session.cool();
         assert!(!session.is_warm());
         let bytes = mirror.record(APPLICATION_DATA, b"more");
