@@ -5,6 +5,7 @@ use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings};
 use crate::config::{Limits, LogFormat};
 use crate::metrics::{Metrics, Series};
+use crate::protocol::close::Close;
 use crate::protocol::frames;
 use crate::protocol::ids::ServerId;
 use crate::shared::admission::{Admission, AdmissionLimits, Proxies};
@@ -1042,4 +1043,50 @@ fn every_worker_owns_some_ids_and_always_the_same() {
         assert_eq!(owner(number), owner(number));
     }
     assert!(owned.iter().all(|count| *count > 50), "{owned:?}");
+}
+
+#[test]
+fn an_answer_to_our_close_ends_it_at_once_whether_the_peer_is_understood_or_not() {
+    for is_understood in [true, false] {
+        let mut world = World::new();
+        let [answers, silent] = [world.binary("a"), world.binary("b")];
+        for key in [answers, silent] {
+            if is_understood {
+                world.relay.close_now(world.now, key, Close::NORMAL, None);
+                world.settle();
+            } else {
+                // A frame of the server's, which a peer may not send.
+                world.bytes(key, &[0x81, 0]);
+            }
+            world.frames(key);
+        }
+        world.bytes(answers, &masked(CLOSE, &1000_u16.to_be_bytes()));
+        assert_eq!(world.finished, [answers]);
+        // What comes then is thrown away.
+        world.bytes(answers, b"anything at all");
+        assert!(world.frames(answers).is_empty());
+    }
+}
+
+#[test]
+fn connections_are_described_by_what_they_are() {
+    let mut world = World::new();
+    let binary = world.binary("an \"id\" of mine");
+    world.phone("an \"id\" of mine");
+    world.connect();
+    world.pass(3000);
+    let described = world.relay.describe(world.now, 0);
+    let lines: Vec<&str> = described.lines.lines().collect();
+    assert_eq!((lines.len(), described.next), (3, None));
+    let quoted = format!("{:?}", "an \"id\" of mine");
+    assert!(
+        lines[0].starts_with("0 192.0.2.1:5 binary ") && lines[0].contains(&quoted),
+        "{lines:?}"
+    );
+    assert!(lines[1].contains(" phone ") && lines[1].contains(&quoted), "{lines:?}");
+    assert!(lines[2].ends_with(" head - - 3 0 0"), "{lines:?}");
+    assert_eq!(world.relay.describe(world.now, 1).lines.lines().count(), 2);
+    world.bytes(binary, &masked(CLOSE, &[]));
+    let described = world.relay.describe(world.now, 0).lines;
+    assert!(described.contains(" closing - - ") || !described.contains(" binary "), "{described}");
 }
