@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 35] = [
+const FLAGS: [(&str, &str); 39] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -50,6 +50,10 @@ const FLAGS: [(&str, &str); 35] = [
     ("--metrics-listen", "127.0.0.1:9090"),
     ("--control-socket", "control.sock in $RUNTIME_DIRECTORY, none without that"),
     ("--block", ""),
+    ("--allow-server-ids", ""),
+    ("--token-header", "required"),
+    ("--new-connections-rate", "off"),
+    ("--drain-spread", "0s"),
     ("--rate-limit", "20/6s"),
     ("--handshake-rate", "60/1s"),
     ("--max-connections", "what descriptors and memory allow"),

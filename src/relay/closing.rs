@@ -436,3 +436,67 @@ impl Relay {
         self.settle(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_close_is_counted_as_what_it_is() {
+        for (code, series) in [
+            (1000, Series::DirectiveNormal),
+            (1001, Series::DirectiveGoingAway),
+            (1008, Series::DirectivePolicy),
+            (1011, Series::DirectiveInternal),
+            (4401, Series::Directive4401),
+            (4412, Series::Directive4412),
+            (4421, Series::Directive4421),
+            (4426, Series::Directive4426),
+            (1002, Series::DirectiveOther),
+            (4999, Series::DirectiveOther),
+        ] {
+            assert_eq!(series_of_directive(Close::directive(code)), series, "{code}");
+        }
+        for (code, series) in [
+            (Some(1000), Series::PeerNormal),
+            (Some(1001), Series::PeerGoingAway),
+            (Some(1011), Series::PeerOther),
+            (None, Series::PeerNoCode),
+        ] {
+            assert_eq!(series_of_peer_close(code), series, "{code:?}");
+        }
+        for (close, series) in [
+            (Close::NORMAL, Series::CloseNormal),
+            (Close::SHUTTING_DOWN, Series::CloseShuttingDown),
+            (Close::KEYS_USED_UP, Series::CloseKeysUsedUp),
+            (Close::PROTOCOL_ERROR, Series::CloseProtocolError),
+            (Close::INVALID_UTF8, Series::CloseInvalidUtf8),
+            (Close::TOO_BIG, Series::CloseTooBig),
+            (Close::HEARTBEAT_TIMEOUT, Series::CloseHeartbeat),
+            (Close::BACKLOG_FULL, Series::CloseBacklog),
+            (Close::NO_SERVER, Series::CloseNoServer),
+            (Close::RECLAIMED, Series::CloseReclaimed),
+            (Close::ALREADY_CLAIMED, Series::CloseAlreadyClaimed),
+            (Close::TOO_MANY_PHONES, Series::CloseTooManyPhones),
+        ] {
+            assert_eq!(series_of(close), series, "{close:?}");
+        }
+    }
+
+    #[test]
+    fn every_loss_is_counted_and_told_as_what_it_is() {
+        use Loss::{Ended, Memory, MessageTimeout, Reset, Tls, WriteFailed, WriteTimeout};
+        for (loss, series, says) in [
+            (Ended, Series::LostPeer, "without a close frame"),
+            (Reset, Series::LostPeer, "reset"),
+            (WriteFailed, Series::LostPeer, "write failed"),
+            (WriteTimeout, Series::LostWriteTimeout, "--write-timeout"),
+            (MessageTimeout, Series::LostMessageTimeout, "--message-timeout"),
+            (Memory, Series::LostMemory, "memory"),
+            (Tls, Series::LostTls, "TLS"),
+        ] {
+            assert_eq!(loss.series(), series);
+            assert!(loss.text().contains(says), "{}", loss.text());
+        }
+    }
+}

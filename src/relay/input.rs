@@ -27,18 +27,21 @@ impl Relay {
         let mut taken = input.len();
         match &mut connection.stage {
             Stage::Head(_) => self.on_head_bytes(now, key, input),
-            Stage::Closing(closing) if closing.hearing == Hearing::Noise => {
-                if frames::ends_in_close(input) {
+            Stage::Closing(closing) => match closing.hearing {
+                Hearing::Frames => taken -= self.on_frame_bytes(now, key, input, messages),
+                Hearing::Noise if frames::ends_in_close(input) => {
                     closing.hearing = Hearing::Nothing;
                     self.after_flush(now, key);
                 }
-            }
-            Stage::Closing(closing) if closing.hearing == Hearing::Nothing => {}
+                Hearing::Noise | Hearing::Nothing => {}
+            },
             Stage::Closed => {}
             Stage::HandingOver(_) => {
                 self.broken("a connection is read that is on its way to another worker")
             }
-            _ => taken -= self.on_frame_bytes(now, key, input, messages),
+            Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } => {
+                taken -= self.on_frame_bytes(now, key, input, messages);
+            }
         }
         self.settle(now);
         taken

@@ -1148,3 +1148,41 @@ fn a_connection_takes_little_memory_by_itself() {
     let bytes = size_of::<super::connection::Connection>();
     assert!(bytes <= 344, "{bytes} bytes");
 }
+
+#[test]
+fn an_answer_to_our_close_ends_it_at_once_whether_the_peer_is_understood_or_not() {
+    for is_understood in [true, false] {
+        let mut world = World::new();
+        let [answers, silent] = [world.binary("a"), world.binary("b")];
+        for key in [answers, silent] {
+            if is_understood {
+                world.relay.close_now(world.now, key, Close::NORMAL, None);
+                world.settle();
+            } else {
+                // A frame of the server's, which a peer may not send.
+                world.bytes(key, &[0x81, 0]);
+            }
+            world.frames(key);
+        }
+        world.bytes(answers, &masked(CLOSE, &1000_u16.to_be_bytes()));
+        assert_eq!(world.finished, [answers]);
+        // What comes then is thrown away.
+        world.bytes(answers, b"anything at all");
+        assert!(world.frames(answers).is_empty());
+    }
+}
+
+#[test]
+fn connections_are_described_by_what_they_are() {
+    let mut world = World::new();
+    world.binary("mine");
+    world.phone("mine");
+    world.connect();
+    world.pass(3000);
+    let described = world.relay.describe(world.now, 0);
+    let states: Vec<_> = described.accounts.iter().map(|account| account.state).collect();
+    assert_eq!((states, described.next), (vec!["binary", "phone", "head"], None));
+    let ids = described.accounts.iter().map(|a| a.server_id.as_ref().map(ServerId::as_str));
+    assert_eq!(ids.collect::<Vec<_>>(), [Some("mine"), Some("mine"), None]);
+    assert!(described.accounts.iter().all(|account| account.age_s == 3));
+}
