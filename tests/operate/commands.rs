@@ -290,6 +290,8 @@ async fn the_log_level_changes_for_a_while_or_until_a_reload() {
     relay.wait_for_log("request_refused").await;
     relay.signal(Signal::HangUp);
     relay.wait_for_log("reloaded").await;
+    // By the old level that is told, and the next command is heard when the level has changed.
+    controlled.told(&["blocked"]).await;
     let before = told("request_refused");
     refuse("/3").await;
     controlled.told(&["log-level", "debug", "--for", "300ms"]).await;
