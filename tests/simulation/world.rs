@@ -54,15 +54,17 @@ enum Mail {
     ShutDown,
 }
 
-struct Worker {
-    relay: Relay,
+pub struct Worker {
+    pub relay: Relay,
     /// From each worker, and from the control plane: in order.
     mailboxes: Vec<VecDeque<Mail>>,
     links: Vec<Link>,
-    by_key: Vec<Option<Link>>,
+    pub by_key: Vec<Option<Link>>,
     /// A turn has begun and is not over.
     in_turn: bool,
     over: bool,
+    /// Where the registry is gone on with when server-ids are sent away.
+    pub next_slot: usize,
 }
 
 pub struct World {
@@ -72,9 +74,11 @@ pub struct World {
     pub model: Model,
     pub sockets: Vec<Socket>,
     pub events: u64,
-    workers: Vec<Worker>,
+    /// Of some writes the kernel takes a part, and the rest later, as with TLS.
+    pub writes_go_on: bool,
+    pub workers: Vec<Worker>,
     budget: Arc<SharedBudget>,
-    admission: Arc<Admission>,
+    pub admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     seen: Vec<(Link, Seen)>,
     trace: Option<VecDeque<String>>,
@@ -91,7 +95,7 @@ macro_rules! note {
 pub(crate) use note;
 
 /// How memory stood before a call.
-struct Before {
+pub struct Before {
     /// The call may need more than there is.
     short: bool,
     model: Option<Model>,
@@ -126,6 +130,7 @@ impl World {
                 by_key: Vec::new(),
                 in_turn: false,
                 over: false,
+                next_slot: 0,
             }
         };
         let model = Model::new(&scenario, &scenario.owners(&owners));
@@ -135,6 +140,7 @@ impl World {
             now: scenario.start_ms,
             sockets: Vec::new(),
             events: 0,
+            writes_go_on: false,
             seen: Vec::new(),
             rng,
             scenario,
@@ -272,6 +278,8 @@ impl World {
             } else {
                 self.on_bytes(worker, link, key, whole);
             }
+        } else if send && self.writes_go_on && self.rng.percent(15) {
+            self.on_progress(worker, link, key);
         } else if send {
             self.on_sent(worker, link, key, whole);
         } else {
@@ -342,6 +350,13 @@ impl World {
         let bytes: Payload = write.buffer[write.from..write.from + taken].into();
         self.workers[worker].relay.on_written(self.now, key, write.buffer, Some(taken));
         self.commit(worker, &Event::Taken(link, bytes), before);
+    }
+
+    fn on_progress(&mut self, worker: usize, link: Link, key: Key) {
+        note!(self, "{link} <- a part");
+        let before = self.before(0, false);
+        self.workers[worker].relay.on_write_progress(self.now, key);
+        self.commit(worker, &Event::Progress(link), before);
     }
 
     fn complete_cut(&mut self, link: Link) {
@@ -417,7 +432,7 @@ impl World {
     }
 
     /// The rest of a worker's turn: timers, then what the relay asks for.
-    fn end_turn(&mut self, worker: usize) {
+    pub fn end_turn(&mut self, worker: usize) {
         self.workers[worker].in_turn = false;
         let mut fires = self.model.passed(worker, self.now);
         if !fires.is_empty() {
@@ -602,13 +617,13 @@ impl World {
     // The checks.
 
     /// `bytes` come in with the call. Keeps the model as it is where a choice may have to be made.
-    fn before(&self, bytes: usize, choices: bool) -> Before {
+    pub fn before(&self, bytes: usize, choices: bool) -> Before {
         let need_bytes = 4 * bytes as u64 + CALL_BYTES;
         let short = self.budget.leased_bytes() + need_bytes > self.budget.pool_bytes();
         Before { short, model: (short || choices).then(|| self.model.clone()) }
     }
 
-    fn glimpse(&self, link: Link) -> Option<Glimpse> {
+    pub fn glimpse(&self, link: Link) -> Option<Glimpse> {
         match self.sockets[link].at {
             At::Worker(worker, key) => self.workers[worker].relay.glimpse(key),
             _ => None,
@@ -635,7 +650,7 @@ impl World {
     }
 
     /// Tells the model of what the relay was just told, and compares.
-    fn commit(&mut self, worker: usize, event: &Event, before: Before) {
+    pub fn commit(&mut self, worker: usize, event: &Event, before: Before) {
         self.events += 1;
         self.workers[worker].in_turn = true;
         self.model.call += 1;
