@@ -753,16 +753,31 @@ impl World {
                 pairs.push((Some(Event::Bytes(link, end)), Event::Bytes(link, bytes - end)));
             }
         }
+        // Of several that paid, who was the first decides who takes an id over.
+        let links = self.workers[worker].links.clone();
+        let latest_first = links.iter().rev().copied().collect();
+        let orders: [Vec<Link>; 2] = [links, latest_first];
+        orders.iter().find_map(|order| self.ways_to_pay(before, worker, &pairs, order))
+    }
+
+    /// As [`World::other_ways`], of those in which payers go in this order.
+    fn ways_to_pay(
+        &self,
+        before: &Model,
+        worker: usize,
+        pairs: &[(Option<Event>, Event)],
+        order: &[Link],
+    ) -> Option<(Model, Vec<Seen>, Vec<Link>)> {
         let mut found: Option<(Model, Vec<Seen>, Vec<Link>)> = None;
-        for (first, second) in &pairs {
+        for (first, second) in pairs {
             let mut model = before.clone();
             let mut seen = Vec::new();
             if let Some(first) = first {
                 seen = model.apply(first, self.now);
             }
-            let mut shed = self.explain_some(&mut model, worker);
+            let mut shed = self.explain_some(&mut model, order);
             seen.extend(model.apply(second, self.now));
-            let Some(more) = self.explain(&mut model, worker) else { continue };
+            let Some(more) = self.explain(&mut model, worker, order) else { continue };
             shed.extend(more);
             match &mut found {
                 None => found = Some((model, seen, shed)),
@@ -779,8 +794,7 @@ impl World {
     }
 
     /// Takes one step towards what the relay says: a connection that paid for a shortage.
-    fn shed_one(&self, model: &mut Model, worker: usize) -> Option<Link> {
-        let links = &self.workers[worker].links;
+    fn shed_one(&self, model: &mut Model, links: &[Link]) -> Option<Link> {
         let phase = |link: Link| self.glimpse(link).map_or(Phase::Closed, |glimpse| glimpse.phase);
         let ended = links.iter().copied().find(|link| {
             phase(*link) == Phase::Closed
@@ -798,12 +812,12 @@ impl World {
         Some(closed)
     }
 
-    fn explain_some(&self, model: &mut Model, worker: usize) -> Vec<Link> {
-        std::iter::from_fn(|| self.shed_one(model, worker)).take(100).collect()
+    fn explain_some(&self, model: &mut Model, order: &[Link]) -> Vec<Link> {
+        std::iter::from_fn(|| self.shed_one(model, order)).take(100).collect()
     }
 
-    fn explain(&self, model: &mut Model, worker: usize) -> Option<Vec<Link>> {
-        let shed = self.explain_some(model, worker);
+    fn explain(&self, model: &mut Model, worker: usize, order: &[Link]) -> Option<Vec<Link>> {
+        let shed = self.explain_some(model, order);
         if self.difference(model, worker).is_some() {
             return None;
         }
