@@ -6,6 +6,7 @@
 //! - `scenario`: what a seed draws for itself: limits, budget, workers, ids
 //! - `crowd`: the peers, what they say and how they misbehave
 //! - `world`: workers, mailboxes and sockets; the checks after every call of the relay
+//! - `operator`: who is sent away, who is disconnected, and what is to come of it
 //! - `model`, `outbound`, `admission`: what PROTOCOL.md says must happen
 //! - `wire`: bytes of the peers; `rng`: chance
 //!
@@ -77,6 +78,8 @@ mod admission;
 mod crowd;
 #[path = "simulation/model.rs"]
 mod model;
+#[path = "simulation/operator.rs"]
+mod operator;
 #[path = "simulation/outbound.rs"]
 mod outbound;
 #[path = "simulation/rng.rs"]

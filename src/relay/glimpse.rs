@@ -2,6 +2,7 @@
 
 pub use super::connection::Phase;
 use super::{Key, Relay};
+use crate::protocol::ids::ServerId;
 
 /// One connection at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,12 @@ impl Relay {
     #[must_use]
     pub fn server_ids(&self) -> usize {
         self.registry.len()
+    }
+
+    /// Whether nobody has this server-id: it is neither held nor in grace.
+    #[must_use]
+    pub fn is_free(&self, id: &ServerId) -> bool {
+        self.registry.is_free(id)
     }
 
     /// How many timers exist, armed or not: one for each connection and each server-id.

@@ -368,6 +368,12 @@ impl Registry {
         }
     }
 
+    /// Whether nobody has this id: it is neither held nor in grace.
+    #[must_use]
+    pub fn is_free(&self, id: &ServerId) -> bool {
+        !self.by_id.contains_key(id)
+    }
+
     /// Whether the holder of an id is to prove that it lives.
     #[must_use]
     #[inline]

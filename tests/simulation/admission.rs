@@ -27,11 +27,13 @@ struct Address {
 pub struct Counts {
     limits: AdmissionLimits,
     addresses: Vec<Address>,
+    /// No binary is let in.
+    pub draining: bool,
 }
 
 impl Counts {
     pub fn new(limits: AdmissionLimits, addresses: usize) -> Self {
-        Self { limits, addresses: vec![Address::default(); addresses] }
+        Self { limits, addresses: vec![Address::default(); addresses], draining: false }
     }
 
     pub fn live(&self) -> usize {
@@ -53,8 +55,17 @@ impl Counts {
         Count::Visitor
     }
 
-    /// The status that turns it away, if it is.
-    pub fn admit(&mut self, address: usize, count: &mut Count, now: Ms) -> Result<(), u16> {
+    /// The status that turns it away, if it is. Who `claims` a server-id is a binary.
+    pub fn admit(
+        &mut self,
+        address: usize,
+        count: &mut Count,
+        claims: bool,
+        now: Ms,
+    ) -> Result<(), u16> {
+        if claims && self.draining {
+            return Err(503);
+        }
         let live = self.live();
         let address = &mut self.addresses[address];
         if let Some(rate) = self.limits.rate {

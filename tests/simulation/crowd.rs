@@ -42,10 +42,27 @@ impl Crowd {
             }
             self.step();
         }
+        if self.world.scenario.shut_down_at.is_none() && self.world.rng.percent(30) {
+            self.be_operated();
+        }
         if self.world.rng.percent(50) {
             self.calm_down();
         }
         self.leave();
+    }
+
+    /// Life goes on while the operator ends connections, and writes are sent in parts. At the end of a
+    /// run, so that what a seed does before is what it did without.
+    fn be_operated(&mut self) {
+        note!(self.world, "the operator is at work");
+        self.world.writes_go_on = true;
+        for _ in 0..self.world.rng.range(20, 120) {
+            if self.world.rng.percent(12) {
+                self.world.operator_acts();
+            }
+            self.step();
+        }
+        self.world.writes_go_on = false;
     }
 
     fn live(&self) -> Vec<Link> {

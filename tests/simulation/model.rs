@@ -4,6 +4,7 @@
 //! who pays when memory runs short. There the caller tries the choices, see `world`.
 
 use crate::admission::{Count, Counts};
+use crate::operator::Target;
 use crate::outbound::{Notice, Out};
 use crate::scenario::Scenario;
 use crate::wire::{Item, Msg, Payload};
@@ -162,14 +163,23 @@ pub enum Fire {
 #[derive(Debug, Clone)]
 pub enum Event {
     Bytes(Link, usize),
-    End { link: Link, clean: bool },
+    End {
+        link: Link,
+        clean: bool,
+    },
     Taken(Link, Payload),
     Unsent(Link, usize),
+    /// The write under way goes on.
+    Progress(Link),
     WriteFailed(Link),
     Timers(Vec<Fire>),
     Adopt(Link, usize),
     Down(usize),
     Shed,
+    /// Everybody of these ids.
+    SendAway(Vec<usize>),
+    /// Of these, in this order, those that are meant.
+    Disconnect(Vec<Link>, Target, Reason),
 }
 
 /// What a peer sees of what the kernel took for it.
@@ -289,6 +299,7 @@ impl Model {
             Event::End { link, clean } => self.end(*link, *clean, now),
             Event::Taken(link, bytes) => return self.taken(*link, bytes, now),
             Event::Unsent(link, bytes) => self.unsent(*link, *bytes, now),
+            Event::Progress(link) => self.progress(*link, now),
             Event::WriteFailed(link) => self.abort(*link, now),
             Event::Timers(fires) => {
                 self.fired.clone_from(fires);
@@ -305,6 +316,10 @@ impl Model {
             }
             Event::Down(worker) => self.shut_down(*worker, now),
             Event::Shed => {}
+            Event::SendAway(ids) => self.send_away(ids, now),
+            Event::Disconnect(order, target, reason) => {
+                self.disconnect(order, *target, *reason, now);
+            }
         }
         Vec::new()
     }
@@ -378,7 +393,9 @@ impl Model {
             }
             Item::Refused(status) => {
                 let is_upgrade = *status != 404;
-                let refused = if is_upgrade { self.admit(link, now).err() } else { None };
+                // Of requests like these, the one without headers is a binary's.
+                let claims = *status == 400;
+                let refused = if is_upgrade { self.admit(link, claims, now).err() } else { None };
                 if is_upgrade && refused.is_none() {
                     let conn = Rc::make_mut(&mut self.conns[link]);
                     self.counts.step_back(conn.address, &mut conn.count);
@@ -386,7 +403,8 @@ impl Model {
                 self.refuse(link, refused.unwrap_or(*status), now);
             }
             _ => {
-                if let Err(status) = self.admit(link, now) {
+                let claims = self.conns[link].binary;
+                if let Err(status) = self.admit(link, claims, now) {
                     self.refuse(link, status, now);
                 } else if self.conns[link].worker == self.conns[link].owner {
                     self.open(link, now);
@@ -400,9 +418,9 @@ impl Model {
         }
     }
 
-    fn admit(&mut self, link: Link, now: Ms) -> Result<(), u16> {
+    fn admit(&mut self, link: Link, claims: bool, now: Ms) -> Result<(), u16> {
         let conn = Rc::make_mut(&mut self.conns[link]);
-        self.counts.admit(conn.address, &mut conn.count, now)
+        self.counts.admit(conn.address, &mut conn.count, claims, now)
     }
 
     fn refuse(&mut self, link: Link, status: u16, now: Ms) {
@@ -780,6 +798,16 @@ impl Model {
     }
 
     // Output.
+
+    fn progress(&mut self, link: Link, now: Ms) {
+        let write_due = now + self.limits.write_timeout_ms;
+        let close_due = now + self.limits.close_timeout_ms;
+        let conn = self.conn(link);
+        conn.write_due = conn.write_due.map(|_| write_due);
+        if conn.state == State::Closing {
+            conn.stage_due = conn.stage_due.map(|before| before.max(close_due));
+        }
+    }
 
     fn taken(&mut self, link: Link, bytes: &[u8], now: Ms) -> Vec<Seen> {
         let due = now + self.limits.close_timeout_ms;

@@ -54,15 +54,17 @@ enum Mail {
     ShutDown,
 }
 
-struct Worker {
-    relay: Relay,
+pub struct Worker {
+    pub relay: Relay,
     /// From each worker, and from the control plane: in order.
     mailboxes: Vec<VecDeque<Mail>>,
     links: Vec<Link>,
-    by_key: Vec<Option<Link>>,
+    pub by_key: Vec<Option<Link>>,
     /// A turn has begun and is not over.
     in_turn: bool,
     over: bool,
+    /// Where the registry is gone on with when server-ids are sent away.
+    pub next_slot: usize,
 }
 
 pub struct World {
@@ -72,9 +74,11 @@ pub struct World {
     pub model: Model,
     pub sockets: Vec<Socket>,
     pub events: u64,
-    workers: Vec<Worker>,
+    /// Of some writes the kernel takes a part, and the rest later, as with TLS.
+    pub writes_go_on: bool,
+    pub workers: Vec<Worker>,
     budget: Arc<SharedBudget>,
-    admission: Arc<Admission>,
+    pub admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     seen: Vec<(Link, Seen)>,
     trace: Option<VecDeque<String>>,
@@ -91,7 +95,7 @@ macro_rules! note {
 pub(crate) use note;
 
 /// How memory stood before a call.
-struct Before {
+pub struct Before {
     /// The call may need more than there is.
     short: bool,
     model: Option<Model>,
@@ -126,6 +130,7 @@ impl World {
                 by_key: Vec::new(),
                 in_turn: false,
                 over: false,
+                next_slot: 0,
             }
         };
         let model = Model::new(&scenario, &scenario.owners(&owners));
@@ -135,6 +140,7 @@ impl World {
             now: scenario.start_ms,
             sockets: Vec::new(),
             events: 0,
+            writes_go_on: false,
             seen: Vec::new(),
             rng,
             scenario,
@@ -272,6 +278,8 @@ impl World {
             } else {
                 self.on_bytes(worker, link, key, whole);
             }
+        } else if send && self.writes_go_on && self.rng.percent(15) {
+            self.on_progress(worker, link, key);
         } else if send {
             self.on_sent(worker, link, key, whole);
         } else {
@@ -342,6 +350,13 @@ impl World {
         let bytes: Payload = write.buffer[write.from..write.from + taken].into();
         self.workers[worker].relay.on_written(self.now, key, write.buffer, Some(taken));
         self.commit(worker, &Event::Taken(link, bytes), before);
+    }
+
+    fn on_progress(&mut self, worker: usize, link: Link, key: Key) {
+        note!(self, "{link} <- a part");
+        let before = self.before(0, false);
+        self.workers[worker].relay.on_write_progress(self.now, key);
+        self.commit(worker, &Event::Progress(link), before);
     }
 
     fn complete_cut(&mut self, link: Link) {
@@ -417,7 +432,7 @@ impl World {
     }
 
     /// The rest of a worker's turn: timers, then what the relay asks for.
-    fn end_turn(&mut self, worker: usize) {
+    pub fn end_turn(&mut self, worker: usize) {
         self.workers[worker].in_turn = false;
         let mut fires = self.model.passed(worker, self.now);
         if !fires.is_empty() {
@@ -602,13 +617,13 @@ impl World {
     // The checks.
 
     /// `bytes` come in with the call. Keeps the model as it is where a choice may have to be made.
-    fn before(&self, bytes: usize, choices: bool) -> Before {
+    pub fn before(&self, bytes: usize, choices: bool) -> Before {
         let need_bytes = 4 * bytes as u64 + CALL_BYTES;
         let short = self.budget.leased_bytes() + need_bytes > self.budget.pool_bytes();
         Before { short, model: (short || choices).then(|| self.model.clone()) }
     }
 
-    fn glimpse(&self, link: Link) -> Option<Glimpse> {
+    pub fn glimpse(&self, link: Link) -> Option<Glimpse> {
         match self.sockets[link].at {
             At::Worker(worker, key) => self.workers[worker].relay.glimpse(key),
             _ => None,
@@ -635,7 +650,7 @@ impl World {
     }
 
     /// Tells the model of what the relay was just told, and compares.
-    fn commit(&mut self, worker: usize, event: &Event, before: Before) {
+    pub fn commit(&mut self, worker: usize, event: &Event, before: Before) {
         self.events += 1;
         self.workers[worker].in_turn = true;
         self.model.call += 1;
@@ -738,16 +753,31 @@ impl World {
                 pairs.push((Some(Event::Bytes(link, end)), Event::Bytes(link, bytes - end)));
             }
         }
+        // Of several that paid, who was the first decides who takes an id over.
+        let links = self.workers[worker].links.clone();
+        let latest_first = links.iter().rev().copied().collect();
+        let orders: [Vec<Link>; 2] = [links, latest_first];
+        orders.iter().find_map(|order| self.ways_to_pay(before, worker, &pairs, order))
+    }
+
+    /// As [`World::other_ways`], of those in which payers go in this order.
+    fn ways_to_pay(
+        &self,
+        before: &Model,
+        worker: usize,
+        pairs: &[(Option<Event>, Event)],
+        order: &[Link],
+    ) -> Option<(Model, Vec<Seen>, Vec<Link>)> {
         let mut found: Option<(Model, Vec<Seen>, Vec<Link>)> = None;
-        for (first, second) in &pairs {
+        for (first, second) in pairs {
             let mut model = before.clone();
             let mut seen = Vec::new();
             if let Some(first) = first {
                 seen = model.apply(first, self.now);
             }
-            let mut shed = self.explain_some(&mut model, worker);
+            let mut shed = self.explain_some(&mut model, order);
             seen.extend(model.apply(second, self.now));
-            let Some(more) = self.explain(&mut model, worker) else { continue };
+            let Some(more) = self.explain(&mut model, worker, order) else { continue };
             shed.extend(more);
             match &mut found {
                 None => found = Some((model, seen, shed)),
@@ -764,8 +794,7 @@ impl World {
     }
 
     /// Takes one step towards what the relay says: a connection that paid for a shortage.
-    fn shed_one(&self, model: &mut Model, worker: usize) -> Option<Link> {
-        let links = &self.workers[worker].links;
+    fn shed_one(&self, model: &mut Model, links: &[Link]) -> Option<Link> {
         let phase = |link: Link| self.glimpse(link).map_or(Phase::Closed, |glimpse| glimpse.phase);
         let ended = links.iter().copied().find(|link| {
             phase(*link) == Phase::Closed
@@ -783,12 +812,12 @@ impl World {
         Some(closed)
     }
 
-    fn explain_some(&self, model: &mut Model, worker: usize) -> Vec<Link> {
-        std::iter::from_fn(|| self.shed_one(model, worker)).take(100).collect()
+    fn explain_some(&self, model: &mut Model, order: &[Link]) -> Vec<Link> {
+        std::iter::from_fn(|| self.shed_one(model, order)).take(100).collect()
     }
 
-    fn explain(&self, model: &mut Model, worker: usize) -> Option<Vec<Link>> {
-        let shed = self.explain_some(model, worker);
+    fn explain(&self, model: &mut Model, worker: usize, order: &[Link]) -> Option<Vec<Link>> {
+        let shed = self.explain_some(model, order);
         if self.difference(model, worker).is_some() {
             return None;
         }
