@@ -201,7 +201,7 @@ families! {
     "loop_completions_total" Counter worker "Ring operations that have completed." {
         Completions ""
     }
-    "loop_completions_max" Gauge worker "The most ring operations that one turn found completed; the ring holds 8192." {
+    "loop_completions_max" Gauge worker "The most ring operations that one turn found completed; it takes 256 at most, the others wait for the next." {
         CompletionsMax ""
     }
     "starved_receives_total" Counter worker "Receives that found no free buffer and were tried again." {
