@@ -887,11 +887,11 @@ impl Model {
     }
 
     /// When the relay must have been woken.
-    pub fn next_deadline(&self, worker: usize) -> Option<Ms> {
+    pub fn next_deadline(&self, worker: usize) -> Option<(Ms, Fire)> {
         // No pong is awaited where memory was too short for the ping.
         let certain = |fire: &Fire| !(self.tight && matches!(fire, Fire::Pong(_)));
         let due = self.deadlines(worker).filter(|(_, fire)| certain(fire));
-        due.map(|(due, _)| due.next_multiple_of(TICK_MS)).min()
+        due.map(|(due, fire)| (due.next_multiple_of(TICK_MS), fire)).min_by_key(|(due, _)| *due)
     }
 
     fn fire(&mut self, fire: Fire, now: Ms) {

@@ -979,12 +979,12 @@ impl World {
     /// The worker will be woken for the next deadline.
     fn check_alarm(&mut self, worker: usize) {
         let relay = &self.workers[worker].relay;
-        if let Some(due) = self.model.next_deadline(worker) {
+        if let Some((due, fire)) = self.model.next_deadline(worker) {
             let wake = relay.next_wake_ms();
             check!(
                 wake.is_some_and(|wake| wake <= due),
                 "alarm",
-                "worker {worker} sleeps until {wake:?}, past {due}"
+                "worker {worker} sleeps until {wake:?}, past {due} of {fire:?}"
             );
         }
         if self.model.down[worker] && relay.connections() == 0 {
