@@ -209,6 +209,47 @@ async fn hadolint_finds_nothing_in_the_container_file() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
+/// The variables that README.md's block in `language` sets.
+fn set_in_readme(language: &str) -> Vec<(String, String)> {
+    let (_, block) =
+        include_str!("../README.md").split_once(&format!("\n```{language}\n")).unwrap();
+    let (block, _) = block.split_once("\n```").unwrap();
+    let setting = |line: &str| {
+        let rest = &line[line.find("PYRYCODE_RELAY_")?..];
+        let (name, value) = rest.split_once(" = ").or_else(|| rest.split_once(", value: "))?;
+        Some((name.to_owned(), value.trim_end_matches('}').trim_matches('"').to_owned()))
+    };
+    block.lines().filter_map(setting).collect()
+}
+
+#[tokio::test]
+async fn the_manifests_of_readme_have_settings_that_the_relay_takes() {
+    let folder = Folder::new();
+    let leaf = Authority::new().leaf("relay.example.com");
+    let placed = |name: &str| folder.path(name).to_str().unwrap().to_owned();
+    folder.write("tls.crt", leaf.chain);
+    folder.write("tls.key", leaf.key);
+    for (language, expected, args) in [
+        ("yaml", 4, &["check", "--metrics-listen="][..]),
+        ("toml", 5, &["check", "--metrics-listen=", &format!("--cert-cache={}", placed("cache"))]),
+    ] {
+        let mut variables = set_in_readme(language);
+        assert_eq!(variables.len(), expected, "{variables:?}");
+        for (_, value) in &mut variables {
+            // Ports that are free here, and files that are there.
+            *value = match value.strip_prefix("/tls/").or(value.strip_prefix("/run/relay/")) {
+                Some(file) => placed(file),
+                None if value.starts_with(':') => "127.0.0.1:0".to_owned(),
+                None => continue,
+            };
+        }
+        let variables: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let exit = run_with(args, &variables).await;
+        assert_eq!(exit.status.code(), Some(0), "{language}: {}", exit.stderr);
+    }
+}
+
 #[tokio::test]
 async fn status_tells_how_the_relay_is_doing_or_that_there_is_none() {
     let relay = Relay::start(&["--metrics-listen", "127.0.0.1:0"]).await;

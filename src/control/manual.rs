@@ -6,6 +6,9 @@ use crate::config::{Exit, PROGRAM, command_line};
 use clap_complete::Shell;
 use std::ffi::OsString;
 
+/// What man(1) and whatis(1) show beside the name; one line.
+const WHATIS: &str = "WebSocket relay between a pyry daemon and its phones";
+
 fn whole() -> clap::Command {
     command_line(balancer::commands()).arg_required_else_help(false)
 }
@@ -37,6 +40,10 @@ pub fn completions(args: &[OsString]) -> Result<String, Exit> {
 /// A refusal, where there is no such command.
 pub fn man(args: &[OsString]) -> Result<String, Exit> {
     let mut line = whole();
+    // Of the two, a page has the long one in its description only.
+    if let Some(about) = line.get_about().cloned() {
+        line = line.about(WHATIS).long_about(about);
+    }
     line.build();
     let page = match args {
         [_] => Some(line),
