@@ -87,10 +87,10 @@ impl Relay {
 
     fn account(&self, now: Millis, key: Key, connection: &Connection) -> Account {
         let charges = self.ledger.charges(key);
-        let (state, entry, conn_id) = named(&connection.stage);
+        let (entry, conn_id) = names(&connection.stage);
         Account {
             remote: connection.remote,
-            state,
+            state: connection.stage.phase().name(),
             server_id: entry.and_then(|key| self.registry.entry(key)).map(|entry| entry.id.clone()),
             conn_id,
             age_s: (now / 1000).saturating_sub(connection.since_s.into()),
@@ -128,7 +128,7 @@ impl Relay {
         if matches!(connection.stage, Stage::Closing(_) | Stage::Closed) {
             return false;
         }
-        let (_, entry, conn_id) = named(&connection.stage);
+        let (entry, conn_id) = names(&connection.stage);
         match whom {
             Whom::ServerId(id) => entry
                 .and_then(|entry| self.registry.entry(entry))
@@ -151,15 +151,13 @@ impl Relay {
     }
 }
 
-/// What a connection at this stage is called, and the names that it has.
-fn named(stage: &Stage) -> (&'static str, Option<EntryKey>, Option<ConnId>) {
+/// The server-id and the name that a connection at this stage has.
+fn names(stage: &Stage) -> (Option<EntryKey>, Option<ConnId>) {
     match stage {
-        Stage::Head(_) => ("head", None, None),
-        Stage::HandingOver(_) => ("moving", None, None),
-        Stage::Newcomer(newcomer) => ("newcomer", Some(newcomer.entry), Some(newcomer.conn_id)),
-        Stage::Binary { entry, conn_id } => ("binary", Some(*entry), Some(*conn_id)),
-        Stage::Phone { entry, conn_id, .. } => ("phone", Some(*entry), Some(*conn_id)),
-        Stage::Closing(_) => ("closing", None, None),
-        Stage::Closed => ("closed", None, None),
+        Stage::Newcomer(newcomer) => (Some(newcomer.entry), Some(newcomer.conn_id)),
+        Stage::Binary { entry, conn_id } | Stage::Phone { entry, conn_id, .. } => {
+            (Some(*entry), Some(*conn_id))
+        }
+        Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => (None, None),
     }
 }
