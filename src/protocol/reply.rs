@@ -139,15 +139,30 @@ impl Health<'_> {
 
     /// Appends the whole answer, without its body if the method was HEAD.
     pub fn write(&self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
-        let body = self.body();
-        line(out, &["HTTP/1.1 200 OK"]);
-        line(out, &["Content-Type: application/json; charset=utf-8"]);
+        let report =
+            Report { status: "200 OK", content_type: "application/json", body: &self.body() };
+        report.write(out, head_only, keep_alive);
+    }
+}
+
+/// What a health checker is told.
+struct Report<'a> {
+    status: &'a str,
+    content_type: &'a str,
+    body: &'a str,
+}
+
+impl Report<'_> {
+    /// Appends the whole answer, without its body if the method was HEAD.
+    fn write(&self, out: &mut Vec<u8>, head_only: bool, keep_alive: bool) {
+        line(out, &["HTTP/1.1 ", self.status]);
+        line(out, &["Content-Type: ", self.content_type, "; charset=utf-8"]);
         line(out, &["Cache-Control: no-store"]);
         line(out, &["Connection: ", if keep_alive { "keep-alive" } else { "close" }]);
-        line(out, &["Content-Length: ", &body.len().to_string()]);
+        line(out, &["Content-Length: ", &self.body.len().to_string()]);
         line(out, &[]);
         if !head_only {
-            out.extend_from_slice(body.as_bytes());
+            out.extend_from_slice(self.body.as_bytes());
         }
     }
 }
@@ -170,15 +185,7 @@ impl Readiness {
             Self { or_404: false, .. } => ("503 Service Unavailable", "not ready\n"),
             Self { or_404: true, .. } => ("404 Not Found", "not ready\n"),
         };
-        line(out, &["HTTP/1.1 ", status]);
-        line(out, &["Content-Type: text/plain; charset=utf-8"]);
-        line(out, &["Cache-Control: no-store"]);
-        line(out, &["Connection: ", if keep_alive { "keep-alive" } else { "close" }]);
-        line(out, &["Content-Length: ", &body.len().to_string()]);
-        line(out, &[]);
-        if !head_only {
-            out.extend_from_slice(body.as_bytes());
-        }
+        Report { status, content_type: "text/plain", body }.write(out, head_only, keep_alive);
     }
 }
 
