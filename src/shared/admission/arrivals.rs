@@ -1,7 +1,7 @@
 //! How many upgrades the whole process takes in a time: storms after a restart are smoothed.
 
+use crate::clock::Millis;
 use crate::config::RateLimit;
-use crate::relay::timers::Millis;
 
 /// The latest that somebody is asked to come back.
 const MAX_SPREAD_MS: Millis = 60_000;

@@ -1,7 +1,7 @@
 //! Networks that the operator keeps out.
 
+use crate::clock::{Millis, NEVER};
 use crate::config::IpNet;
-use crate::relay::timers::{Millis, NEVER};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
