@@ -99,10 +99,8 @@ pub fn run(
     let threads = WorkerThreads::spawn(config)?;
     let (flag, address) = listening::place(config)?;
     let listeners = listening::listen(flag, address, threads.starts.len())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
+    let runtime =
+        runtime().map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
     let ready = (threads, listeners);
     let ended = runtime.block_on(supervise(config, log, ready, (manager, push), epoch, reread));
     // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
@@ -148,6 +146,11 @@ fn open(
     Ok((manager, push))
 }
 
+/// A runtime of this thread: what is asked of the control plane is never much.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
 /// How the relay is doing that serves metrics where `config` says, as text.
 ///
 /// # Errors
@@ -158,10 +161,7 @@ pub fn status(config: &Config) -> Result<String, Exit> {
         let reason = "--metrics-listen is empty, so no relay can be asked".to_owned();
         return Err(failure(reason).about(["--metrics-listen"]));
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failure(error.to_string()))?;
+    let runtime = runtime().map_err(|error| failure(error.to_string()))?;
     runtime.block_on(status::status(addr)).map_err(failure)
 }
 
@@ -182,10 +182,7 @@ pub fn status_of_all(urls: &[String]) -> Result<(String, bool), Exit> {
         }
     };
     let addresses = urls.iter().map(address).collect::<Result<Vec<_>, _>>()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failure(error.to_string()))?;
+    let runtime = runtime().map_err(|error| failure(error.to_string()))?;
     Ok(runtime.block_on(status::status_of_all(&addresses)))
 }
 

@@ -23,10 +23,7 @@ const SHOWN: usize = 20;
 ///
 /// No relay answers the first time; or later, where there is no terminal to go on in.
 pub(super) fn watch(path: &Path) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
+    let runtime = super::runtime().map_err(|error| error.to_string())?;
     let ended = runtime.block_on(run(path.to_owned()));
     // A relay that does not answer is not waited for.
     runtime.shutdown_background();
