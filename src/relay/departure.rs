@@ -42,6 +42,7 @@ impl Relay {
             }
             slot += 1;
         }
+        self.registry.publish_counts();
         sent.next = if slot < self.registry.slots() { slot } else { 0 };
         sent.left = self.registry.len();
         self.settle(now);
@@ -52,7 +53,6 @@ impl Relay {
     fn dismiss(&mut self, now: Millis, mut entry: Entry, close: Close) -> usize {
         info!(server_id = entry.id.as_str(), "server_sent_away");
         entry.tell_last_faults(now);
-        self.registry.publish_counts();
         let holder = entry.holder();
         let newcomers = match entry.tenure {
             Tenure::Probed { newcomers, .. } => newcomers,
