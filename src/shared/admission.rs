@@ -313,15 +313,13 @@ impl Admission {
     ///
     /// Its network is kept out, or too many connections of this address are not upgraded yet.
     pub fn enter(self: &Arc<Self>, now: Millis, peer: IpAddr) -> Result<Pass, Refusal> {
+        let is_unknown = contains(&self.proxies.forwarded_for, peer)
+            || contains(&self.proxies.proxy_protocol, peer);
         let mut tables = self.tables();
         tables.latest_ms = now;
-        tables.keep_out(now, peer)?;
+        let standing = tables.come(peer, is_unknown)?;
         drop(tables);
-        let mut pass = Pass { admission: self.clone(), standing: Standing::Unknown };
-        if !contains(&self.proxies.proxy_protocol, peer) {
-            pass.name(peer)?;
-        }
-        Ok(pass)
+        Ok(Pass { admission: self.clone(), standing })
     }
 
     /// Sockets that are not upgraded which each of so many workers may hold, at least 1: its share
@@ -365,14 +363,11 @@ impl Pass {
     ///
     /// As [`Admission::enter`].
     pub fn name(&mut self, caller: IpAddr) -> Result<(), Refusal> {
-        let unknown = contains(&self.admission.proxies.forwarded_for, caller);
+        let is_unknown = contains(&self.admission.proxies.forwarded_for, caller);
         let mut tables = self.admission.tables();
         tables.leave(self.standing);
         self.standing = Standing::Unknown;
-        tables.keep_out(tables.latest_ms, caller)?;
-        if !unknown {
-            self.standing = tables.visit(caller.into())?;
-        }
+        self.standing = tables.come(caller, is_unknown)?;
         Ok(())
     }
 
@@ -463,6 +458,12 @@ impl Tables {
 
     fn holding(&mut self, address: Address) -> &mut Holding {
         self.holdings.entry(address).or_default()
+    }
+
+    /// Somebody is here, who is not upgraded. One whose caller `is_unknown` counts for nobody yet.
+    fn come(&mut self, address: IpAddr, is_unknown: bool) -> Result<Standing, Refusal> {
+        self.keep_out(self.latest_ms, address)?;
+        if is_unknown { Ok(Standing::Unknown) } else { self.visit(address.into()) }
     }
 
     fn visit(&mut self, address: Address) -> Result<Standing, Refusal> {
