@@ -28,6 +28,7 @@
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod handover;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;

@@ -1,0 +1,5 @@
+//! Restarting without dropping a connection: what a process gives to its successor.
+//!
+//! - [`state`]: all that the relay knows of connections and server-ids, as plain data
+
+pub mod state;
