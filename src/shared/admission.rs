@@ -8,6 +8,7 @@
 mod address;
 mod arrivals;
 mod blocks;
+mod carry;
 mod rates;
 
 use crate::clock::Millis;

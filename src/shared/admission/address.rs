@@ -7,6 +7,18 @@ use std::net::IpAddr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(u64);
 
+impl Address {
+    /// As a number, for another process.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// What [`Address::number`] said.
+    pub(super) fn of_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
