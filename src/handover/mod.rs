@@ -2,6 +2,7 @@
 //! has started, its successor.
 //!
 //! - [`state`]: all that the relay knows of connections and server-ids, as plain data
+//! - [`distribute`]: who gets what, where the successor may have another number of workers
 //! - [`process`]: what it knows beside that: counters, buckets, blocked networks
 //! - [`messages`]: what the two processes say to one another, and in which order
 //! - [`channel`]: how that is carried, with descriptors
@@ -31,7 +32,12 @@
 //! alone when it is told to commit, and also where it is `Prepared` and the predecessor has ended:
 //! then nobody else holds the sockets. A predecessor that lives and does not want to go on says `Abort`.
 
+mod distribute;
+
 pub mod channel;
 pub mod messages;
 pub mod process;
 pub mod state;
+
+pub(crate) use distribute::{NOT_THERE, TWICE};
+pub use distribute::{Share, distribute};

@@ -1,6 +1,7 @@
 //! What a process knows beside its connections and server-ids.
 
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// What a process knows beside its connections and server-ids.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,10 +43,10 @@ pub struct Counters {
 /// given out.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
-    /// Of each address, as a number, when its bucket of upgrades is full again.
-    pub rates: Vec<(u64, u64)>,
+    /// Of each address, when its bucket of upgrades is full again.
+    pub rates: Vec<(IpAddr, u64)>,
     /// The same of TLS handshakes.
-    pub handshakes: Vec<(u64, u64)>,
+    pub handshakes: Vec<(IpAddr, u64)>,
     /// When the bucket of everybody's upgrades is full again, and until when places are promised.
     pub arrivals: (u64, u64),
     /// Networks that the operator keeps out by command, and for how long; `None` for good.

@@ -4,20 +4,21 @@
 use super::{Address, Admission, Rates};
 use crate::clock::{Millis, NEVER};
 use crate::handover::process;
+use std::net::IpAddr;
 
 impl Admission {
     /// All of it, but not what the configuration says.
     #[must_use]
     pub fn give_out(&self, now: Millis) -> process::Admission {
         let tables = self.tables();
-        let numbers = |rates: &Rates| {
+        let addresses = |rates: &Rates| {
             let buckets = rates.give_out(now).into_iter();
-            buckets.map(|(address, left)| (address.number(), left)).collect()
+            buckets.map(|(address, left)| (IpAddr::from(address), left)).collect()
         };
         let blocked = tables.blocks.list(now).into_iter().filter(|blocked| !blocked.is_configured);
         process::Admission {
-            rates: numbers(&tables.rates),
-            handshakes: numbers(&tables.handshakes),
+            rates: addresses(&tables.rates),
+            handshakes: addresses(&tables.handshakes),
             arrivals: tables.arrivals.give_out(now),
             blocks: blocked.map(|block| (block.network.to_string(), block.left_ms)).collect(),
         }
@@ -30,9 +31,9 @@ impl Admission {
     /// A network that cannot be blocked: there are too many, or it is none.
     pub fn take_in(&self, now: Millis, state: &process::Admission) -> Result<(), String> {
         let mut tables = self.tables();
-        let buckets = |numbers: &[(u64, u64)]| {
-            let numbers = numbers.to_vec().into_iter();
-            numbers.map(|(number, left)| (Address::of_number(number), left))
+        let buckets = |rates: &[(IpAddr, u64)]| {
+            let rates = rates.to_vec().into_iter();
+            rates.map(|(address, left)| (Address::from(address), left))
         };
         tables.rates.take_in(now, buckets(&state.rates));
         tables.handshakes.take_in(now, buckets(&state.handshakes));
@@ -53,7 +54,6 @@ mod tests {
     use super::super::{AdmissionLimits, Cause, Proxies};
     use super::*;
     use crate::config::RateLimit;
-    use std::net::IpAddr;
     use std::sync::Arc;
 
     fn admission() -> Arc<Admission> {
