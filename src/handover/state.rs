@@ -6,6 +6,7 @@
 //! Times are relative: how long something has lasted, or how long until it is due, in milliseconds, so
 //! that the two processes need no common clock.
 
+use super::link::Link;
 use serde::{Deserialize, Serialize};
 
 /// The version of everything here. A relay reads the state of its own version and of the one before it.
@@ -26,7 +27,3 @@ pub struct Connection {
     /// What lies between its socket and the core.
     pub link: Link,
 }
-
-/// What lies between a socket and the core.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Link {}
