@@ -101,7 +101,7 @@ impl Fleet {
             };
             let start = Start {
                 settings,
-                listener,
+                listeners: vec![listener],
                 proxy_headers: proxy_headers.clone(),
                 tls: tls.clone(),
                 cpu: config.cpus.get(number % config.cpus.len().max(1)).copied(),
@@ -109,6 +109,7 @@ impl Fleet {
                 mailboxes: mailboxes.clone(),
                 epoch,
                 wakes: wakes.clone(),
+                inherited: None,
             };
             // Fails only where the thread has ended, which it tells by itself.
             let _ = worker.send(start);

@@ -2,6 +2,7 @@
 //! has started, its successor.
 //!
 //! - [`state`]: all that the relay knows of connections and server-ids, as plain data
+//! - [`link`]: what lies between a socket and the core, as plain data
 //! - [`distribute`]: who gets what, where the successor may have another number of workers
 //! - [`process`]: what it knows beside that: counters, buckets, blocked networks
 //! - [`messages`]: what the two processes say to one another, and in which order
@@ -35,6 +36,7 @@
 mod distribute;
 
 pub mod channel;
+pub mod link;
 pub mod messages;
 pub mod process;
 pub mod state;

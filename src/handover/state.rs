@@ -16,6 +16,7 @@
 //! a `From<v1::Worker> for Worker` that says what the new fields are where the old process did not know
 //! of them. The version before that is dropped. A sample of each, as bytes, stands in the tests.
 
+pub use super::link::Link;
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
@@ -392,7 +393,3 @@ pub struct Repeats {
     /// For how long, in milliseconds.
     pub since_ms: u64,
 }
-
-/// What lies between a socket and the core.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Link {}

@@ -4,6 +4,7 @@
 
 use super::opening::{Begins, Opening};
 use super::proxy::{self, Proxy};
+use crate::handover::link;
 use std::net::SocketAddr;
 
 /// Reads what comes first. Nothing on the heap where there is no PROXY header to come.
@@ -58,6 +59,34 @@ impl Preamble {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.proxy_header.is_none() && self.opening.is_none()
+    }
+
+    /// What has come, with which another process goes on.
+    #[must_use]
+    pub fn give_out(&self) -> link::Preamble {
+        let proxy_header = self.proxy_header.as_ref().map(|header| {
+            let (kept, skipped) = header.come();
+            link::ProxyHeader { kept: kept.to_vec(), skipped: skipped as u16 }
+        });
+        let opening = self.opening.map(|opening| opening.held().to_vec());
+        link::Preamble { proxy_header, opening }
+    }
+
+    /// Goes on where another is. None if none can be there.
+    #[must_use]
+    pub fn take_in(given: &link::Preamble) -> Option<Self> {
+        let mut preamble = Self::new(given.proxy_header.is_some(), given.opening.is_some());
+        if let Some(link::ProxyHeader { kept, skipped }) = &given.proxy_header {
+            let header = proxy::Reader::resume(kept, usize::from(*skipped))?;
+            preamble.proxy_header = Some(Box::new(header));
+        }
+        if let (Some(held), Some(opening)) = (&given.opening, &mut preamble.opening)
+            && !held.is_empty()
+            && opening.read(held) != Begins::NeedMore
+        {
+            return None;
+        }
+        Some(preamble)
     }
 
     /// Takes what has come since the last call. Nothing must follow [`Next::NoHeader`].
@@ -160,6 +189,41 @@ mod tests {
         for size in 1..5 {
             let (who, next, _) = read((true, true), b"GET / HTTP/1.1\r\n", size);
             assert_eq!((who, next), (None, Next::NoHeader));
+        }
+    }
+
+    #[test]
+    fn it_goes_on_from_plain_data_wherever_it_is() {
+        let peer = Some("192.0.2.1:5".parse().unwrap());
+        let mut extended = HEADER.to_vec();
+        extended[15] += 3;
+        let extended = [extended.as_slice(), b"ext"].concat();
+        for header in [HEADER, &extended] {
+            let all = [header, b"GETX and so on"].concat();
+            for at in 0..header.len() + 4 {
+                let mut first = Preamble::new(true, true);
+                let Preface { named, next } = first.read(&all[..at]);
+                assert_eq!(next, Next::NeedMore, "{at}");
+                let mut second = Preamble::take_in(&first.give_out()).unwrap();
+                let later = second.read(&all[at..]);
+                assert_eq!(named.or(later.named), peer, "{at}");
+                let Next::Data { held, from } = later.next else { panic!("{later:?}") };
+                assert_eq!([&held, &all[at + from..]].concat(), b"GETX and so on", "{at}");
+            }
+        }
+        let bad = |kept: &[u8], skipped, opening: Option<&[u8]>| link::Preamble {
+            proxy_header: Some(link::ProxyHeader { kept: kept.to_vec(), skipped }),
+            opening: opening.map(<[u8]>::to_vec),
+        };
+        for given in [
+            bad(b"\r\nx", 0, None),
+            bad(HEADER, 0, None),
+            bad(&HEADER[..20], 1, None),
+            bad(&HEADER[..3], 0, Some(b"GET /")),
+            bad(&HEADER[..3], 0, Some(b"X")),
+            bad(&extended[..28], 3, None),
+        ] {
+            assert!(Preamble::take_in(&given).is_none(), "{given:?}");
         }
     }
 

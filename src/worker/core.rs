@@ -1,10 +1,13 @@
 //! What the shell asks of the sans-IO core.
 
 use crate::config::Limits;
+use crate::handover::state;
 use crate::protocol::close::Close;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
-use crate::relay::{Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Whom};
+use crate::relay::{
+    Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Settings, Whom,
+};
 use crate::telemetry::Remote;
 use std::fmt::Display;
 
@@ -78,6 +81,26 @@ pub trait Core {
     ) -> Disconnected;
     /// See [`Relay::send_away`].
     fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway;
+    /// All that it knows, but of these connections, with which another goes on. The links are the
+    /// shell's.
+    fn give_out(&self, _now: Millis, _leave_out: &[Key]) -> state::Worker {
+        state::Worker::default()
+    }
+    /// Goes on with what another has given out: the new keys of the connections, in their order.
+    ///
+    /// # Errors
+    ///
+    /// It is nothing to go on with under these settings.
+    fn revive(
+        _settings: Settings,
+        _now: Millis,
+        _state: state::Worker,
+    ) -> Result<(Self, Vec<Key>), String>
+    where
+        Self: Sized,
+    {
+        Err("this core does not go on with what another has given out".to_owned())
+    }
 }
 
 impl Core for Relay {

@@ -2,11 +2,14 @@
 
 use super::receive::SMALL_BYTES;
 use super::ring::ReceiveMode;
-use super::share::Share;
+use super::share::{Place, Share};
 use super::tls_link::TlsLink;
 use super::unsent;
+use crate::handover;
 use crate::protocol::preamble::Preamble;
+use rustls::ServerConfig;
 use socket2::Socket;
+use std::sync::Arc;
 
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
 /// large ones: between large messages there may be a few small ones.
@@ -19,8 +22,8 @@ pub(super) enum Reading {
     Idle,
     /// A receive is under way.
     Armed(ReceiveMode),
-    /// It is multishot, and the kernel is asked to cancel it.
-    Stopping,
+    /// One is under way, and the kernel is asked to cancel it.
+    Stopping(ReceiveMode),
 }
 
 impl Reading {
@@ -28,8 +31,7 @@ impl Reading {
     pub(super) fn mode(self) -> Option<ReceiveMode> {
         match self {
             Self::Idle => None,
-            Self::Armed(mode) => Some(mode),
-            Self::Stopping => Some(ReceiveMode::Multishot),
+            Self::Armed(mode) | Self::Stopping(mode) => Some(mode),
         }
     }
 }
@@ -48,6 +50,8 @@ pub(super) struct Link {
     pub(super) is_sending: bool,
     /// The kernel did not take the last send whole.
     pub(super) is_slow: bool,
+    /// Nothing is sent, because the kernel has not taken all of what was and a successor may do so.
+    pub(super) is_held_up: bool,
     /// What it may have of each turn.
     pub(super) share: Share,
     /// Closes once the kernel has no operation on it.
@@ -68,11 +72,63 @@ impl Link {
             sock_nonempty: true,
             is_sending: false,
             is_slow: false,
+            is_held_up: false,
             share: Share::default(),
             is_closing: false,
             preamble,
             tls,
         }
+    }
+
+    /// All but the socket, with which another process goes on. `received` has what is in a receive
+    /// buffer. The kernel must have no operation on it.
+    pub(super) fn give_out(
+        &self,
+        received: impl FnMut(Place, usize) -> Vec<u8>,
+    ) -> handover::link::Link {
+        debug_assert!(!self.is_busy() && !self.is_closing, "given out while busy");
+        let (waiting, throttled_for) = self.share.give_out(received);
+        handover::link::Link {
+            preamble: self.preamble.give_out(),
+            tls: self.tls.as_ref().and_then(|tls| tls.give_out()).map(Box::new),
+            waiting,
+            throttled_for,
+            is_large: self.next == ReceiveMode::OnceLarge,
+        }
+    }
+
+    /// Goes on with what another has given out, once it is started.
+    ///
+    /// # Errors
+    ///
+    /// There can be no such link under this configuration.
+    pub(super) fn take_in(
+        socket: Socket,
+        given: handover::link::Link,
+        config: Option<&Arc<ServerConfig>>,
+    ) -> Result<Self, String> {
+        let handover::link::Link { preamble, tls, waiting, throttled_for, is_large } = given;
+        let preamble = Preamble::take_in(&preamble)
+            .ok_or("what came of a PROXY header is not the beginning of one")?;
+        let tls = match (tls, config) {
+            (None, _) => None,
+            (Some(tls), Some(config)) => Some(TlsLink::take_in(*tls, config)?),
+            (Some(_), None) => {
+                return Err("a connection speaks TLS, which is not configured".into());
+            }
+        };
+        let mut link = Self::new(socket, preamble, tls);
+        link.share = Share::take_in(waiting, throttled_for);
+        link.is_held_up = true;
+        if is_large {
+            link.next = ReceiveMode::OnceLarge;
+        }
+        Ok(link)
+    }
+
+    /// Whether it cannot be given out, because its TLS handshake is under way.
+    pub(super) fn is_amid_handshake(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking() && !tls.is_new())
     }
 
     /// Whether the kernel has an operation on it.
