@@ -34,7 +34,10 @@ pub enum FromPredecessor {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromSuccessor {
     /// It can serve what is offered, and waits for the state.
-    Ready,
+    Ready {
+        /// The version of its program.
+        program: String,
+    },
     /// It cannot go on, for this reason, and ends.
     Refused(String),
     /// It has taken everything in, and touches nothing.
@@ -66,6 +69,8 @@ pub struct Place {
     pub asked: SocketAddr,
     /// The address that this came to: a port that the kernel chose.
     pub bound: SocketAddr,
+    /// How many sockets listen there.
+    pub sockets: u32,
 }
 
 /// A listener of the control plane.
@@ -82,6 +87,8 @@ pub struct Listener {
 pub struct State {
     /// What the process knows beside its connections.
     pub process: Process,
+    /// Since when no worker serves, by the clock that both share (`CLOCK_MONOTONIC`), in microseconds.
+    pub still_since_us: u64,
     /// Each worker's share, and how many listeners it has.
     pub workers: Vec<(Worker, u32)>,
 }

@@ -33,7 +33,7 @@
 //! alone when it is told to commit, and also where it is `Prepared` and the predecessor has ended:
 //! then nobody else holds the sockets. A predecessor that lives and does not want to go on says `Abort`.
 
-mod distribute;
+pub mod distribute;
 
 pub mod channel;
 pub mod link;
@@ -42,4 +42,3 @@ pub mod process;
 pub mod state;
 
 pub(crate) use distribute::{NOT_THERE, TWICE};
-pub use distribute::{Share, distribute};

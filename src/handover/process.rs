@@ -12,10 +12,8 @@ pub struct Process {
     pub counters: Counters,
     /// Who has come how often, and who is kept out.
     pub admission: Admission,
-    /// How many times it and its predecessors were taken over.
-    pub takeovers: u64,
-    /// When connections were last handed over, in seconds since 1970; 0 for never.
-    pub began_at: u64,
+    /// How often a process has taken over from another, so far.
+    pub upgrades: u64,
 }
 
 /// What a process has counted, by the names of its metrics, so that a release that counts more or less
