@@ -23,9 +23,8 @@ impl Budget {
         let workers = shared.workers().max(1) as u64;
         // Two chunks per worker may lie idle: keep them to a thirty-second of the whole.
         let chunk_bytes = (shared.pool_bytes() / workers / 64).clamp(1, 1024 * 1024);
-        let share_bytes = shared.pool_bytes() / workers / 2;
-        // Refused only to more leases than the budget was made for.
-        let reserve_bytes = if shared.lease(share_bytes) { share_bytes } else { 0 };
+        // Nothing only for more leases than the budget was made for.
+        let reserve_bytes = shared.take_reserve(worker);
         let leased_bytes = reserve_bytes;
         Self { shared, worker, chunk_bytes, reserve_bytes, leased_bytes, charged_bytes: 0 }
     }
@@ -77,6 +76,24 @@ impl Budget {
         if idle > 2 * self.chunk_bytes {
             self.give_back(idle - self.chunk_bytes);
         }
+    }
+
+    /// Leases what `bytes` need, to the byte, for a worker that takes in what another process had.
+    /// False if with that there would be no room for an event.
+    #[must_use]
+    pub fn make_room_for(&mut self, bytes: u64) -> bool {
+        let missing = bytes.saturating_sub(self.leased_bytes);
+        self.leased_bytes += self.shared.lease_up_to(missing);
+        self.publish_lease();
+        let over = bytes.saturating_sub(self.leased_bytes);
+        over == 0 || over + self.shared.event_bytes() <= self.shared.headroom_bytes()
+    }
+
+    /// What could be charged with all that is free and no other worker's.
+    #[must_use]
+    pub fn most_bytes(&self) -> u64 {
+        let free = self.shared.pool_bytes().saturating_sub(self.shared.leased_bytes());
+        self.leased_bytes + free
     }
 
     /// Gives back all that is leased and not charged, but for the reserve.
@@ -225,7 +242,10 @@ impl Budget {
 
 impl Drop for Budget {
     fn drop(&mut self) {
-        self.shared.give_back(self.leased_bytes);
+        self.shared.give_back(self.leased_bytes - self.reserve_bytes);
+        if self.reserve_bytes > 0 {
+            self.shared.leave_reserve(self.worker);
+        }
         self.charged_bytes = 0;
         self.leased_bytes = 0;
         self.settle();
@@ -255,7 +275,7 @@ mod tests {
         // The rest is the reserve of the other worker.
         assert!(b.settle() && b.has_room(399) && !b.has_room(400));
         drop((a, b));
-        assert_eq!(shared.leased_bytes(), 0);
+        assert_eq!(shared.leased_bytes(), 1000 / 2, "the reserves");
     }
 
     #[test]
@@ -269,7 +289,7 @@ mod tests {
         for _ in 0..500 {
             lease.release(60_000);
         }
-        let reserves = shared.pool_bytes() / 2 / 4;
+        let reserves = shared.pool_bytes() / 2;
         assert!(shared.leased_bytes() <= reserves + shared.limit_bytes() / 32 / 4);
         lease.give_back_idle();
         assert_eq!(shared.leased_bytes(), reserves);
