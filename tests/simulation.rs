@@ -6,6 +6,7 @@
 //! - `scenario`: what a seed draws for itself: limits, budget, workers, ids
 //! - `crowd`: the peers, what they say and how they misbehave
 //! - `world`: workers, mailboxes and sockets; the checks after every call of the relay
+//! - `restart`: another process takes over, by what this one gives out as bytes
 //! - `operator`: who is sent away, who is disconnected, and what is to come of it
 //! - `model`, `outbound`, `admission`: what PROTOCOL.md says must happen
 //! - `wire`: bytes of the peers; `rng`: chance
@@ -88,6 +89,8 @@ mod model;
 mod operator;
 #[path = "simulation/outbound.rs"]
 mod outbound;
+#[path = "simulation/restart.rs"]
+mod restart;
 #[path = "simulation/rng.rs"]
 mod rng;
 #[path = "simulation/scenario.rs"]
@@ -124,7 +127,7 @@ fn run(seed: u64, steps: Option<u64>, traces: bool) -> Outcome {
     let mut rng = rng::Rng::new(seed);
     let scenario = scenario::Scenario::draw(&mut rng, steps);
     let mut crowd = crowd::Crowd::new(world::World::new(scenario, rng, traces));
-    let ended = panic::catch_unwind(AssertUnwindSafe(|| crowd.run()));
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| crowd.run(&mut rng::Rng::new(!seed))));
     let failure = ended.err().map(|_| LAST_PANIC.lock().unwrap().clone());
     Outcome { failure, trace: crowd.world.take_trace(), events: crowd.world.events }
 }

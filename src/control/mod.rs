@@ -306,6 +306,9 @@ async fn supervise(
     let level = LogLevel::new(log.level(), config.log_level);
     let commands = Arc::new(Semaphore::new(server::MAX_CONNECTIONS));
     let given_away = control_socket.as_ref().map(Bound::given_away);
+    if let Some(given_away) = &given_away {
+        given_away.store(false, Ordering::Relaxed);
+    }
     let control = control_socket.map(|bound| {
         let operations = Operations {
             fleet: fleet.clone(),

@@ -1,5 +1,6 @@
 //! What lies between a socket and the core, as plain data.
 
+use super::state::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use zeroize::Zeroize;
@@ -25,14 +26,14 @@ pub struct Preamble {
     /// Of a PROXY header, until it is whole.
     pub proxy_header: Option<ProxyHeader>,
     /// Of what may be HTTP in the clear where TLS should be, until that is known.
-    pub opening: Option<Vec<u8>>,
+    pub opening: Option<Bytes>,
 }
 
 /// What came of a PROXY header.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyHeader {
     /// Its fixed part and the addresses, as far as they have come.
-    pub kept: Vec<u8>,
+    pub kept: Bytes,
     /// Bytes behind them that were passed over.
     pub skipped: u16,
 }
@@ -41,9 +42,9 @@ pub struct ProxyHeader {
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     /// What TLS has made of those that came first.
-    pub opened: Vec<u8>,
+    pub opened: Bytes,
     /// The others, as they came.
-    pub received: Vec<u8>,
+    pub received: Bytes,
     /// The stream has ended behind them.
     pub end: Option<End>,
 }
@@ -61,9 +62,9 @@ pub struct Tls {
     /// How far its session has come.
     pub session: Session,
     /// What arrived of a record that is not whole.
-    pub partial: Vec<u8>,
+    pub partial: Bytes,
     /// Encrypted, and not with the kernel yet.
-    pub out: Vec<u8>,
+    pub out: Bytes,
     /// What may still be said.
     pub output: Output,
     /// The peer has said that it will send nothing more.
@@ -124,11 +125,11 @@ pub struct Keys {
 
 /// What nobody else may know: it is not shown, and zeroed where it is dropped.
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
-pub struct Secret(pub Vec<u8>);
+pub struct Secret(pub Bytes);
 
 impl Drop for Secret {
     fn drop(&mut self) {
-        self.0.zeroize();
+        self.0.0.zeroize();
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! - [`state`]: all that the relay knows of connections and server-ids, as plain data
 //! - [`link`]: what lies between a socket and the core, as plain data
-//! - [`distribute`]: who gets what, where the successor may have another number of workers
+//! - [`distribute()`]: who gets what, where the successor may have another number of workers
 //! - [`process`]: what it knows beside that: counters, buckets, blocked networks
 //! - [`messages`]: what the two processes say to one another, and in which order
 //! - [`channel`]: how that is carried, with descriptors
@@ -33,7 +33,7 @@
 //! alone when it is told to commit, and also where it is `Prepared` and the predecessor has ended:
 //! then nobody else holds the sockets. A predecessor that lives and does not want to go on says `Abort`.
 
-pub mod distribute;
+mod distribute;
 
 pub mod channel;
 pub mod link;
@@ -42,3 +42,4 @@ pub mod process;
 pub mod state;
 
 pub(crate) use distribute::{NOT_THERE, TWICE};
+pub use distribute::{Share, distribute};

@@ -5,6 +5,7 @@
 use super::opening::{Begins, Opening};
 use super::proxy::{self, Proxy};
 use crate::handover::link;
+use crate::handover::state::Bytes;
 use std::net::SocketAddr;
 
 /// Reads what comes first. Nothing on the heap where there is no PROXY header to come.
@@ -66,9 +67,9 @@ impl Preamble {
     pub fn give_out(&self) -> link::Preamble {
         let proxy_header = self.proxy_header.as_ref().map(|header| {
             let (kept, skipped) = header.come();
-            link::ProxyHeader { kept: kept.to_vec(), skipped: skipped as u16 }
+            link::ProxyHeader { kept: Bytes(kept.to_vec()), skipped: skipped as u16 }
         });
-        let opening = self.opening.map(|opening| opening.held().to_vec());
+        let opening = self.opening.map(|opening| Bytes(opening.held().to_vec()));
         link::Preamble { proxy_header, opening }
     }
 
@@ -76,11 +77,11 @@ impl Preamble {
     #[must_use]
     pub fn take_in(given: &link::Preamble) -> Option<Self> {
         let mut preamble = Self::new(given.proxy_header.is_some(), given.opening.is_some());
-        if let Some(link::ProxyHeader { kept, skipped }) = &given.proxy_header {
+        if let Some(link::ProxyHeader { kept: Bytes(kept), skipped }) = &given.proxy_header {
             let header = proxy::Reader::resume(kept, usize::from(*skipped))?;
             preamble.proxy_header = Some(Box::new(header));
         }
-        if let (Some(held), Some(opening)) = (&given.opening, &mut preamble.opening)
+        if let (Some(Bytes(held)), Some(opening)) = (&given.opening, &mut preamble.opening)
             && !held.is_empty()
             && opening.read(held) != Begins::NeedMore
         {
@@ -212,8 +213,8 @@ mod tests {
             }
         }
         let bad = |kept: &[u8], skipped, opening: Option<&[u8]>| link::Preamble {
-            proxy_header: Some(link::ProxyHeader { kept: kept.to_vec(), skipped }),
-            opening: opening.map(<[u8]>::to_vec),
+            proxy_header: Some(link::ProxyHeader { kept: Bytes(kept.to_vec()), skipped }),
+            opening: opening.map(|held| Bytes(held.to_vec())),
         };
         for given in [
             bad(b"\r\nx", 0, None),

@@ -79,14 +79,13 @@ impl Budget {
     }
 
     /// Leases what `bytes` need, to the byte, for a worker that takes in what another process had.
-    /// False if with that there would be no room for an event.
+    /// False if there is not as much: nothing goes into the headroom, for nobody is asked to pay.
     #[must_use]
     pub fn make_room_for(&mut self, bytes: u64) -> bool {
         let missing = bytes.saturating_sub(self.leased_bytes);
         self.leased_bytes += self.shared.lease_up_to(missing);
         self.publish_lease();
-        let over = bytes.saturating_sub(self.leased_bytes);
-        over == 0 || over + self.shared.event_bytes() <= self.shared.headroom_bytes()
+        bytes <= self.leased_bytes
     }
 
     /// What could be charged with all that is free and no other worker's.
@@ -276,6 +275,23 @@ mod tests {
         assert!(b.settle() && b.has_room(399) && !b.has_room(400));
         drop((a, b));
         assert_eq!(shared.leased_bytes(), 1000 / 2, "the reserves");
+    }
+
+    #[test]
+    fn a_worker_that_takes_in_much_leaves_the_others_their_reserves() {
+        let shared = SharedBudget::for_events_of(50, 1200, 2);
+        let mut first = Budget::new(shared.clone(), 0);
+        assert_eq!(first.most_bytes(), 750);
+        assert!(!first.make_room_for(751), "the rest is the other's reserve");
+        assert!(first.make_room_for(750) && first.charge(750));
+        let mut second = Budget::new(shared.clone(), 1);
+        assert!(second.make_room_for(250) && !second.make_room_for(251));
+        let again = Budget::new(shared.clone(), 1);
+        assert!(!again.has_leased(1), "its reserve has somebody");
+        drop((first, again));
+        assert!(second.make_room_for(750));
+        drop(second);
+        assert_eq!(shared.leased_bytes(), 500);
     }
 
     #[test]

@@ -124,6 +124,12 @@ impl Connections {
         self.tracking.displaced.get(name).copied()
     }
 
+    /// How many phones have not the slot that their name tells.
+    #[must_use]
+    pub fn displaced_phones(&self) -> usize {
+        self.tracking.displaced.len()
+    }
+
     /// Lets one go that is closed; its key may be used again.
     pub fn remove(&mut self, key: Key) {
         let Some(connection) = self.slab.try_remove(key.0 as usize) else {

@@ -128,8 +128,6 @@ impl Relay {
             self.ledger.set(*key, Part::Input, revived.input_bytes());
             self.ledger.set(*key, Part::Transport, revived.link_bytes as usize);
         }
-        // What is short is asked of others, as between two events.
-        self.ledger.settle();
         Ok(())
     }
 
@@ -337,36 +335,33 @@ fn parts_of(
 /// Phones that have not the slot of their name.
 type Displaced = HashMap<ConnId, Key, RandomState>;
 
-/// A key for each connection. A phone has that of its name, where no other has it and the table need
-/// not be much larger for it.
+/// A key for each connection. A phone has that of its name, and others that which they had, where no
+/// other has it and the table need not be much larger for it.
 fn seat(connections: &[state::Connection], seed: [u8; 32]) -> (Vec<Key>, Displaced) {
     let mut is_taken = vec![false; 1024 + 4 * connections.len()];
-    let named = |connection: &state::Connection| match connection.stage {
+    let mut take = |slot: u32| {
+        let is_taken = is_taken.get_mut(slot as usize).filter(|is_taken| !**is_taken)?;
+        *is_taken = true;
+        Some(Key(slot))
+    };
+    let name = |connection: &state::Connection| match connection.stage {
         state::Stage::Phone { conn_id, .. } => Some(ConnId::from_bytes(conn_id)),
         _ => None,
     };
-    let wanted: Vec<Option<Key>> = connections
-        .iter()
-        .map(|connection| {
-            let slot = named(connection)?.slot();
-            let is_free = is_taken.get_mut(slot as usize).filter(|is_taken| !**is_taken)?;
-            *is_free = true;
-            Some(Key(slot))
-        })
-        .collect();
-    let mut free = is_taken.iter().zip(0..).filter(|(is_taken, _)| !**is_taken);
+    let named = connections.iter().map(|connection| take(name(connection)?.slot()));
+    let mut keys: Vec<Option<Key>> = named.collect();
+    for (key, connection) in keys.iter_mut().zip(connections) {
+        *key = key.or_else(|| take(connection.slot));
+    }
+    // There are more slots than connections.
+    let mut free = (0..).filter_map(take);
+    let keys = keys.into_iter().map(|key| key.or_else(|| free.next()).unwrap_or(Key(u32::MAX)));
+    let keys: Vec<Key> = keys.collect();
     let mut displaced = HashMap::with_hasher(hasher(seed));
-    let mut keys = Vec::with_capacity(connections.len());
-    for (connection, wanted) in connections.iter().zip(wanted) {
-        // There are more slots than connections.
-        let key = wanted.or_else(|| free.next().map(|(_, slot)| Key(slot)));
-        let key = key.unwrap_or(Key(u32::MAX));
-        if let Some(name) = named(connection)
-            && name.slot() != key.0
-        {
-            displaced.insert(name, key);
+    for (key, connection) in keys.iter().zip(connections) {
+        if let Some(name) = name(connection).filter(|name| name.slot() != key.0) {
+            displaced.insert(name, *key);
         }
-        keys.push(key);
     }
     (keys, displaced)
 }

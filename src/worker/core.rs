@@ -81,16 +81,15 @@ pub trait Core {
     ) -> Disconnected;
     /// See [`Relay::send_away`].
     fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway;
-    /// All that it knows, but of these connections, with which another goes on. The links are the
-    /// shell's.
-    fn give_out(&self, _now: Millis, _leave_out: &[Key]) -> state::Worker {
+    /// See [`Relay::give_out`].
+    fn give_out(&self, _now: Millis, _leave_out: &dyn Fn(Key) -> bool) -> state::Worker {
         state::Worker::default()
     }
-    /// Goes on with what another has given out: the new keys of the connections, in their order.
+    /// See [`Relay::revive`].
     ///
     /// # Errors
     ///
-    /// It is nothing to go on with under these settings.
+    /// As there, in words.
     fn revive(
         _settings: Settings,
         _now: Millis,
@@ -253,5 +252,17 @@ impl Core for Relay {
     #[inline]
     fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway {
         self.send_away(now, slots, close)
+    }
+
+    fn give_out(&self, now: Millis, leave_out: &dyn Fn(Key) -> bool) -> state::Worker {
+        self.give_out(now, leave_out)
+    }
+
+    fn revive(
+        settings: Settings,
+        now: Millis,
+        state: state::Worker,
+    ) -> Result<(Self, Vec<Key>), String> {
+        Self::revive(settings, now, state).map_err(|refusal| refusal.to_string())
     }
 }

@@ -239,7 +239,7 @@ impl<C: Core> Worker<C> {
         let amid_handshake =
             keys.filter(|(_, link)| link.as_ref().is_some_and(Link::is_amid_handshake));
         let left_out: Vec<Key> = amid_handshake.map(|(key, _)| key).collect();
-        let mut state = self.core.give_out(now, &left_out);
+        let mut state = self.core.give_out(now, &|key| left_out.binary_search(&key).is_ok());
         let mut sockets = Vec::with_capacity(state.connections.len());
         let Self { links, small, large, counters, .. } = self;
         for connection in &mut state.connections {

@@ -6,6 +6,7 @@
 //! once takes turns with everybody else.
 
 use crate::handover::link::{End, Waiting};
+use crate::handover::state::Bytes;
 use std::collections::VecDeque;
 
 /// Messages of one connection in one turn: more than a binary of sixteen busy phones sends in one,
@@ -156,8 +157,8 @@ impl Share {
                 }
             };
             // Of what comes behind the first, nothing is opened.
-            waiting.opened.extend_from_slice(bytes.get(opened.0..opened.1).unwrap_or_default());
-            waiting.received.extend_from_slice(bytes.get(*from..*to).unwrap_or_default());
+            waiting.opened.0.extend_from_slice(bytes.get(opened.0..opened.1).unwrap_or_default());
+            waiting.received.0.extend_from_slice(bytes.get(*from..*to).unwrap_or_default());
         }
         waiting.end = deferred.end;
         (waiting, self.throttled_for)
@@ -165,7 +166,7 @@ impl Share {
 
     /// Goes on with what has been given out.
     pub(super) fn take_in(waiting: Waiting, throttled_for: u8) -> Self {
-        let Waiting { opened, mut received, end } = waiting;
+        let Waiting { opened: Bytes(opened), received: Bytes(mut received), end } = waiting;
         let mut share =
             Self { throttled_for: throttled_for.min(THROTTLED_RECEIVES), ..Self::default() };
         let opened_bytes = opened.len();

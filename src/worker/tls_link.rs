@@ -5,6 +5,7 @@
 use super::ring::Outgoing;
 use super::tls::{Plain, RECORD_BYTES, Received, Session, Unusable};
 use crate::handover::link::{Output, Tls};
+use crate::handover::state::Bytes;
 use crate::relay::HandOver;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
@@ -312,8 +313,8 @@ impl TlsLink {
         );
         Some(Tls {
             session: self.session.give_out()?,
-            partial: self.session.partial().to_vec(),
-            out: self.out.clone(),
+            partial: Bytes(self.session.partial().to_vec()),
+            out: Bytes(self.out.clone()),
             output: self.output,
             peer_closed: self.peer_closed,
             finishes: matches!(self.then, Then::Finish),
@@ -326,8 +327,8 @@ impl TlsLink {
     ///
     /// There can be no such session under this configuration.
     pub(super) fn take_in(given: Tls, config: &Arc<ServerConfig>) -> Result<Box<Self>, Unusable> {
-        let Tls { session, partial, out, output, peer_closed, finishes } = given;
-        let mut link = Self::new(Session::take_in(&session, partial, config)?);
+        let Tls { session, partial, out: Bytes(out), output, peer_closed, finishes } = given;
+        let mut link = Self::new(Session::take_in(&session, partial.0, config)?);
         link.left_over = out.len();
         link.out = out;
         link.output = output;

@@ -40,14 +40,18 @@ impl Bound {
         bound.map_err(|error| explain(path, &error)).map(|listener| Self::new(path, listener))
     }
 
-    /// Listens by the socket of a predecessor, which has the same path.
+    /// Listens by the socket of a predecessor, which has the same path, and [keeps](Self::given_away)
+    /// its file until told otherwise.
     ///
     /// # Errors
     ///
     /// It cannot be used.
     pub(in crate::control) fn inherit(path: &Path, descriptor: OwnedFd) -> Result<Self, Exit> {
         let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(descriptor));
-        listener.map_err(|error| explain(path, &error)).map(|listener| Self::new(path, listener))
+        let bound = listener.map(|listener| Self::new(path, listener));
+        let bound = bound.map_err(|error| explain(path, &error))?;
+        bound.is_given_away.store(true, Ordering::Relaxed);
+        Ok(bound)
     }
 
     fn new(path: &Path, listener: UnixListener) -> Self {
@@ -55,7 +59,7 @@ impl Bound {
         Self { listener, path: path.to_owned(), file, is_given_away: Arc::default() }
     }
 
-    /// To be set once another process listens there: then the file stays.
+    /// Set while another process listens there, by whose end the file stays.
     pub(in crate::control) fn given_away(&self) -> Arc<AtomicBool> {
         self.is_given_away.clone()
     }

@@ -4,6 +4,7 @@ use super::record::{Keys, MAX_KEY_BYTES, MAX_SECRET_BYTES, Protection};
 use super::traffic::Traffic;
 use super::{Data, MAX_PARTIAL_BYTES, Session, Stage};
 use crate::handover::link::{self, Secret};
+use crate::handover::state::Bytes;
 use rustls::{ServerConfig, SupportedCipherSuite};
 use std::sync::Arc;
 
@@ -98,22 +99,22 @@ impl Lengths {
 
 impl Keys {
     fn give_out(&self, lengths: &Lengths) -> link::Keys {
-        let part = |of: &[u8], length| Secret(of.get(..length).unwrap_or_default().to_vec());
+        let part = |of: &[u8], length| Secret(Bytes(of.get(..length).unwrap_or_default().to_vec()));
         link::Keys {
             secret: part(&self.secret, lengths.secret),
             key: part(&self.key, lengths.key),
-            iv: Secret(self.iv.to_vec()),
+            iv: part(&self.iv, self.iv.len()),
             sequence: self.sequence,
         }
     }
 
     fn take_in(given: &link::Keys, lengths: &Lengths) -> Result<Self, Unusable> {
-        let link::Keys { secret: Secret(secret), key: Secret(key), iv: Secret(iv), sequence } =
-            given;
+        let link::Keys { secret, key, iv, sequence } = given;
+        let [secret, key, iv] = [secret, key, iv].map(|Secret(bytes)| bytes.0.as_slice());
         if secret.len() != lengths.secret || key.len() != lengths.key {
             return Err(BAD_KEYS);
         }
-        let iv = iv.as_slice().try_into().map_err(|_| BAD_KEYS)?;
+        let iv = iv.try_into().map_err(|_| BAD_KEYS)?;
         let mut keys = Self {
             secret: [0; MAX_SECRET_BYTES],
             key: [0; MAX_KEY_BYTES],
