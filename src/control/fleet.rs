@@ -76,25 +76,39 @@ pub(super) struct Fleet {
 }
 
 /// Told of the workers' ends.
-pub(super) struct Ends(UnboundedReceiver<End>);
+pub(super) struct Ends {
+    ends: UnboundedReceiver<End>,
+    /// How many have not ended.
+    left: usize,
+}
 
 impl Ends {
-    /// The next worker ended, which nobody asked it to.
-    pub(super) async fn failure(&mut self) -> Exit {
-        let why = match self.0.recv().await {
-            Some(Err(error)) => format!("a worker failed: {error}"),
-            _ => "a worker ended unexpectedly".to_owned(),
-        };
-        error!(err = why, "worker_failed");
-        failure(why)
+    /// The next worker has ended, whyever.
+    pub(super) async fn next(&mut self) -> Option<End> {
+        if self.left == 0 {
+            return std::future::pending().await;
+        }
+        let end = self.ends.recv().await;
+        self.left -= 1;
+        end
     }
 
-    /// All workers of `fleet` have ended.
-    pub(super) async fn all(&mut self, fleet: &Fleet) {
-        for _ in &fleet.mailboxes {
-            self.0.recv().await;
+    /// All workers have ended.
+    pub(super) async fn all(&mut self) {
+        while self.left > 0 {
+            self.next().await;
         }
     }
+}
+
+/// A worker has ended that nobody asked to.
+pub(super) fn worker_failure(end: Option<End>) -> Exit {
+    let why = match end {
+        Some(Err(error)) => format!("a worker failed: {error}"),
+        _ => "a worker ended unexpectedly".to_owned(),
+    };
+    error!(err = why, "worker_failed");
+    failure(why)
 }
 
 impl Fleet {
@@ -174,7 +188,8 @@ impl Fleet {
             // Fails only where the thread has ended, which it tells by itself.
             let _ = worker.send(start);
         }
-        Ok((Self { mailboxes, owners: seeds, metrics, admission }, Ends(ends), heirs))
+        let ends = Ends { ends, left: mailboxes.len() };
+        Ok((Self { mailboxes, owners: seeds, metrics, admission }, ends, heirs))
     }
 
     /// How many there are.

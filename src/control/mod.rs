@@ -66,7 +66,7 @@ use certificate_manager::CertificateManager;
 use doors::Doors;
 use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
-use fleet::{Ends, Fleet, Resources};
+use fleet::{Ends, Resources, worker_failure};
 use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
@@ -299,6 +299,7 @@ async fn supervise(
         lent: lends,
         has_tls,
         under_way: Mutex::default(),
+        is_leaving: AtomicBool::new(false),
         stopping: Notify::new(),
         heir: tokio::sync::watch::Sender::new(None),
     });
@@ -337,8 +338,11 @@ async fn supervise(
         tokio::select! {
             _ = interrupt.recv() => break info!(err = "SIGINT", "shutting_down"),
             _ = terminate.recv() => break info!(err = "SIGTERM", "shutting_down"),
-            pid = upgrades.heir() => return leaving.leave(pid, &fleet, ends).await,
-            failed = ends.failure() => return Err(failed),
+            pid = upgrades.heir() => return leaving.leave(pid, ends).await,
+            end = ends.next() => match upgrades.is_leaving() {
+                false => return Err(worker_failure(end)),
+                true => {}
+            },
             _ = hang_up.recv() => {
                 notify::reloading();
                 live.reload(&reread);
@@ -357,7 +361,7 @@ async fn supervise(
     if let Some(pid) = upgrades.stop().await {
         // Meant for whoever serves.
         pass_on_terminate(pid);
-        return leaving.leave(pid, &fleet, ends).await;
+        return leaving.leave(pid, ends).await;
     }
     notify::stopping();
     monitoring.drain();
@@ -366,7 +370,7 @@ async fn supervise(
             drain.spread(live.config.drain_spread).await;
         }
         fleet.shut_down();
-        ends.all(&fleet).await;
+        ends.all().await;
     };
     tokio::select! {
         () = stop => info!("drained"),
@@ -391,7 +395,7 @@ struct Leaving {
 
 impl Leaving {
     /// The process `pid` serves: ends, once the commands that are under way are answered.
-    async fn leave(self, pid: u32, fleet: &Fleet, mut ends: Ends) -> Result<(), Exit> {
+    async fn leave(self, pid: u32, mut ends: Ends) -> Result<(), Exit> {
         if let Some(given_away) = &self.given_away {
             given_away.store(true, Ordering::Relaxed);
         }
@@ -399,7 +403,7 @@ impl Leaving {
         notify::taken_over_by(pid);
         let all = self.commands.acquire_many(server::MAX_CONNECTIONS as u32);
         let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
-        let _ = tokio::time::timeout(LAST_ANSWERS, ends.all(fleet)).await;
+        let _ = tokio::time::timeout(LAST_ANSWERS, ends.all()).await;
         Ok(())
     }
 }

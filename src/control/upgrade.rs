@@ -28,6 +28,7 @@ use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use successor::Successor;
 use tokio::sync::{Mutex, Notify, oneshot, watch};
@@ -78,6 +79,8 @@ pub(super) struct Upgrades {
     pub(super) has_tls: bool,
     /// One at a time.
     pub(super) under_way: Mutex<()>,
+    /// The workers have been told to leave everything to a successor.
+    pub(super) is_leaving: AtomicBool,
     /// The process is to stop, so none begins, and one that has not come far ends.
     pub(super) stopping: Notify,
     /// The process that has taken over.
@@ -189,10 +192,20 @@ impl Upgrades {
         let since_us: Vec<u64> = parts.iter().map(|part| part.still_since_us).collect();
         let (state, descriptors) = self.state(parts);
         successor.prepare(state, descriptors).await?;
-        let serving_at_us = successor.commit(|| self.fleet.leave()).await?;
+        let serving_at_us = successor.commit(|| self.leave()).await?;
         let pauses = since_us.iter().map(|since| serving_at_us.saturating_sub(*since));
         report.pause_ms = pauses.map(|us| us as f64 / 1000.0).collect();
         Ok(report)
+    }
+
+    fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Relaxed);
+        self.fleet.leave();
+    }
+
+    /// Whether the workers have been told to leave everything to a successor.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Relaxed)
     }
 
     /// Everything, and the descriptors that go with it.
