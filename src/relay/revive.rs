@@ -191,8 +191,11 @@ impl Relay {
                 self.after_flush(now, *key);
             }
         }
-        // Of those that were on their way, some may have won what they came for.
-        self.settle(now);
+        // What those have brought about that were on their way. Memory is looked at with the next
+        // event: until all workers are there, none knows who else could pay.
+        if !self.work.is_empty() {
+            self.settle(now);
+        }
     }
 
     fn connection(
