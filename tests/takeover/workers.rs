@@ -180,6 +180,7 @@ async fn what_a_peer_does_not_read_waits_for_it() {
             tokio::join!(send, receive);
             talk(binary, phone).await;
         }
+        drop(peers);
         fleet.shut_down().await;
     }
 }
@@ -279,6 +280,7 @@ async fn who_has_said_nothing_or_half_a_proxy_header_goes_on() {
 #[tokio::test]
 async fn who_is_amid_a_handshake_goes_on_or_ends() {
     let fleet = Fleet::start(Plan::tls(1));
+    let mut others = Vec::new();
     for (number, door) in doors(&fleet).iter().enumerate() {
         let tls = door.tls.clone().unwrap();
         let (mut raw, mut client) = (Raw::connect_to(fleet.addr).await, tls.client());
@@ -299,7 +301,7 @@ async fn who_is_amid_a_handshake_goes_on_or_ends() {
         }
         raw.send(request).await;
         assert!(!raw.some().await.is_empty());
-        std::mem::forget(raw);
+        others.push(raw);
     }
     let mut raw = Raw::connect_to(fleet.addr).await;
     raw.send(doors(&fleet)[1].hello()).await;
@@ -307,6 +309,7 @@ async fn who_is_amid_a_handshake_goes_on_or_ends() {
     let plan = fleet.plan.clone();
     let fleet = fleet.succeeded_by(plan).await;
     assert_eq!(raw.rest().await.1, End::Reset);
+    drop(others);
     fleet.shut_down().await;
 }
 
@@ -332,6 +335,7 @@ async fn who_dials_while_all_is_still_waits_and_is_served() {
         for raw in &mut waiting {
             assert_eq!(raw.response().await.status, 101);
         }
+        drop(waiting);
         fleet.shut_down().await;
     }
 }
@@ -354,6 +358,7 @@ async fn who_is_still_reads_nothing_and_acts_on_no_other_mail() {
     fleet.resume();
     assert_eq!(open_envelope(&binary.recv_text().await).1, "\"anyone?\"");
     assert_eq!(soon("a description", described.recv()).await.unwrap().accounts.len(), 2);
+    drop((binary, phone));
     fleet.shut_down().await;
 }
 
@@ -383,6 +388,7 @@ async fn what_cannot_go_on_is_refused_and_the_first_goes_on() {
     heir.give_up().await;
     fleet.resume();
     talk(&mut binary, &mut phone).await;
+    drop((binary, phone));
     fleet.shut_down().await;
 }
 
