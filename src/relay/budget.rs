@@ -79,20 +79,21 @@ impl Budget {
     }
 
     /// Leases what `bytes` need, to the byte, for a worker that takes in what another process had.
-    /// False if there is not as much: nothing goes into the headroom, for nobody is asked to pay.
+    /// False if with that there would be no room for an event.
     #[must_use]
     pub fn make_room_for(&mut self, bytes: u64) -> bool {
         let missing = bytes.saturating_sub(self.leased_bytes);
         self.leased_bytes += self.shared.lease_up_to(missing);
         self.publish_lease();
-        bytes <= self.leased_bytes
+        bytes <= self.most_bytes()
     }
 
-    /// What could be charged with all that is free and no other worker's.
+    /// What could be charged, with all that is free, so that there is room for an event.
     #[must_use]
     pub fn most_bytes(&self) -> u64 {
         let free = self.shared.pool_bytes().saturating_sub(self.shared.leased_bytes());
-        self.leased_bytes + free
+        let may_wait = self.shared.headroom_bytes() - self.shared.event_bytes();
+        self.leased_bytes + free + may_wait
     }
 
     /// Gives back all that is leased and not charged, but for the reserve.
@@ -281,15 +282,16 @@ mod tests {
     fn a_worker_that_takes_in_much_leaves_the_others_their_reserves() {
         let shared = SharedBudget::for_events_of(50, 1200, 2);
         let mut first = Budget::new(shared.clone(), 0);
-        assert_eq!(first.most_bytes(), 750);
-        assert!(!first.make_room_for(751), "the rest is the other's reserve");
-        assert!(first.make_room_for(750) && first.charge(750));
+        assert_eq!(first.most_bytes(), 750 + 50);
+        assert!(!first.make_room_for(801), "the rest is the other's reserve");
+        assert!(first.make_room_for(800) && first.charge(800));
+        assert!(first.may_wait());
         let mut second = Budget::new(shared.clone(), 1);
-        assert!(second.make_room_for(250) && !second.make_room_for(251));
+        assert!(second.make_room_for(300) && !second.make_room_for(301));
         let again = Budget::new(shared.clone(), 1);
         assert!(!again.has_leased(1), "its reserve has somebody");
         drop((first, again));
-        assert!(second.make_room_for(750));
+        assert!(second.make_room_for(800));
         drop(second);
         assert_eq!(shared.leased_bytes(), 500);
     }

@@ -19,7 +19,17 @@ struct Successor {
     budget: Arc<SharedBudget>,
     metrics: Arc<Metrics>,
     owners: Owners,
-    workers: Vec<(Relay, Vec<Key>, Vec<(usize, usize)>)>,
+    workers: Vec<Heir>,
+}
+
+/// One of its workers.
+struct Heir {
+    relay: Relay,
+    /// Of its connections, and where each was.
+    keys: Vec<Key>,
+    from: Vec<(usize, usize)>,
+    /// What it is to do first.
+    actions: Vec<Action>,
 }
 
 impl World {
@@ -42,6 +52,7 @@ impl World {
         }
         match self.prepare(&bytes, count) {
             Ok(successor) if !is_given_up => {
+                self.compare(&successor, &bytes);
                 self.lose_left_out(left_out);
                 self.take_over(successor, &links);
             }
@@ -118,10 +129,29 @@ impl World {
         let mut workers = Vec::new();
         for (number, Share { worker, from }) in shares.into_iter().enumerate() {
             let settings = self.settings(number, &owners, &budget, &metrics);
-            let (relay, keys) = Relay::revive(settings, self.now, worker)?;
-            workers.push((relay, keys, from));
+            let (mut relay, keys) = Relay::revive(settings, self.now, worker)?;
+            let mut actions = Vec::new();
+            relay.take_actions(&mut actions);
+            workers.push(Heir { relay, keys, from, actions });
         }
         Ok(Successor { budget, metrics, owners, workers })
+    }
+
+    /// Where all have their slots again, what a worker would give out now is what it was given.
+    fn compare(&self, successor: &Successor, bytes: &[Vec<u8>]) {
+        if successor.workers.len() != bytes.len() {
+            return;
+        }
+        for (number, (heir, bytes)) in successor.workers.iter().zip(bytes).enumerate() {
+            let mut slots = self.workers[number].keys();
+            slots.retain(|key| heir.keys.contains(key));
+            if slots != heir.keys {
+                continue;
+            }
+            let again = heir.relay.give_out(self.now, &|_| false).encode();
+            let same = again.is_ok_and(|again| again == *bytes);
+            check!(same, "restart", "worker {number} would not give out what it was given");
+        }
     }
 
     fn take_over(&mut self, successor: Successor, links: &[Vec<Link>]) {
@@ -133,9 +163,10 @@ impl World {
         self.model.have_workers(&self.scenario.owners(&owners), count);
         self.standing = false;
         self.workers.clear();
-        let mut moved = Vec::new();
-        for (number, (relay, keys, from)) in workers.into_iter().enumerate() {
+        let (mut moved, mut first) = (Vec::new(), Vec::new());
+        for (number, Heir { relay, keys, from, actions }) in workers.into_iter().enumerate() {
             self.workers.push(Worker::new(relay, count));
+            first.push(actions);
             for (key, (worker, at)) in keys.into_iter().zip(from) {
                 let link = links[worker][at];
                 self.model.conn(link).worker = number;
@@ -146,9 +177,7 @@ impl World {
         for (number, link, key) in moved {
             self.settle_in(number, link, key);
         }
-        for number in 0..count {
-            let mut actions = Vec::new();
-            self.workers[number].relay.take_actions(&mut actions);
+        for (number, actions) in first.into_iter().enumerate() {
             for action in actions {
                 self.act(number, action);
             }

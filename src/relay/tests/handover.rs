@@ -231,8 +231,11 @@ fn a_budget_that_is_too_small_refuses_all_of_it_and_the_old_process_goes_on() {
     assert_eq!(world.texts(phone).len(), 20);
 }
 
+/// Where each key of each worker went.
+type Moved = HashMap<(usize, Key), Key>;
+
 /// The workers of a process, as `count` others go on with them; with where each key went.
-fn redistributed(workers: &[&World], count: usize) -> Vec<(World, HashMap<(usize, Key), Key>)> {
+fn redistributed(workers: &[&World], count: usize) -> Vec<(World, Moved)> {
     let given: Vec<state::Worker> = workers.iter().map(|world| world.given()).collect();
     let slots: Vec<Vec<u32>> = given
         .iter()
@@ -349,62 +352,70 @@ fn who_was_on_its_way_to_an_owner_gets_there_or_is_there() {
     assert_eq!(one.metrics.total(Series::MalformedEnvelopes), 1, "its bytes were kept");
 }
 
+/// A worker is changed so that it cannot be.
+type Fault = fn(&mut state::Worker);
+
+/// What a server-id and its connections cannot be, and what is said of it.
+const OF_IDS: [(&str, Fault); 9] = [
+    ("not there", |worker| worker.server_ids[0].phones.push(99)),
+    ("not there", |worker| worker.visitors[0].connection = 99),
+    ("twice", |worker| {
+        let phone = worker.server_ids[0].phones[0];
+        worker.server_ids[0].phones.push(phone);
+    }),
+    ("twice", |worker| worker.visitors.extend_from_within(..1)),
+    ("there twice", |worker| {
+        let mut again = worker.server_ids[0].clone();
+        again.tenure = state::Tenure::Grace(5);
+        again.phones.clear();
+        worker.server_ids.push(again);
+    }),
+    ("stage", |worker| drop(worker.server_ids.remove(0))),
+    ("stage", |worker| {
+        let phone = worker.server_ids[0].phones[0];
+        worker.server_ids[0].phones[0] = match worker.server_ids[0].tenure {
+            state::Tenure::Held(holder) => holder,
+            _ => unreachable!(),
+        };
+        worker.server_ids[0].tenure = state::Tenure::Held(phone);
+    }),
+    ("is none", |worker| worker.server_ids[0].id.clear()),
+    ("for nobody", |worker| {
+        worker.server_ids[0].tenure = match worker.server_ids[0].tenure {
+            state::Tenure::Held(holder) => {
+                state::Tenure::Probed { holder, newcomers: Vec::new(), left_ms: 5 }
+            }
+            _ => unreachable!(),
+        }
+    }),
+];
+
+/// What a connection cannot be.
+const OF_CONNECTIONS: [(&str, Fault); 8] = [
+    ("years away", |worker| worker.connections[0].due.ping = Some(1 << 60)),
+    ("another stage", |worker| worker.connections[0].due.stage = Some(5)),
+    ("half read", |worker| {
+        let header = state::Bytes(vec![0; 14]);
+        worker.connections[0].half_read =
+            Some(state::HalfRead { header, frame: None, message: None });
+    }),
+    ("no frames", |worker| {
+        worker.connections[0].outbox.chunks = vec![state::Bytes(vec![0x81, 5, 1])];
+    }),
+    ("two pings", |worker| {
+        worker.connections[0].outbox.control = state::Bytes([0x89, 0].repeat(2));
+    }),
+    ("was begun", |worker| worker.connections[0].outbox.http_bytes = 1),
+    ("half sent", |worker| {
+        let begun = state::BegunFrame { left_bytes: 9, payload_bytes: 1, is_ping: false };
+        worker.connections[0].outbox.begun = Some(begun);
+    }),
+    ("counted", |worker| worker.connections[0].traffic.bytes_in = u64::MAX),
+];
+
 #[test]
 fn what_contradicts_itself_is_refused() {
-    type Fault = fn(&mut state::Worker);
-    let faults: [(&str, Fault); 17] = [
-        ("not there", |worker| worker.server_ids[0].phones.push(99)),
-        ("not there", |worker| worker.visitors[0].connection = 99),
-        ("twice", |worker| {
-            let phone = worker.server_ids[0].phones[0];
-            worker.server_ids[0].phones.push(phone);
-        }),
-        ("twice", |worker| worker.visitors.extend_from_within(..1)),
-        ("there twice", |worker| {
-            let mut again = worker.server_ids[0].clone();
-            again.tenure = state::Tenure::Grace(5);
-            again.phones.clear();
-            worker.server_ids.push(again);
-        }),
-        ("stage", |worker| drop(worker.server_ids.remove(0))),
-        ("stage", |worker| {
-            let phone = worker.server_ids[0].phones[0];
-            worker.server_ids[0].phones[0] = match worker.server_ids[0].tenure {
-                state::Tenure::Held(holder) => holder,
-                _ => unreachable!(),
-            };
-            worker.server_ids[0].tenure = state::Tenure::Held(phone);
-        }),
-        ("is none", |worker| worker.server_ids[0].id.clear()),
-        ("for nobody", |worker| {
-            worker.server_ids[0].tenure = match worker.server_ids[0].tenure {
-                state::Tenure::Held(holder) => {
-                    state::Tenure::Probed { holder, newcomers: Vec::new(), left_ms: 5 }
-                }
-                _ => unreachable!(),
-            }
-        }),
-        ("years away", |worker| worker.connections[0].due.ping = Some(1 << 60)),
-        ("another stage", |worker| worker.connections[0].due.stage = Some(5)),
-        ("half read", |worker| {
-            let header = state::Bytes(vec![0; 14]);
-            worker.connections[0].half_read =
-                Some(state::HalfRead { header, frame: None, message: None });
-        }),
-        ("no frames", |worker| {
-            worker.connections[0].outbox.chunks = vec![state::Bytes(vec![0x81, 5, 1])];
-        }),
-        ("two pings", |worker| {
-            worker.connections[0].outbox.control = state::Bytes([0x89, 0].repeat(2));
-        }),
-        ("was begun", |worker| worker.connections[0].outbox.http_bytes = 1),
-        ("half sent", |worker| {
-            let begun = state::BegunFrame { left_bytes: 9, payload_bytes: 1, is_ping: false };
-            worker.connections[0].outbox.begun = Some(begun);
-        }),
-        ("counted", |worker| worker.connections[0].traffic.bytes_in = u64::MAX),
-    ];
-    for (number, (says, plant)) in faults.into_iter().enumerate() {
+    for (number, (says, plant)) in OF_IDS.into_iter().chain(OF_CONNECTIONS).enumerate() {
         let mut world = World::new();
         let _ = (world.binary("a"), world.phone("a"), world.connect());
         let mut given = world.given();
