@@ -246,4 +246,28 @@ mod tests {
         assert_eq!(share.take_end(), Some(End { is_clean: true }));
         assert!(!share.is_deferred());
     }
+
+    #[test]
+    fn what_waits_goes_on_waiting_in_another_process() {
+        let mut share = Share::default();
+        share.spend(0);
+        share.defer(Received { opened: (2, 4), from: 6, to: 8, ..received(1) });
+        share.defer_behind(Received { to: 3, ..received(2) });
+        share.end_with(false);
+        let (waiting, throttled) = share.give_out(|place, bytes| match place {
+            Place::Small(1) => b"--op--re"[..bytes].to_vec(),
+            _ => b"ceived"[..bytes].to_vec(),
+        });
+        let mut other = Share::take_in(waiting, throttled);
+        assert!(other.is_throttled());
+        // And on in a third one.
+        let (waiting, throttled) = other.give_out(|_, _| panic!("it has no buffer"));
+        other = Share::take_in(waiting, throttled);
+        let next = other.next().unwrap();
+        assert_eq!(next, Received { place: Place::Held, opened: (0, 2), from: 2, to: 7 });
+        assert_eq!(other.take_held(), b"oprecei");
+        assert!(other.next().is_none());
+        assert_eq!(other.take_end(), Some(End { is_clean: false }));
+        assert!(!Share::take_in(Waiting::default(), 0).is_deferred());
+    }
 }

@@ -283,11 +283,6 @@ impl TlsLink {
         buffer.append(&mut self.out);
         self.out = buffer;
         self.sent = 0;
-        self.release_write()
-    }
-
-    /// As [`TlsLink::hold_back`], where no send is under way.
-    pub(super) fn release_write(&mut self) -> Option<(Vec<u8>, usize)> {
         self.left_over = self.out.len();
         self.write.take().map(|write| (write.buffer, write.bytes))
     }
@@ -485,6 +480,56 @@ mod tests {
         assert!(!link.has_output());
         let plain = link.decrypt(&mut sealed(&mut client), u32::MAX);
         assert!(plain.data.is_empty());
+    }
+
+    /// The link in another process.
+    fn moved(link: &TlsLink) -> Box<TlsLink> {
+        let bytes = postcard::to_allocvec(&link.give_out().unwrap()).unwrap();
+        let configs: Configs = configs(suites()[0]);
+        TlsLink::take_in(postcard::from_bytes(&bytes).unwrap(), &configs.server).unwrap()
+    }
+
+    /// The core's writes come back as written, and their bytes leave in their order.
+    #[test]
+    fn what_is_held_back_is_sent_by_another_before_all_else() {
+        let (mut link, mut client) = open();
+        link.encrypt(write(100), || None).unwrap();
+        let Next::Send { outgoing, .. } = link.next() else { panic!("nothing is sent") };
+        let head = outgoing.buffer[..30].to_vec();
+        client.send_close_notify();
+        link.decrypt(&mut sealed(&mut client), u32::MAX);
+        let Sent::Rest { outgoing, .. } = link.on_sent(outgoing.buffer, Some(30)) else {
+            panic!("all")
+        };
+        assert_eq!(link.hold_back(outgoing).unwrap().1, 100);
+        let held = link.held_bytes();
+        assert!(held > 70, "the core is not charged for it");
+        let mut link = moved(&link);
+        assert!(link.has_output() && link.held_bytes() == held && link.peer_closed());
+        link.encrypt(Write { buffer: vec![8; 50], from: 0, to: 50, all: true }, || None).unwrap();
+        let Next::Send { outgoing: Outgoing { buffer, from, to }, .. } = link.next() else {
+            panic!("nothing is sent")
+        };
+        let data = opened(&mut client, &[&head, &buffer[from..to]].concat());
+        assert_eq!(data, [vec![7; 100], vec![8; 50]].concat());
+        let Sent::All { write: Some((_, 50)), .. } = link.on_sent(buffer, Some(to)) else {
+            panic!("the write comes back")
+        };
+        assert_eq!(link.held_bytes(), 0);
+    }
+
+    #[test]
+    fn a_session_that_ends_does_so_in_another_process() {
+        let (mut link, mut client) = open();
+        link.finish();
+        let mut link = moved(&link);
+        assert!(link.encrypt(write(1), || None).is_err());
+        send(&mut link, &mut client);
+        assert!(client.process_new_packets().unwrap().peer_has_closed());
+        let mut link = moved(&link);
+        assert!(matches!(link.next(), Next::FinishWriting));
+        let mut link = moved(&link);
+        assert!(matches!(link.next(), Next::Rest) && link.close_notify().is_none());
     }
 
     #[test]
