@@ -134,7 +134,7 @@ async fn nothing_to_show_is_one_line_with_a_cure() {
         (free, "start the relay"),
         (answering("404 Not Found", String::new()).await, "404"),
         (answering("200 OK", "{}".to_owned()).await, "not a relay of this version"),
-        (answering("200 OK", endless).await, "length limit exceeded"),
+        (answering("200 OK", endless).await, "answered with more than 4194304 bytes"),
     ] {
         let why = status(addr).await.unwrap_err();
         assert!(why.contains(says) && why.contains(&addr.to_string()), "{why}");
