@@ -223,7 +223,7 @@ async fn supervise(
         memory_budget_bytes: config.memory_budget_bytes,
         one_of_many: config.one_of_many,
         epoch,
-        started_at: since_1970(epoch),
+        started_at_seconds: since_1970(epoch),
         draining: AtomicBool::new(false),
         last_census: Mutex::default(),
     });

@@ -56,9 +56,9 @@ pub(super) struct Monitoring {
     pub(super) one_of_many: bool,
     /// When the process's clock started.
     pub(super) epoch: Instant,
-    /// The same by the wall clock, in seconds since 1970. Worked out once: a value that trembles
+    /// The same by the wall clock, since 1970. Worked out once: a value that trembles
     /// with that clock would look like restarts.
-    pub(super) started_at: u64,
+    pub(super) started_at_seconds: u64,
     /// It was asked to stop.
     pub(super) draining: AtomicBool,
     /// When the last census was over.
@@ -164,7 +164,7 @@ impl Monitoring {
         let drain = self.drain.status();
         Process {
             version: VERSION,
-            started_at: self.started_at,
+            started_at_seconds: self.started_at_seconds,
             uptime_seconds: self.epoch.elapsed().as_secs(),
             ready: !self.draining() && drain.is_none(),
             draining: self.draining(),
@@ -179,7 +179,7 @@ impl Monitoring {
             memory_budget_bytes: self.memory_budget_bytes,
             log_lines_lost: self.log.lost_lines(),
             certificate_failures: certificates.map_or(0, |held| held.failures()),
-            certificate_expires_at: certificates.and_then(|held| held.expires_at()),
+            certificate_expires_at_seconds: certificates.and_then(|held| held.expires_at()),
             worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),
         }
     }
