@@ -123,7 +123,7 @@ impl Fleet {
         resources: Resources,
     ) -> Result<(Self, Ends, Heirs), String> {
         let WorkerThreads { starts, ends } = threads;
-        let Resources { listeners, tls, push, epoch, mut estate } = resources;
+        let Resources { listeners, tls, push, epoch, estate } = resources;
         let proxy_headers = match &config.https {
             Some(https) if https.proxy_protocol => ProxyHeaders::Always,
             _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
@@ -140,13 +140,8 @@ impl Fleet {
             let now = epoch.elapsed().as_millis() as Millis;
             admission.take_in(now, &process.admission)?;
         }
-        let owner_of = |id: &str| {
-            ServerId::from_header(id.as_bytes()).map_or(usize::MAX, |id| owners.owner_of(&id))
-        };
-        let shares = estate.as_mut().map(|estate| estate.share_out(owner_of, starts.len()));
-        let mut shares = shares.transpose()?.unwrap_or_default().into_iter();
-        let (told_ready, ready) = std::sync::mpsc::channel();
-        let mut heirs = Heirs { ready, go: Vec::new() };
+        let (shares, heirs) = shares(estate, &owners, starts.len())?;
+        let mut shares = shares.into_iter();
         let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
         let (wakes, requests) = channel(push::MAX_WAITING);
         let push_is_on = push.is_some();
@@ -157,11 +152,6 @@ impl Fleet {
             starts.iter().map(|_| unbounded_channel()).unzip();
         let places = starts.into_iter().zip(listeners).zip(receivers);
         for (number, ((worker, listeners), mailbox)) in places.enumerate() {
-            let inherited = shares.next().map(|(state, sockets)| {
-                let (go, going) = std::sync::mpsc::channel();
-                heirs.go.push(go);
-                Inherited { state, sockets, ready: told_ready.clone(), go: going }
-            });
             let settings = Settings {
                 worker: number,
                 owners: owners.clone(),
@@ -183,7 +173,7 @@ impl Fleet {
                 mailboxes: mailboxes.clone(),
                 epoch,
                 wakes: wakes.clone(),
-                inherited,
+                inherited: shares.next(),
             };
             // Fails only where the thread has ended, which it tells by itself.
             let _ = worker.send(start);
@@ -306,6 +296,27 @@ impl Fleet {
         };
         tokio::time::timeout(patience, all).await.unwrap_or(false)
     }
+}
+
+/// What each worker gets of what a predecessor had, if there was one.
+fn shares(
+    estate: Option<Estate>,
+    owners: &Owners,
+    workers: usize,
+) -> Result<(Vec<Inherited>, Heirs), String> {
+    let (told_ready, ready) = std::sync::mpsc::channel();
+    let mut heirs = Heirs { ready, go: Vec::new() };
+    let Some(mut estate) = estate else { return Ok((Vec::new(), heirs)) };
+    let owner_of = |id: &str| {
+        ServerId::from_header(id.as_bytes()).map_or(usize::MAX, |id| owners.owner_of(&id))
+    };
+    let shares = estate.share_out(owner_of, workers)?.into_iter();
+    let shares = shares.map(|(state, sockets)| {
+        let (go, going) = std::sync::mpsc::channel();
+        heirs.go.push(go);
+        Inherited { state, sockets, ready: told_ready.clone(), go: going }
+    });
+    Ok((shares.collect(), heirs))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@
 //! - `doors`: the control plane's own listeners
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
+//! - `http`: the client and the accept loop that these share
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
 //! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
@@ -29,6 +30,7 @@ mod drain;
 mod dump;
 mod explain;
 mod fleet;
+mod http;
 mod listening;
 mod locked_memory;
 mod log_level;
@@ -282,7 +284,7 @@ async fn supervise(
         memory_budget_bytes: config.memory_budget_bytes,
         one_of_many: config.one_of_many,
         epoch,
-        started_at: since_1970(epoch),
+        started_at_seconds: since_1970(epoch),
         draining: AtomicBool::new(false),
         upgrades: record,
         earlier,
@@ -298,7 +300,7 @@ async fn supervise(
         serving,
         lent: lends,
         has_tls,
-        under_way: Mutex::default(),
+        place: Semaphore::new(1),
         is_leaving: AtomicBool::new(false),
         stopping: Notify::new(),
         heir: tokio::sync::watch::Sender::new(None),
@@ -339,9 +341,8 @@ async fn supervise(
             _ = interrupt.recv() => break info!(err = "SIGINT", "shutting_down"),
             _ = terminate.recv() => break info!(err = "SIGTERM", "shutting_down"),
             pid = upgrades.heir() => return leaving.leave(pid, ends).await,
-            end = ends.next() => match upgrades.is_leaving() {
-                false => return Err(worker_failure(end)),
-                true => {}
+            end = ends.next() => if !upgrades.is_leaving() {
+                return Err(worker_failure(end));
             },
             _ = hang_up.recv() => {
                 notify::reloading();

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use successor::Successor;
-use tokio::sync::{Mutex, Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, TryAcquireError, oneshot, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -78,7 +78,7 @@ pub(super) struct Upgrades {
     pub(super) lent: Lent,
     pub(super) has_tls: bool,
     /// One at a time.
-    pub(super) under_way: Mutex<()>,
+    pub(super) place: Semaphore,
     /// The workers have been told to leave everything to a successor.
     pub(super) is_leaving: AtomicBool,
     /// The process is to stop, so none begins, and one that has not come far ends.
@@ -110,9 +110,10 @@ impl Upgrades {
     }
 
     async fn run(&self, path: Option<PathBuf>) -> Result<Report, String> {
-        let Ok(_alone) = self.under_way.try_lock() else {
-            return Err("an upgrade is under way already".to_owned());
-        };
+        let _alone = self.place.try_acquire().map_err(|refused| match refused {
+            TryAcquireError::NoPermits => "an upgrade is under way already",
+            TryAcquireError::Closed => "the relay stops",
+        })?;
         let mut program = self.program.clone();
         program.path = path.unwrap_or(program.path);
         let shown = program.path.display().to_string();
@@ -244,7 +245,8 @@ impl Upgrades {
     /// has is waited for; the process that has taken over, if one has.
     pub(super) async fn stop(&self) -> Option<u32> {
         self.stopping.notify_one();
-        std::mem::forget(self.under_way.lock().await);
+        drop(self.place.acquire().await);
+        self.place.close();
         *self.heir.borrow()
     }
 }

@@ -20,14 +20,14 @@ impl Record {
     pub(in crate::control) fn note_success(&self, connections: u64, pause_ms: f64) {
         let mut upgrades = self.upgrades();
         upgrades.succeeded += 1;
-        upgrades.last = Some(LastUpgrade { at: now(), connections, pause_ms });
+        upgrades.last = Some(LastUpgrade { at_seconds: now(), connections, pause_ms });
     }
 
     /// This process goes on.
     pub(super) fn note_failure(&self, why: &str) {
         let mut upgrades = self.upgrades();
         upgrades.failed += 1;
-        upgrades.last_failure = Some(UpgradeFailure { at: now(), why: why.to_owned() });
+        upgrades.last_failure = Some(UpgradeFailure { at_seconds: now(), why: why.to_owned() });
     }
 
     pub(super) fn count(&self) -> u64 {

@@ -32,8 +32,8 @@ impl Admission {
     pub fn take_in(&self, now: Millis, state: &process::Admission) -> Result<(), String> {
         let mut tables = self.tables();
         let buckets = |rates: &[(IpAddr, u64)]| {
-            let rates = rates.to_vec().into_iter();
-            rates.map(|(address, left)| (Address::from(address), left))
+            let rates = rates.to_vec();
+            rates.into_iter().map(|(address, left)| (Address::from(address), left))
         };
         tables.rates.take_in(now, buckets(&state.rates));
         tables.handshakes.take_in(now, buckets(&state.handshakes));
