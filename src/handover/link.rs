@@ -35,7 +35,7 @@ pub struct ProxyHeader {
     /// Its fixed part and the addresses, as far as they have come.
     pub kept: Bytes,
     /// Bytes behind them that were passed over.
-    pub skipped: u16,
+    pub skipped_bytes: u32,
 }
 
 /// Bytes that were received and that the core has not read.

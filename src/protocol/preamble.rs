@@ -4,8 +4,6 @@
 
 use super::opening::{Begins, Opening};
 use super::proxy::{self, Proxy};
-use crate::handover::link;
-use crate::handover::state::Bytes;
 use std::net::SocketAddr;
 
 /// Reads what comes first. Nothing on the heap where there is no PROXY header to come.
@@ -15,6 +13,16 @@ pub struct Preamble {
     proxy_header: Option<Box<proxy::Reader>>,
     /// Until it is known that what comes is not HTTP in the clear.
     opening: Option<Opening>,
+}
+
+/// What has come of a preamble that is not over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HalfRead {
+    /// Of a PROXY header, if it is not whole: its fixed part and the addresses, as far as they have
+    /// come, and how many bytes behind them were passed over.
+    pub proxy_header: Option<(Vec<u8>, usize)>,
+    /// The first bytes behind it, if it is not known yet whether they are HTTP in the clear.
+    pub opening: Option<Vec<u8>>,
 }
 
 /// What bytes mean that came first, or behind what did.
@@ -62,26 +70,25 @@ impl Preamble {
         self.proxy_header.is_none() && self.opening.is_none()
     }
 
-    /// What has come, with which another process goes on.
+    /// What has come, with which another process can go on.
     #[must_use]
-    pub fn give_out(&self) -> link::Preamble {
+    pub fn half_read(&self) -> HalfRead {
         let proxy_header = self.proxy_header.as_ref().map(|header| {
-            let (kept, skipped) = header.come();
-            link::ProxyHeader { kept: Bytes(kept.to_vec()), skipped: skipped as u16 }
+            let (kept, skipped_bytes) = header.half_read();
+            (kept.to_vec(), skipped_bytes)
         });
-        let opening = self.opening.map(|opening| Bytes(opening.held().to_vec()));
-        link::Preamble { proxy_header, opening }
+        HalfRead { proxy_header, opening: self.opening.map(|opening| opening.held().to_vec()) }
     }
 
     /// Goes on where another is. None if none can be there.
     #[must_use]
-    pub fn take_in(given: &link::Preamble) -> Option<Self> {
-        let mut preamble = Self::new(given.proxy_header.is_some(), given.opening.is_some());
-        if let Some(link::ProxyHeader { kept: Bytes(kept), skipped }) = &given.proxy_header {
-            let header = proxy::Reader::resume(kept, usize::from(*skipped))?;
-            preamble.proxy_header = Some(Box::new(header));
+    pub fn resume(half_read: &HalfRead) -> Option<Self> {
+        let HalfRead { proxy_header, opening } = half_read;
+        let mut preamble = Self::new(proxy_header.is_some(), opening.is_some());
+        if let Some((kept, skipped_bytes)) = proxy_header {
+            preamble.proxy_header = Some(Box::new(proxy::Reader::resume(kept, *skipped_bytes)?));
         }
-        if let (Some(Bytes(held)), Some(opening)) = (&given.opening, &mut preamble.opening)
+        if let (Some(held), Some(opening)) = (opening, &mut preamble.opening)
             && !held.is_empty()
             && opening.read(held) != Begins::NeedMore
         {
@@ -205,16 +212,16 @@ mod tests {
                 let mut first = Preamble::new(true, true);
                 let Preface { named, next } = first.read(&all[..at]);
                 assert_eq!(next, Next::NeedMore, "{at}");
-                let mut second = Preamble::take_in(&first.give_out()).unwrap();
+                let mut second = Preamble::resume(&first.half_read()).unwrap();
                 let later = second.read(&all[at..]);
                 assert_eq!(named.or(later.named), peer, "{at}");
                 let Next::Data { held, from } = later.next else { panic!("{later:?}") };
                 assert_eq!([&held, &all[at + from..]].concat(), b"GETX and so on", "{at}");
             }
         }
-        let bad = |kept: &[u8], skipped, opening: Option<&[u8]>| link::Preamble {
-            proxy_header: Some(link::ProxyHeader { kept: Bytes(kept.to_vec()), skipped }),
-            opening: opening.map(|held| Bytes(held.to_vec())),
+        let bad = |kept: &[u8], skipped_bytes, opening: Option<&[u8]>| HalfRead {
+            proxy_header: Some((kept.to_vec(), skipped_bytes)),
+            opening: opening.map(<[u8]>::to_vec),
         };
         for given in [
             bad(b"\r\nx", 0, None),
@@ -224,7 +231,7 @@ mod tests {
             bad(&HEADER[..3], 0, Some(b"X")),
             bad(&extended[..28], 3, None),
         ] {
-            assert!(Preamble::take_in(&given).is_none(), "{given:?}");
+            assert!(Preamble::resume(&given).is_none(), "{given:?}");
         }
     }
 

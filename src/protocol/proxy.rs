@@ -91,7 +91,7 @@ impl Reader {
 
     /// What has come of the header, and how many bytes behind that were passed over.
     #[must_use]
-    pub fn come(&self) -> (&[u8], usize) {
+    pub fn half_read(&self) -> (&[u8], usize) {
         (self.kept.get(..self.kept_bytes).unwrap_or_default(), self.skipped_bytes)
     }
 

@@ -97,9 +97,9 @@ impl Takeover {
         self.stance == Stance::Gone
     }
 
-    /// Whether it waits for what the kernel completes at once.
+    /// Whether someone waits until it is quiet, for which all that is under way completes at once.
     pub(super) fn is_hurried(&self) -> bool {
-        self.stance == Stance::Quieting || self.give_out.is_some()
+        self.quiet.is_some() || self.give_out.is_some()
     }
 
     /// Whether timers are to wait in a turn that so many completions have come to.

@@ -6,7 +6,8 @@ use super::share::{Place, Share};
 use super::tls_link::TlsLink;
 use super::unsent;
 use crate::handover;
-use crate::protocol::preamble::Preamble;
+use crate::handover::state::Bytes;
+use crate::protocol::preamble::{HalfRead, Preamble};
 use rustls::ServerConfig;
 use socket2::Socket;
 use std::sync::Arc;
@@ -14,6 +15,10 @@ use std::sync::Arc;
 /// So many receives that would have fitted a small buffer, and a connection is no longer read into
 /// large ones: between large messages there may be a few small ones.
 const SMALL_IN_A_ROW: u8 = 8;
+
+/// Why a connection cannot go on where there is no TLS.
+const NO_TLS: &str = "connections of the running relay speak TLS, and the new configuration has no \
+     certificate: configure TLS as it was";
 
 /// What the kernel reads for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +94,7 @@ impl Link {
         debug_assert!(!self.is_busy() && !self.is_closing, "given out while busy");
         let (waiting, throttled_for) = self.share.give_out(received);
         handover::link::Link {
-            preamble: self.preamble.give_out(),
+            preamble: give_out_preamble(&self.preamble),
             tls: self.tls.as_ref().and_then(|tls| tls.give_out()).map(Box::new),
             waiting,
             throttled_for,
@@ -108,13 +113,13 @@ impl Link {
         config: Option<&Arc<ServerConfig>>,
     ) -> Result<Self, String> {
         let handover::link::Link { preamble, tls, waiting, throttled_for, is_large } = given;
-        let preamble = Preamble::take_in(&preamble)
-            .ok_or("what came of a PROXY header is not the beginning of one")?;
+        let preamble = take_in_preamble(preamble)
+            .ok_or("the running relay gave out the beginning of a PROXY header that is none")?;
         let tls = match (tls, config) {
             (None, _) => None,
             (Some(tls), Some(config)) => Some(TlsLink::take_in(*tls, config)?),
             (Some(_), None) => {
-                return Err("a connection speaks TLS, which is not configured".into());
+                return Err(NO_TLS.to_owned());
             }
         };
         let mut link = Self::new(socket, preamble, tls);
@@ -179,4 +184,21 @@ impl Link {
             let _ = self.socket.send_with_flags(&alert, flags);
         }
     }
+}
+
+fn give_out_preamble(preamble: &Preamble) -> handover::link::Preamble {
+    let HalfRead { proxy_header, opening } = preamble.half_read();
+    let header = |(kept, skipped_bytes)| handover::link::ProxyHeader {
+        kept: Bytes(kept),
+        skipped_bytes: skipped_bytes as u32,
+    };
+    handover::link::Preamble { proxy_header: proxy_header.map(header), opening: opening.map(Bytes) }
+}
+
+fn take_in_preamble(given: handover::link::Preamble) -> Option<Preamble> {
+    let handover::link::Preamble { proxy_header, opening } = given;
+    Preamble::resume(&HalfRead {
+        proxy_header: proxy_header.map(|header| (header.kept.0, header.skipped_bytes as usize)),
+        opening: opening.map(|held| held.0),
+    })
 }

@@ -283,11 +283,6 @@ impl TlsLink {
         buffer.append(&mut self.out);
         self.out = buffer;
         self.sent = 0;
-        self.release_write()
-    }
-
-    /// As [`TlsLink::hold_back`], where no send is under way.
-    pub(super) fn release_write(&mut self) -> Option<(Vec<u8>, usize)> {
         self.left_over = self.out.len();
         self.write.take().map(|write| (write.buffer, write.bytes))
     }

@@ -211,9 +211,23 @@ impl Fleet {
         }
     }
 
-    /// Another takes over everything.
+    /// Another takes over everything, when nobody is amid a handshake.
     pub(crate) async fn succeeded_by(self, plan: Plan) -> Self {
-        let given = self.give_out().await;
+        for _ in 0..100 {
+            self.tell(|| Mail::StopAccepting);
+            let given = self.give_out().await;
+            if given.left_out == 0 {
+                return self.left_to(given, plan).await;
+            }
+            self.resume();
+            // What was accepted meanwhile goes on.
+            tokio::task::yield_now().await;
+        }
+        panic!("someone is always amid a handshake");
+    }
+
+    /// Another goes on with what this has given out.
+    pub(crate) async fn left_to(self, given: Given, plan: Plan) -> Self {
         let heir = given.taken_in(plan).unwrap();
         self.leave().await;
         heir.begin()

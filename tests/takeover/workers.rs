@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use pyrycode_relay::handover::state::Connection;
 use pyrycode_relay::worker::{Mail, ProxyHeaders};
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -112,7 +113,13 @@ async fn others_go_on_with_everything_however_many_they_are() {
 /// connections on their way from one to another included.
 #[tokio::test]
 async fn who_dials_meanwhile_is_served() {
-    let mut fleet = Fleet::start(Plan::plain(3));
+    for plan in plans(3) {
+        dial_meanwhile(plan).await;
+    }
+}
+
+async fn dial_meanwhile(plan: Plan) {
+    let mut fleet = Fleet::start(plan);
     let (door, stop) = (fleet.door(), Arc::new(AtomicBool::new(false)));
     let served = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> = (0..4)
@@ -181,6 +188,39 @@ async fn what_a_peer_does_not_read_waits_for_it() {
             talk(binary, phone).await;
         }
         drop(peers);
+        fleet.shut_down().await;
+    }
+}
+
+/// What is over a connection's share of a turn waits in receive buffers, and over TLS opened; and the
+/// end of the stream waits behind it.
+#[tokio::test]
+async fn a_flood_goes_on_where_it_was_read_to() {
+    const MESSAGES: usize = 5000;
+    let flood: Vec<u8> = (0..MESSAGES).flat_map(|n| masked(TEXT, n.to_string())).collect();
+    for plan in plans(1) {
+        let mut fleet = Fleet::start(plan.clone());
+        let (mut tries, mut waited) = (0, 0);
+        while waited < 4 {
+            tries += 1;
+            assert!(tries < 200, "nothing waits: {waited}");
+            let door = &doors(&fleet)[tries % doors(&fleet).len()];
+            let (mut binary, mut phone) = pair(door, &format!("flood-{tries}")).await;
+            phone.send(flood.as_slice()).await;
+            phone.finish().await;
+            let mut given = fleet.give_out().await;
+            let waits = |connection: &Connection| !connection.link.waiting.received.0.is_empty();
+            waited += given.states()[0].connections.iter().filter(|of| waits(of)).count();
+            if tries % 2 == 0 {
+                fleet.resume();
+            } else {
+                fleet = fleet.left_to(given, plan.clone()).await;
+            }
+            for number in 0..MESSAGES {
+                assert_eq!(open_envelope(&binary.recv_text().await).1, number.to_string());
+            }
+            assert!(binary.recv_text().await.contains("close_code"));
+        }
         fleet.shut_down().await;
     }
 }
@@ -306,8 +346,10 @@ async fn who_is_amid_a_handshake_goes_on_or_ends() {
     let mut raw = Raw::connect_to(fleet.addr).await;
     raw.send(doors(&fleet)[1].hello()).await;
     raw.some().await;
+    let given = fleet.give_out().await;
+    assert_eq!(given.left_out, 1);
     let plan = fleet.plan.clone();
-    let fleet = fleet.succeeded_by(plan).await;
+    let fleet = fleet.left_to(given, plan).await;
     assert_eq!(raw.rest().await.1, End::Reset);
     drop(others);
     fleet.shut_down().await;
@@ -328,9 +370,7 @@ async fn who_dials_while_all_is_still_waits_and_is_served() {
         if goes_on {
             fleet.resume();
         } else {
-            let heir = given.taken_in(Plan::plain(1)).unwrap();
-            fleet.leave().await;
-            fleet = heir.begin();
+            fleet = fleet.left_to(given, Plan::plain(1)).await;
         }
         for raw in &mut waiting {
             assert_eq!(raw.response().await.status, 101);
