@@ -13,6 +13,7 @@
 //!   proxies put before them
 //! - [`relay`]: what one worker knows and decides: registry, outboxes, memory, deadlines; no I/O, no
 //!   clock
+//! - [`handover`]: all that a worker knows, as plain data for another process
 //! - [`shared`]: the little that workers share: who may connect, and the memory budget
 //! - [`worker`]: the io_uring shell around it: one thread, ring, listener and event loop per core,
 //!   and TLS

@@ -16,6 +16,7 @@
 //! - `watch`: a live view in the terminal; `diagnose`: an archive for a bug report
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
+//! - `http`: the client and the accept loop that these share
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
 //! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
@@ -26,6 +27,7 @@ mod drain;
 mod dump;
 mod explain;
 mod fleet;
+mod http;
 mod listening;
 mod locked_memory;
 mod log_level;
@@ -221,7 +223,7 @@ async fn supervise(
         memory_budget_bytes: config.memory_budget_bytes,
         one_of_many: config.one_of_many,
         epoch,
-        started_at: since_1970(epoch),
+        started_at_seconds: since_1970(epoch),
         draining: AtomicBool::new(false),
         last_census: Mutex::default(),
     });

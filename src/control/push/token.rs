@@ -2,7 +2,7 @@
 //! section 2.1), which then serves for about an hour.
 
 use super::credentials::ServiceAccount;
-use super::http::{CallError, Http};
+use crate::control::http::client::{CallError, Http};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
@@ -128,11 +128,11 @@ impl AccessTokens {
         );
         let answer = self.http.post(&self.account.token_url, FORM, None, form).await;
         let answer = answer.map_err(TokenError::Call)?;
-        if answer.status != StatusCode::OK {
-            return Err(TokenError::Refused(answer.status, oauth_error(&answer.body)));
+        if answer.status() != StatusCode::OK {
+            return Err(TokenError::Refused(answer.status(), oauth_error(answer.body())));
         }
         let granted: Granted =
-            serde_json::from_slice(&answer.body).map_err(|_| TokenError::Malformed)?;
+            serde_json::from_slice(answer.body()).map_err(|_| TokenError::Malformed)?;
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", granted.access_token))
             .map_err(|_| TokenError::Malformed)?;
         authorization.set_sensitive(true);
