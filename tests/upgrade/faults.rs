@@ -1,6 +1,6 @@
 //! Either process ends at each step: who serves afterwards, and that nothing is lost.
 
-use super::common::soon;
+use super::common::{SOON, soon, wait_until};
 use super::puppet::{Puppet, Started, Step};
 use super::service::{PATIENCE, Pair, Service, assert_nobody_serves, signal};
 use pyrycode_relay::handover::messages::FromSuccessor;
@@ -149,6 +149,7 @@ async fn the_relay_goes_on_whatever_its_successor_does_before_it_has_taken_over(
     let mut service = Service::start(&[]).await;
     let puppet = Puppet::new(&service.folder);
     let mut pair = Pair::new(&service.relay, "id").await;
+    let descriptors = service.relay.descriptors();
     let mut failed = 0.0;
     for heard in [Heard::Nothing, Heard::Offer, Heard::State, Heard::Commit] {
         for then in [Then::Dies, Then::Refuses, Then::SaysTheWrongThing] {
@@ -181,6 +182,10 @@ async fn the_relay_goes_on_whatever_its_successor_does_before_it_has_taken_over(
             assert_eq!(service.metric(FAILED).await, failed, "{case}");
         }
     }
+    wait_until("nothing is left of them", SOON, async || {
+        service.relay.descriptors() <= descriptors
+    })
+    .await;
     service.upgrade(&[]).await;
     pair.talk().await;
 }

@@ -2,17 +2,19 @@
 
 use super::common::certs::Folder;
 use super::common::{
-    CONTINUATION, Door, End, Hostile, PONG, Raw, Relay, Request, SOON, TEXT, close_frame,
-    close_notice, envelope, masked, open_envelope, wait_until,
+    CONTINUATION, Door, End, Hostile, PONG, Process, Raw, Relay, Request, SOON, TEXT, close_frame,
+    close_notice, command, envelope, masked, open_envelope, wait_until,
 };
-use super::puppet::{Puppet, Step};
+use super::puppet::{Puppet, Step, wrapper};
 use super::service::{Pair, Service};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 /// No clock ends anything here.
 const PATIENT: [&str; 10] = [
@@ -265,8 +267,8 @@ async fn a_proxy_header_that_is_half_there_names_its_caller_in_the_end() {
 
 #[tokio::test]
 async fn an_id_in_grace_can_be_reclaimed_in_what_is_left_of_its_time() {
-    const GRACE: Duration = Duration::from_secs(4);
-    let mut service = Service::start(&["--grace", "4s"]).await;
+    const GRACE: Duration = Duration::from_secs(3);
+    let mut service = Service::start(&["--grace", "3s"]).await;
     let mut back = Pair::new(&service.relay, "back").await;
     let mut gone = Pair::new(&service.relay, "gone").await;
     let left = Instant::now();
@@ -372,6 +374,36 @@ async fn the_command_says_what_happened() {
     assert!(!service.socket.exists());
 }
 
+#[tokio::test]
+async fn the_program_is_the_one_that_is_installed_now() {
+    let folder = Folder::new();
+    let (program, mark) = (folder.path("relay"), folder.path("mark"));
+    std::fs::hard_link(env!("CARGO_BIN_EXE_pyrycode-relay"), &program).unwrap();
+    let mut service = Service::installed(&program).await;
+    let mut pair = Pair::new(&service.relay, "id").await;
+    // As a package does it: another file takes its place.
+    wrapper(&program, &format!("echo installed >> {}", mark.display()));
+    service.upgrade(&[]).await;
+    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "installed\n");
+    pair.talk().await;
+}
+
+#[tokio::test]
+async fn a_program_is_looked_for_where_the_operator_is() {
+    let mut service = Service::start(&[]).await;
+    let mut pair = Pair::new(&service.relay, "id").await;
+    wrapper(&service.folder.path("another"), "pwd > \"$(dirname \"$0\")/cwd\"");
+    let socket = service.socket.to_str().unwrap();
+    let args = ["upgrade", "--json", "--program", "./another", "--control-socket", socket];
+    let mut upgrade = command(&args);
+    upgrade.current_dir(service.folder.path(""));
+    service.upgraded_by(Process::spawn(upgrade)).await;
+    pair.talk().await;
+    // The new process is where the old one was.
+    let folder = std::fs::read_to_string(service.folder.path("cwd")).unwrap();
+    assert_eq!(Path::new(folder.trim_end()), std::env::current_dir().unwrap());
+}
+
 // ---- again and again, and in other sizes
 
 /// Dials all the time, and counts those who are served; each must be.
@@ -411,6 +443,83 @@ impl Dialer {
     fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("everybody who dials is served");
+    }
+}
+
+async fn talk(number: usize, door: Door, stop: Arc<AtomicBool>) {
+    let (binary, phone) = (Raw::through(&door).await, Raw::through(&door).await);
+    let mut pair = Pair::by(binary, phone, &format!("talker {number}")).await;
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..20 {
+            pair.say().await;
+        }
+        pair.hear().await;
+    }
+}
+
+/// Pairs that talk as fast as they can, and hear everything.
+struct Talkers {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Talkers {
+    /// One through each of these.
+    fn start(doors: Vec<Door>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let mut all = JoinSet::new();
+                for (number, door) in doors.into_iter().enumerate() {
+                    all.spawn(talk(number, door, stopped.clone()));
+                }
+                all.join_all().await;
+            });
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("everything that is said is heard");
+    }
+}
+
+#[tokio::test]
+async fn upgrades_amid_a_flow_of_messages_lose_none() {
+    for (mut service, doors) in [
+        {
+            let service = Service::start(&[]).await;
+            let doors = vec![service.relay.door(); 3];
+            (service, doors)
+        },
+        {
+            let service = Service::start_tls(&[]).await;
+            let door = service.relay.door();
+            let versions = [&rustls::version::TLS12, &rustls::version::TLS13];
+            let doors = versions.map(|version| door.speaking(version, &[])).to_vec();
+            (service, doors)
+        },
+    ] {
+        let pairs = doors.len() as u64;
+        let talkers = Talkers::start(doors);
+        service.relay.wait_for_counts(pairs, pairs).await;
+        for _ in 0..4 {
+            let before = service.metrics().await;
+            service.upgrade(&[]).await;
+            let flows = "pyrycode_relay_frames_forwarded_total";
+            wait_until("messages flow", SOON, async || {
+                let after = service.metrics().await;
+                let of = |all: &BTreeMap<String, f64>| -> f64 {
+                    all.iter().filter(|(name, _)| name.starts_with(flows)).map(|(_, n)| n).sum()
+                };
+                of(&after) > of(&before) + 100.0
+            })
+            .await;
+        }
+        talkers.finish();
     }
 }
 

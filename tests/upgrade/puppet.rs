@@ -19,8 +19,9 @@ use std::thread::JoinHandle;
 /// What the process is told to become.
 #[derive(Serialize, Deserialize)]
 enum Become {
-    /// The real program. Its standard input comes with this.
-    Successor { without_rings: bool },
+    /// The real program. Its standard input comes with this. It may be refused its rings by the kernel,
+    /// with this error.
+    Successor { no_rings: Option<i32> },
 }
 
 /// A program that a relay can be told to start.
@@ -65,8 +66,14 @@ impl Puppet {
 
     /// The process, as the real program, behind whoever stands between.
     pub(crate) async fn successor(&self) -> Between {
-        self.started().await.into_successor(false)
+        self.started().await.into_successor(None)
     }
+}
+
+/// A program that becomes the real one, after this line of a shell.
+pub(crate) fn wrapper(path: &std::path::Path, line: &str) {
+    let program = env!("CARGO_BIN_EXE_pyrycode-relay");
+    executable(path, &format!("#!/bin/sh\n{line}\nexec {program} \"$@\"\n"));
 }
 
 /// Writes a program.
@@ -125,9 +132,9 @@ impl Started {
     }
 
     /// Becomes the real program.
-    pub(crate) fn into_successor(mut self, without_rings: bool) -> Between {
+    pub(crate) fn into_successor(mut self, no_rings: Option<i32>) -> Between {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        self.strings.send(&Become::Successor { without_rings }, &[theirs.as_fd()]).unwrap();
+        self.strings.send(&Become::Successor { no_rings }, &[theirs.as_fd()]).unwrap();
         Between { pid: self.pid, old: self.relay, new: channel(ours), next: 0, held: None }
     }
 }
@@ -144,13 +151,13 @@ fn a_process() {
     strings.set_patience(10 * SOON).unwrap();
     // Ends without a word to the relay where the test lets go of it.
     let Ok((told, mut descriptors)) = strings.receive() else { std::process::exit(1) };
-    let Become::Successor { without_rings } = told;
+    let Become::Successor { no_rings } = told;
     let args = std::env::var("PUPPET_ARGS").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pyrycode-relay"));
     command.args(args.lines()).env_remove("PUPPET_ARGS").env_remove("PUPPET_SOCKET");
     command.stdin(Stdio::from(descriptors.remove(0)));
-    if without_rings {
-        deny(&mut command, libc::SYS_io_uring_setup, None, libc::EPERM);
+    if let Some(errno) = no_rings {
+        deny(&mut command, libc::SYS_io_uring_setup, None, errno);
     }
     panic!("{}", command.exec());
 }
@@ -210,6 +217,12 @@ impl Between {
             }
             self.carry_held().unwrap();
         }
+    }
+
+    /// Has the greeting, which is held up, tell of another version.
+    pub(crate) fn greet_as_of(&mut self, version: u32) {
+        let Some(Held::Greeting(greeting)) = &mut self.held else { panic!("no greeting is held") };
+        greeting.state_version = version;
     }
 
     /// Has it arrive, and carries whatever follows for as long as there are two ends.

@@ -2,19 +2,12 @@
 
 use super::common::certs::Folder;
 use super::common::{Raw, SOON, TEXT, envelope, masked, wait_until};
-use super::puppet::{Puppet, Step, executable};
+use super::puppet::{Puppet, Step, executable, wrapper};
 use super::service::{PATIENCE, Pair, Service, is_alive, signal};
+use pyrycode_relay::handover::state::VERSION;
 use rustix::process::Signal;
 
 const FAILED: &str = "pyrycode_relay_upgrades_total{outcome=\"failed\"}";
-
-/// A program that becomes the real one, after this line of a shell.
-fn wrapper(folder: &Folder, line: &str) -> String {
-    let path = folder.path("wrapper");
-    let program = env!("CARGO_BIN_EXE_pyrycode-relay");
-    executable(&path, &format!("#!/bin/sh\n{line}\nexec {program} \"$@\"\n"));
-    path.to_str().unwrap().to_owned()
-}
 
 fn script(folder: &Folder, name: &str, line: &str) -> String {
     let path = folder.path(name);
@@ -103,24 +96,43 @@ async fn descriptors_and_rings_that_the_new_process_does_not_get() {
         others.push(Pair::new(&service.relay, &format!("other {number}")).await);
     }
     for (limit, says) in [(30, "before anybody connects"), (70, "descriptors have run out")] {
-        let program = wrapper(&service.folder, &format!("ulimit -n {limit}"));
+        let program = service.folder.path("wrapper");
+        wrapper(&program, &format!("ulimit -n {limit}"));
         pair.say().await;
-        let why = service.fails(&["--program", &program]).await;
+        let why = service.fails(&["--program", program.to_str().unwrap()]).await;
         assert!(why.contains(says) && why.contains("LimitNOFILE="), "{limit}: {why}");
         pair.talk().await;
     }
     let puppet = Puppet::new(&service.folder);
-    let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-    let carrier = puppet.started().await.into_successor(true).release();
-    let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
-    carrier.join().unwrap();
-    assert!(why.contains("io_uring"), "{why}");
-    pair.talk().await;
+    for (errno, says) in [(libc::EPERM, "io_uring"), (libc::ENOMEM, "locked memory")] {
+        let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
+        let carrier = puppet.started().await.into_successor(Some(errno)).release();
+        let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
+        carrier.join().unwrap();
+        assert!(why.contains(says), "{why}");
+        pair.talk().await;
+    }
     service.upgrade(&[]).await;
     pair.talk().await;
     for pair in &mut others {
         pair.talk().await;
     }
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_read_this_version_of_the_state() {
+    let service = Service::start(&[]).await;
+    let mut pair = Pair::new(&service.relay, "id").await;
+    let puppet = Puppet::new(&service.folder);
+    let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
+    let mut between = puppet.successor().await;
+    between.hold(Step::Greeting);
+    between.greet_as_of(VERSION + 1);
+    let carrier = between.release();
+    let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
+    carrier.join().unwrap();
+    assert!(why.contains(&format!("has version {}: restart it instead", VERSION + 1)), "{why}");
+    pair.talk().await;
 }
 
 #[tokio::test]

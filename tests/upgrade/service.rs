@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -60,6 +60,15 @@ impl Service {
     pub(crate) async fn configured(file: &str) -> Self {
         let (folder, own) = Self::place();
         let mut command = command(&["--config", file, &own[0], &own[1], &own[2], &own[3]]);
+        command.process_group(0);
+        Self::of(Relay::listening(Process::spawn(command)).await, folder).await
+    }
+
+    /// One of the program that is installed at this path.
+    pub(crate) async fn installed(program: &Path) -> Self {
+        let (folder, own) = Self::place();
+        let mut command = Command::new(program);
+        command.args(["--insecure-listen", "127.0.0.1:0", "--log-format", "json"]).args(own);
         command.process_group(0);
         Self::of(Relay::listening(Process::spawn(command)).await, folder).await
     }
