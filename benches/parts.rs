@@ -99,3 +99,15 @@ fn core_binary_to_phone(bencher: Bencher<'_, '_>, bytes: usize) {
     let mut crowd = work::crowd(bytes);
     bencher.bench_local(|| crowd.binary_to_phone());
 }
+
+#[divan::bench]
+fn give_out_17000_phones(bencher: Bencher<'_, '_>) {
+    let idle = work::idle();
+    bencher.bench_local(|| idle.give_out());
+}
+
+#[divan::bench]
+fn revive_17000_phones(bencher: Bencher<'_, '_>) {
+    let bytes = work::idle().give_out();
+    bencher.bench_local(|| work::Idle::revive(black_box(&bytes)));
+}

@@ -18,11 +18,6 @@
 //! in brackets at the front of its message. All were planted again after the ledger had come. A seed in
 //! brackets is that of the check `state`, from before a timer of an id that is simply held was an assertion.
 //!
-//! Known and open: seed 2026261, `alarm`. Two pings are due within a tick that is not over; the relay sends one
-//! of them now and one in the next tick, as it may. Where memory is tight, a ping that is queued is no proof
-//! (there may have been no room for it), so the model takes it that both were sent, and expects the next one
-//! 29 ms too early. It could tell by the deadline that the relay has for the next ping.
-//!
 //! | Fault | Check | Seed |
 //! |---|---|---|
 //! | the shared budget leases one byte too many where little is left | `budget` | 827 |

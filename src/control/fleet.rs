@@ -19,6 +19,7 @@ use socket2::Socket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use tokio::task::JoinHandle;
 use tracing::error;
 
 /// How long a worker has to deal with some of its connections.
@@ -80,6 +81,8 @@ pub(super) struct Ends {
     ends: UnboundedReceiver<End>,
     /// How many have not ended.
     left: usize,
+    /// What sends the wakes that they ask for; it ends when they have ended and all are sent.
+    push: Option<JoinHandle<()>>,
 }
 
 impl Ends {
@@ -97,6 +100,14 @@ impl Ends {
     pub(super) async fn all(&mut self) {
         while self.left > 0 {
             self.next().await;
+        }
+    }
+
+    /// The last wakes are sent that workers asked for which have ended.
+    pub(super) async fn last_wakes(&mut self) {
+        if let Some(push) = self.push.take() {
+            // A panic ends the process.
+            let _ = push.await;
         }
     }
 }
@@ -145,9 +156,7 @@ impl Fleet {
         let domain = config.https.as_ref().and_then(|https| https.domain.as_deref()).map(Arc::from);
         let (wakes, requests) = channel(push::MAX_WAITING);
         let push_is_on = push.is_some();
-        if let Some(push) = push {
-            tokio::spawn(push.run(requests, metrics.clone()));
-        }
+        let push = push.map(|push| tokio::spawn(push.run(requests, metrics.clone())));
         let (mailboxes, receivers): (Vec<_>, Vec<_>) =
             starts.iter().map(|_| unbounded_channel()).unzip();
         let places = starts.into_iter().zip(listeners).zip(receivers);
@@ -178,7 +187,7 @@ impl Fleet {
             // Fails only where the thread has ended, which it tells by itself.
             let _ = worker.send(start);
         }
-        let ends = Ends { ends, left: mailboxes.len() };
+        let ends = Ends { ends, left: mailboxes.len(), push };
         Ok((Self { mailboxes, owners: seeds, metrics, admission }, ends, heirs))
     }
 

@@ -95,6 +95,8 @@ use worker_threads::WorkerThreads;
 pub const STATUS_SCHEME: &str = "http://";
 /// How long what is left to do may take where another process serves already.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// How long the wake requests may take that workers had made until then.
+const LAST_WAKES: Duration = Duration::from_secs(10);
 /// How often the log is asked for what it did not write.
 const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 
@@ -395,7 +397,8 @@ struct Leaving {
 }
 
 impl Leaving {
-    /// The process `pid` serves: ends, once the commands that are under way are answered.
+    /// The process `pid` serves: ends, once the commands and the wake requests that are under way have
+    /// their answers.
     async fn leave(self, pid: u32, mut ends: Ends) -> Result<(), Exit> {
         if let Some(given_away) = &self.given_away {
             given_away.store(true, Ordering::Relaxed);
@@ -405,6 +408,7 @@ impl Leaving {
         let all = self.commands.acquire_many(server::MAX_CONNECTIONS as u32);
         let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
         let _ = tokio::time::timeout(LAST_ANSWERS, ends.all()).await;
+        let _ = tokio::time::timeout(LAST_WAKES, ends.last_wakes()).await;
         Ok(())
     }
 }

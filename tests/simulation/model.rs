@@ -112,6 +112,11 @@ impl Conn {
         matches!(self.state, State::Newcomer | State::Binary | State::Phone)
     }
 
+    /// Whether it is pinged next when the relay says. What has passed by now is as good as now.
+    pub fn is_pinged_at(&self, due: Ms, now: Ms) -> bool {
+        self.ping_due.map(|due| due.max(now)) == (due != Ms::MAX).then_some(due.max(now))
+    }
+
     /// Bytes of a head or frame that is not all there.
     pub fn partial_bytes(&self) -> usize {
         (self.delivered - self.last_end) as usize

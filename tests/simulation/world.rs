@@ -875,13 +875,15 @@ impl World {
         self.queues_agree(model, worker, true).then_some(shed)
     }
 
-    /// Whether what is queued for open connections is what the model says.
+    /// Whether what is queued for open connections is what the model says, and who was pinged: where
+    /// memory is short, a ping that is not queued is no proof that none was due.
     fn queues_agree(&self, model: &Model, worker: usize, short: bool) -> bool {
         self.workers[worker].links.iter().all(|link| {
-            let conn = &model.conns[*link];
-            let outbox_bytes = self.glimpse(*link).map_or(0, |glimpse| glimpse.outbox_bytes);
+            let (conn, glimpse) = (&model.conns[*link], self.glimpse(*link));
+            let outbox_bytes = glimpse.map_or(0, |glimpse| glimpse.outbox_bytes);
             let tight = short || self.scenario.tight;
-            !conn.is_open() || conn.out.compare(tight, outbox_bytes).is_ok()
+            let pings = glimpse.is_none_or(|g| conn.is_pinged_at(g.ping_due, self.now));
+            !conn.is_open() || (pings && conn.out.compare(tight, outbox_bytes).is_ok())
         })
     }
 
