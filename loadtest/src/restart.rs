@@ -93,8 +93,9 @@ impl FromStr for Workers {
 impl fmt::Display for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.first == self.second {
-            true => write!(f, "{}", self.first),
-            false => write!(f, "{}-{}", self.first, self.second),
+            true if self.first == 1 => write!(f, "1 worker"),
+            true => write!(f, "{} workers", self.first),
+            false => write!(f, "{} and {} workers in turn", self.first, self.second),
         }
     }
 }
@@ -152,7 +153,8 @@ fn settings(asked: &Restarts) -> Outcome<Vec<Setting>> {
     }
     let mut settings = Vec::new();
     for over in &asked.over {
-        if relay.is_url() && relay.is_tls() != over.version().is_some() {
+        let is_tls = over.version().is_some();
+        if relay.is_tls() && !is_tls || relay.is_url() && relay.is_tls() != is_tls {
             continue;
         }
         for workers in &asked.workers {
@@ -165,7 +167,7 @@ fn settings(asked: &Restarts) -> Outcome<Vec<Setting>> {
         }
     }
     match settings.is_empty() {
-        true => Err("none of these is what the relay at this URL speaks: see --over".into()),
+        true => Err("the relay speaks none of what --over names".into()),
         false => Ok(settings),
     }
 }
@@ -180,7 +182,7 @@ fn setting(
         subject = subject.over_tls()?;
     }
     if workers.alternate() {
-        subject = subject.resizable();
+        subject = subject.resizable(workers.after(0));
     }
     let plan = Plan {
         shape: asked.shape,
@@ -228,7 +230,10 @@ mod tests {
         assert_eq!(workers("2").map(|two| (two.after(0), two.after(1))), Ok((2, 2)));
         let both = workers("1-2").unwrap();
         assert_eq!([both.after(0), both.after(1), both.after(2), both.most()], [1, 2, 1, 2]);
-        assert_eq!((both.to_string(), both.alternate()), ("1-2".to_owned(), true));
+        assert_eq!(
+            (both.to_string(), both.alternate()),
+            ("1 and 2 workers in turn".to_owned(), true)
+        );
         for wrong in ["", "0", "1-", "1-0", "x", "1-2-3"] {
             assert!(workers(wrong).is_err(), "{wrong}");
         }

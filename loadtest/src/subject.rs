@@ -50,8 +50,9 @@ pub(crate) struct Subject {
     kind: Kind,
     tls: bool,
     pub(crate) workers: Option<usize>,
-    /// How many workers it has stands in its configuration file; see [`Running::configure`].
-    is_resizable: bool,
+    /// How many workers it begins with, where that stands in its configuration file; see
+    /// [`Running::configure`].
+    first_workers: Option<usize>,
     name: String,
 }
 
@@ -87,7 +88,7 @@ impl FromStr for Subject {
             (_, None) => short(text),
             (_, Some(workers)) => format!("{}@{workers}", short(text)),
         };
-        Ok(Self { kind, tls, workers, is_resizable: false, name })
+        Ok(Self { kind, tls, workers, first_workers: None, name })
     }
 }
 
@@ -184,9 +185,9 @@ impl Subject {
         self
     }
 
-    /// The same, with its number of workers in a file, where it is this project's relay.
-    pub(crate) fn resizable(self) -> Self {
-        Self { is_resizable: true, ..self }
+    /// The same, with so many workers by a file, where it is this project's relay.
+    pub(crate) fn resizable(self, workers: usize) -> Self {
+        Self { first_workers: Some(workers), ..self }
     }
 
     /// Whether it is spoken to over TLS.
@@ -219,7 +220,7 @@ impl Subject {
         }
         let address = free_address()?;
         let folder = Folder::new()?;
-        folder.configure(workers)?;
+        folder.configure(self.first_workers.unwrap_or(workers))?;
         let words = self.words()?;
         let words = match &self.kind {
             Kind::Build(program) => without_unknown(words, &help_of(program)?),
@@ -307,7 +308,7 @@ impl Subject {
     /// The command line of this project's relay.
     fn relay_words(&self, program: &str) -> Vec<String> {
         let listen: &[&str] = if self.tls { &TLS_ARGUMENTS } else { &PLAIN_ARGUMENTS };
-        let workers = if self.is_resizable { WORKERS_IN_FILE } else { WORKERS };
+        let workers = if self.first_workers.is_some() { WORKERS_IN_FILE } else { WORKERS };
         let words = [program].into_iter().chain(listen.iter().copied());
         words.chain(workers).chain(RELAY_ARGUMENTS).map(str::to_owned).collect()
     }
@@ -634,6 +635,8 @@ mod tests {
         let secure = words(&subject("/opt/pyrycode-relay").over_tls().unwrap());
         assert!(secure.contains("--https-listen {listen} --tls-cert {cert} --tls-key {key}"));
         assert!(!secure.contains("insecure"));
+        let resizable = words(&subject("/opt/pyrycode-relay").resizable(1));
+        assert!(resizable.contains("--config {config}") && !resizable.contains("--workers"));
     }
 
     #[test]

@@ -16,7 +16,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Footprint {
     pub(crate) before_mib: f64,
-    /// Both processes together at their most.
+    /// Both processes together at their most: as seen meanwhile, and not less than what the one held
+    /// before and the other at its most.
     pub(crate) both_mib: f64,
     pub(crate) after_mib: f64,
     pub(crate) descriptors_before: u64,
@@ -74,11 +75,11 @@ impl Watch {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().ok_or("it has been stopped already")?;
         let most = thread.join().map_err(|_| "a thread of this tool has panicked")?;
-        let after = proc::resident_bytes(pid)?;
+        let (after, peak) = (proc::resident_bytes(pid)?, proc::peak_bytes(pid)?);
         let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
         Ok(Footprint {
             before_mib: mib(self.before),
-            both_mib: mib(most.max(self.before).max(after)),
+            both_mib: mib(most.max(self.before + peak)),
             after_mib: mib(after),
             descriptors_before: self.descriptors,
             descriptors_after: proc::descriptors(pid)?,

@@ -36,7 +36,7 @@ pub(super) struct Setting {
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peers, over, workers, .. } = self;
-        write!(f, "{peers:?} over {over:?}, {workers} workers")
+        write!(f, "{peers:?} over {over:?}, {workers}")
     }
 }
 
@@ -104,14 +104,12 @@ struct Session<'a> {
 pub(super) fn play(setting: &Setting, progress: &Progress) -> Outcome<Row> {
     let Setting { subject, plan, .. } = setting;
     progress.stage(format!("{setting}: connecting {}", plan.shape));
-    let first = setting.workers.after(0);
     let running = subject.start(plan.workers, plan.size, None, plan.log.as_deref())?;
     let mut running = match &setting.control_socket {
         None => running,
         Some(socket) => running.controlled(Control::beside_this_tool(socket.clone())?),
     };
     running.upgrade_to(setting.to.clone());
-    running.configure(first)?;
     let start = |plan: &Plan| Agents::start(&running.target, plan);
     let agents = start(plan)?;
     let bystanders = setting.bystanders.as_ref().map(start).transpose()?;
