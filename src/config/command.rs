@@ -10,9 +10,9 @@ pub enum Command {
     Serve,
     /// Show the configuration that serving would have, or refuse what it would refuse.
     Check,
-    /// Show how the relay that runs is doing.
+    /// Show how the running relay is doing.
     Status,
-    /// Operate the relay that runs, by its control socket.
+    /// Operate the running relay, by its control socket.
     Operate,
     /// Serve, in the place of the relay that starts this.
     TakeOver,
@@ -53,19 +53,19 @@ pub(super) const COMMANDS: [(&str, Command, &str); 23] = [
         "Show how the relay on --metrics-listen is doing, or several: status http://HOST:PORT …",
     ),
     ("watch", Command::Operate, "Show how the relay is doing and who is busiest, each second"),
-    (
-        "connections",
-        Command::Operate,
-        "List who is connected to the relay that runs, and what they cost",
-    ),
+    ("connections", Command::Operate, "List the running relay's connections, and what each costs"),
     (
         "disconnect",
         Command::Operate,
         "Close connections of a server-id, an address, or one of them",
     ),
-    ("block", Command::Operate, "Keep a network out, for a while or until `unblock`"),
-    ("unblock", Command::Operate, "Let a network in again"),
-    ("blocked", Command::Operate, "List the networks that are kept out"),
+    (
+        "block",
+        Command::Operate,
+        "Block a network: refuse its connections, for a while or until `unblock`",
+    ),
+    ("unblock", Command::Operate, "Unblock a network"),
+    ("blocked", Command::Operate, "List the blocked networks"),
     ("log-level", Command::Operate, "Change the level of the log, for a while or until a reload"),
     ("diagnose", Command::Operate, "Write an archive for a bug report, without secrets"),
     (
@@ -76,7 +76,7 @@ pub(super) const COMMANDS: [(&str, Command, &str); 23] = [
     (
         "drain",
         Command::Operate,
-        "Have the relay that runs take no new binary and send everybody away",
+        "Drain the running relay: refuse new binaries, and disconnect everybody in batches",
     ),
     ("grafana", Command::Grafana, "Print a Grafana dashboard (JSON)"),
     ("alerts", Command::Alerts, "Print alert rules for Prometheus (YAML)"),

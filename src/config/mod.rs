@@ -114,7 +114,7 @@ pub struct Config {
     pub allowed: Option<Arc<AllowedIds>>,
     /// Upgrades of everybody together.
     pub new_connections_rate: Option<RateLimit>,
-    /// Networks that are kept out.
+    /// Blocked networks.
     pub block: Arc<[IpNet]>,
     /// WebSocket connections that there is room for.
     pub capacity: Capacity,

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// The most server-ids that may be sent away at once: all of them are told in one turn of a worker.
 const MAX_BATCH: usize = 1000;
 
-/// What is asked of the relay that runs, and where it is reached.
+/// What is asked of the running relay, and where it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
     /// The relay's control socket.
@@ -24,7 +24,7 @@ pub struct Operator {
     pub operation: Operation,
 }
 
-/// What is asked of the relay that runs.
+/// What is asked of the running relay.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Operation {
     /// Show how the relay is doing and which connections are busiest, refreshed each second
@@ -54,7 +54,7 @@ pub enum Operation {
     /// Close connections in good order, and say how many
     ///
     /// A binary's server-id is in grace then, as after any other close. Connections that were not
-    /// upgraded yet are cut.
+    /// upgraded yet are aborted.
     #[command(group(ArgGroup::new("whom").required(true).args(["server_id", "conn_id", "address"])))]
     Disconnect {
         /// The binary and the phones of this server-id
@@ -78,28 +78,28 @@ pub enum Operation {
         reason: String,
     },
 
-    /// Keep a network or an address out: its connections are refused before TLS
+    /// Block a network or an address: its connections are refused before TLS
     ///
-    /// A reload keeps it; a restart does not, `--block` of the configuration does. Connections that
-    /// are there stay: see `disconnect --address`.
+    /// The block outlives a reload and ends with a restart; `--block` outlives both. Connections that
+    /// are open stay open: see `disconnect --address`.
     Block {
-        /// Which
+        /// The network or address
         #[arg(value_name = "CIDR", value_parser = networks::network)]
         network: IpNet,
 
-        /// For so long; without this, until `unblock` or a restart
+        /// How long; without this, until `unblock` or a restart
         #[arg(long = "for", value_name = "DURATION", value_parser = units::duration(1))]
         for_ms: Option<u64>,
     },
 
-    /// Let a network in again that `block` keeps out
+    /// Unblock a network that `block` has blocked
     Unblock {
-        /// Which
+        /// The network or address
         #[arg(value_name = "CIDR", value_parser = networks::network)]
         network: IpNet,
     },
 
-    /// List the networks that are kept out
+    /// List the blocked networks
     Blocked {
         /// Print a JSON object for each
         #[arg(long)]
@@ -108,11 +108,11 @@ pub enum Operation {
 
     /// Change the least severe level that is logged
     LogLevel {
-        /// Which
+        /// The level
         #[arg(value_parser = PossibleValuesParser::new(LEVELS))]
         level: String,
 
-        /// Go back to the configured level after so long; without this, with the next reload
+        /// Return to the configured level after this time; without this, with the next reload
         #[arg(long = "for", value_name = "DURATION", value_parser = units::duration(1))]
         for_ms: Option<u64>,
     },
@@ -147,7 +147,7 @@ pub enum Operation {
         json: bool,
     },
 
-    /// Have the relay take no new binary and send everybody away, a few server-ids at a time
+    /// Drain the relay: refuse new binaries, and disconnect everybody, a few server-ids at a time
     ///
     /// It is not ready from now on (/readyz answers 503) and answers claims of binaries with 503. Then
     /// each server-id is freed and its binary and phones are closed with 1012 (service restart), so

@@ -91,7 +91,7 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
     for (name, value) in values {
         text = text.replace(&format!("{{{{{name}}}}}"), value);
     }
-    debug_assert!(!text.contains("{{"), "a place that nothing fills");
+    debug_assert!(!text.contains("{{"), "a placeholder that nothing fills");
     text.trim_end().to_owned()
 }
 

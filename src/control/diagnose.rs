@@ -1,4 +1,4 @@
-//! What a bug report needs of a relay that runs, as files of one archive: without secrets, and without
+//! What a bug report needs of a running relay, as files of one archive: without secrets, and without
 //! addresses and names of peers unless they are asked for.
 
 use super::monitoring::Monitoring;

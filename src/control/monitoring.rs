@@ -150,7 +150,7 @@ impl Monitoring {
         }
     }
 
-    /// The networks that are kept out.
+    /// The blocked networks.
     pub(super) fn blocked(&self) -> Vec<Blocked> {
         let now = self.epoch.elapsed().as_millis() as Millis;
         let blocked = self.fleet.admission.blocked(now).into_iter();

@@ -93,7 +93,7 @@ fn block(path: &Path, network: IpNet, for_ms: Option<u64>) -> Result<(), String>
         format!("for {}", humantime::format_duration(Duration::from_millis(ms)))
     });
     say(&format!(
-        "{network} is blocked {time}; connections that are there stay, unless you \
+        "{network} is blocked {time}; open connections stay, unless you \
          `disconnect --address {network}`"
     ));
     Ok(())
@@ -101,7 +101,7 @@ fn block(path: &Path, network: IpNet, for_ms: Option<u64>) -> Result<(), String>
 
 fn unblock(path: &Path, network: IpNet) -> Result<(), String> {
     ask::<()>(path, &Request::Unblock { network })?;
-    say(&format!("{network} is let in again"));
+    say(&format!("{network} is unblocked"));
     Ok(())
 }
 

@@ -90,7 +90,7 @@ families! {
         RegisterPhonesAtCap "kind=\"phones_at_cap\""
         RegisterRateLimit "kind=\"ratelimit\""
     }
-    "connections_refused_total" Counter process "Connections refused because a limit was reached or the operator wants it (503, or aborted at once)." {
+    "connections_refused_total" Counter process "Connections refused by a limit or a rule of the operator (503, or aborted at once)." {
         RefusedConnections "cause=\"max_connections\""
         RefusedOfAddress "cause=\"max_connections_per_address\""
         RefusedVisitors "cause=\"not_upgraded_per_address\""
@@ -186,7 +186,7 @@ families! {
     "memory_charged_bytes" Gauge worker "Bytes charged to the memory budget: queued, or half read." {
         ChargedBytes ""
     }
-    "invariants_broken_total" Counter process "Things that cannot happen, and did: faults of the relay." {
+    "invariants_broken_total" Counter process "Invariants that were found broken: faults of the relay itself." {
         InvariantsBroken ""
     }
     "loop_turns_total" Counter worker "Turns of the worker's loop." {

@@ -310,7 +310,7 @@ impl Relay {
         let Some((connection, tracking)) = self.connections.tracked(key) else { return };
         let has_ended = connection.ended;
         let Stage::Closing(closing) = &mut connection.stage else {
-            return self.broken("an end goes on that was not begun");
+            return self.broken("a close continues that was not begun");
         };
         if let Some(close) = closing.then.take() {
             return self.push_close(key, close);

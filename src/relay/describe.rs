@@ -142,7 +142,7 @@ impl Relay {
         let Some(connection) = self.connections.find(key) else { return };
         let remote = connection.remote;
         let is_open = connection.is_open();
-        tracing::info!(%remote, close_code = code, err = "the operator wants it", "disconnected");
+        tracing::info!(%remote, close_code = code, err = "disconnected by the operator", "disconnected");
         if is_open {
             self.close_with(now, key, Close::directive(code).code, reason);
         } else {

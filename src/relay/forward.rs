@@ -60,7 +60,7 @@ impl Relay {
     fn slow_down(&mut self, phone: Key, sent_bytes: usize) {
         let Some(connection) = self.connections.held_mut(phone) else { return };
         let Stage::Phone { congested_bytes, entry, .. } = &mut connection.stage else {
-            return self.broken("a phone's frame was passed on that is no phone's");
+            return self.broken("a frame is forwarded as a phone's, and its sender is no phone");
         };
         let is_first = *congested_bytes == 0;
         *congested_bytes = congested_bytes.saturating_add(sent_bytes as u32);

@@ -57,7 +57,7 @@ impl Relay {
     ) -> usize {
         let Some(connection) = self.connections.held_mut(key) else { return 0 };
         let Some(mut speaker) = connection.speaker() else {
-            self.broken("frames are read that have no meaning");
+            self.broken("frames are read of a connection that expects none");
             return 0;
         };
         // Apart from its connection while a message may change that.

@@ -25,7 +25,7 @@
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
 //! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
-//! - `departure`: everybody of some server-ids is sent away, because the operator wants it
+//! - `departure`: everybody of some server-ids is sent away, as the operator asks
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator, who may end some
 //! - `give_out`, [`revive`]: all of it as plain data for another process, and back

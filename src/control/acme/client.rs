@@ -70,7 +70,7 @@ impl Https {
         let url = request.uri().clone();
         let failure = |what: String| Error::Other(format!("{url} {what}").into());
         if !is_https(&url) {
-            return Err(failure("is not https, and the server names it".to_owned()));
+            return Err(failure("is not https, and the server gave that URL".to_owned()));
         }
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(|error| failure(error.to_string()))?.to_bytes();

@@ -1,4 +1,4 @@
-//! Asks a relay that runs how it is doing.
+//! Asks a running relay how it is doing.
 
 use super::seen::{Interval, Seen};
 use crate::control::http::client::{Bounds, CallError, Http};

@@ -1,7 +1,7 @@
 //! What an operator looks at: one page with live charts, and the same as text.
 //!
 //! - `page.html`: the page; it asks for the JSON once a second and keeps ten minutes of it
-//! - `look`: asks a relay that runs
+//! - `look`: asks a running relay
 //! - `text`: `pyrycode-relay status`; `many`: the same of several relays, in one table
 //!
 //! # `/status.json`
