@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+use hyper::Uri;
 
 use super::command::COMMANDS;
 use super::{
-    DEFAULT_LISTEN, Exit, LEVELS, Level, Limits, LogFormat, MAX_WORKERS, MIN_BUDGET_BYTES, PROGRAM,
-    RateLimit, RingFeatures, TRIAL, TokenHeader, VERSION, listen, networks, ring_features,
-    trial_commands, units,
+    ByteRate, DEFAULT_LISTEN, Exit, LEVELS, Level, Limits, LogFormat, MAX_WORKERS,
+    MIN_BUDGET_BYTES, OnFailure, PROGRAM, RateLimit, RingFeatures, TRIAL, TokenHeader, VERSION,
+    Verify, listen, networks, ring_features, trial_commands, units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.
@@ -140,6 +141,35 @@ pub(super) struct Flags {
         value_parser = units::rate
     )]
     pub(super) new_connections_rate: units::OrOff<RateLimit>,
+
+    /// Ask this HTTP server whether a binary may have the server-id that it claims, by its address: see
+    /// README. Phones of an id that no binary has are turned away anyway
+    #[arg(
+        help_heading = "Who may come", long, value_name = "URL", value_parser = listen::url_or_off
+    )]
+    pub(super) verify_url: Option<units::OrOff<Uri>>,
+
+    /// How long --verify-url has to answer
+    #[arg(
+        help_heading = "Who may come", long, value_name = "DURATION", default_value = "3s",
+        value_parser = units::duration(1)
+    )]
+    pub(super) verify_timeout: u64,
+
+    /// What becomes of a claim where --verify-url gives no usable answer in time: `deny` answers 503
+    #[arg(
+        help_heading = "Who may come", long, value_name = "WHAT", value_enum,
+        default_value_t = OnFailure::Deny
+    )]
+    pub(super) verify_on_failure: OnFailure,
+
+    /// Bytes per second that one server-id may send, its binary and phones together, and how much of
+    /// that at once if it is not one second's; or `off`. Beyond it they are not read for a moment
+    #[arg(
+        help_heading = "Resources", long, value_name = "SIZE/s,BURST", default_value = "off",
+        value_parser = units::byte_rate
+    )]
+    pub(super) server_id_rate: units::OrOff<ByteRate>,
 
     /// Rate limit on one address's upgrade requests: a burst, and the time that refills one; or
     /// `off`
@@ -353,6 +383,12 @@ impl Flags {
         Limits {
             max_phones: self.max_phones,
             token_header: self.token_header,
+            server_id_rate: self.server_id_rate.on(),
+            verify: Verify {
+                is_on: matches!(self.verify_url, Some(units::OrOff::On(_))),
+                timeout_ms: self.verify_timeout,
+                on_failure: self.verify_on_failure,
+            },
             grace_ms: self.grace,
             probe_timeout_ms: self.probe_timeout,
             heartbeat_interval_ms: self.heartbeat_interval,

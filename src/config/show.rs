@@ -1,9 +1,10 @@
 //! The configuration as flags would say it, for `check` and for what a reload has changed.
 
 use super::sources::Origin;
-use super::units::{show_bytes, show_duration, show_exact_bytes, show_rate};
+use super::units::{show_byte_rate, show_bytes, show_duration, show_exact_bytes, show_rate};
 use super::{
-    CertificateSource, Config, DEFAULT_HTTPS_LISTEN, IpNet, LogFormat, TokenHeader, one_line,
+    CertificateSource, Config, DEFAULT_HTTPS_LISTEN, IpNet, LogFormat, OnFailure, TokenHeader,
+    one_line,
 };
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -125,6 +126,16 @@ impl Config {
                 },
             ),
             ("new-connections-rate", rate(self.new_connections_rate)),
+            ("verify-url", self.verify_url.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("verify-timeout", show_duration(limits.verify.timeout_ms)),
+            (
+                "verify-on-failure",
+                match limits.verify.on_failure {
+                    OnFailure::Allow => "allow".to_owned(),
+                    OnFailure::Deny => "deny".to_owned(),
+                },
+            ),
+            ("server-id-rate", limits.server_id_rate.map_or("off".to_owned(), show_byte_rate)),
             ("rate-limit", rate(self.rate_limit)),
             ("handshake-rate", rate(self.handshake_rate)),
             ("block", networks(&self.block)),

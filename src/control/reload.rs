@@ -9,13 +9,17 @@ use tracing::{error, info, warn};
 
 /// The flags that take effect at once. Certificates are read again whether their flags have
 /// changed or not.
-const LIVE: [&str; 20] = [
+const LIVE: [&str; 24] = [
     "rate-limit",
     "handshake-rate",
     "block",
     ALLOW,
     "token-header",
     "new-connections-rate",
+    "verify-url",
+    "verify-timeout",
+    "verify-on-failure",
+    "server-id-rate",
     "drain-spread",
     "max-connections",
     "max-connections-per-address",
@@ -116,6 +120,7 @@ impl Live {
         config.block = newer.block.clone();
         config.allowed = newer.allowed.clone();
         config.new_connections_rate = newer.new_connections_rate;
+        config.verify_url = newer.verify_url.clone();
         config.drain_spread = newer.drain_spread;
         config.limits = newer.limits;
         config.drain_timeout = newer.drain_timeout;
