@@ -15,6 +15,8 @@ mod commands;
 mod common;
 #[path = "operate/control.rs"]
 mod control;
+#[path = "operate/pace.rs"]
+mod pace;
 #[path = "operate/policy.rs"]
 mod policy;
 #[path = "operate/rings.rs"]

@@ -213,8 +213,10 @@ async fn supervise(
     let resources = Resources { listeners, tls, push, epoch };
     let (fleet, mut ends) = Fleet::start(config, threads, resources);
     let drain = Drain::new(fleet.clone());
+    let settings = Settings::new(config);
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
+        settings: settings.clone(),
         drain: drain.clone(),
         log: log.log(),
         certificates: certificates.clone(),
@@ -228,7 +230,6 @@ async fn supervise(
     if let Some(listener) = metrics_listener {
         tokio::spawn(monitoring.clone().serve(listener));
     }
-    let settings = Settings::new(config);
     let level = LogLevel::new(log.level(), config.log_level);
     if let Some(bound) = control_socket {
         let operations = Operations {

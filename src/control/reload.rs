@@ -3,7 +3,7 @@
 use super::certificates::Certificates;
 use super::fleet::Fleet;
 use super::log_level::LogLevel;
-use crate::config::{Config, Exit};
+use crate::config::{ByteRate, Config, Exit};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info, warn};
 
@@ -54,6 +54,17 @@ impl Settings {
     /// As `check` shows it.
     pub(super) fn text(&self) -> String {
         self.config().report() + "\n"
+    }
+
+    /// What one server-id may send in a time.
+    pub(super) fn server_id_rate(&self) -> Option<ByteRate> {
+        self.config().limits.server_id_rate
+    }
+
+    /// Who is asked whether a binary may have its server-id, without what may be a secret in it.
+    pub(super) fn verifier(&self) -> Option<String> {
+        let url = self.config().verify_url.clone()?;
+        Some(url.to_string().split('?').next().unwrap_or_default().to_owned())
     }
 
     /// The only host that is served.

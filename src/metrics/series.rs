@@ -103,6 +103,9 @@ families! {
     "phones_without_token_total" Counter process "Phones that were let in without X-Pyrycode-Token (--token-header optional)." {
         PhonesWithoutToken ""
     }
+    "server_id_rate_pauses_total" Counter process "Times that a connection was not read for a moment, because its server-id was over --server-id-rate." {
+        Slowed ""
+    }
     "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""
         ConnectionsMoving "state=\"moving\""

@@ -29,6 +29,10 @@ pub struct Process {
     pub blocked: Vec<Blocked>,
     /// Server-ids that are served, if not all are.
     pub allowed_server_ids: Option<u64>,
+    /// What one server-id may send in a time, if that is limited.
+    pub server_id_rate: Option<ByteRate>,
+    /// Who is asked whether a binary may have its server-id, if somebody is.
+    pub verify_url: Option<String>,
     /// Memory of its own that it holds.
     pub resident_bytes: u64,
     /// Descriptors that are open.
@@ -47,6 +51,15 @@ pub struct Process {
     pub certificate_expires_at: Option<u64>,
     /// CPU time of each worker, in seconds.
     pub worker_cpu_seconds: Vec<f64>,
+}
+
+/// Bytes in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByteRate {
+    /// Over time.
+    pub bytes_per_second: u64,
+    /// At once.
+    pub burst_bytes: u64,
 }
 
 /// A network that is kept out.
@@ -266,6 +279,10 @@ impl Exposition {
         if let Some(allowed) = process.allowed_server_ids {
             let help = "Server-ids that are served (--allow-server-ids).";
             self.single("allowed_server_ids", Gauge, help, allowed);
+        }
+        if let Some(rate) = process.server_id_rate {
+            let help = "Bytes per second that one server-id may send (--server-id-rate).";
+            self.single("server_id_rate_bytes", Gauge, help, rate.bytes_per_second);
         }
         // The names that Prometheus's own client libraries give these.
         for (name, help, value) in [

@@ -67,6 +67,8 @@ impl Relay {
                 let newcomer = Newcomer { entry, conn_id, claim_id, ahead: Ahead::default() };
                 self.take_place(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
+                    // Its answer must be heard.
+                    self.read_at_full_pace(now, holder);
                     self.send_ping(now, holder);
                 }
             }

@@ -47,6 +47,8 @@ pub struct Connection {
     pub ended: bool,
     /// Reading has stopped, until a backlog drains.
     pub paused: bool,
+    /// Reading has stopped, until its server-id may send again: `due.stage`.
+    pub slowed: bool,
 }
 
 /// How far a connection has come.
@@ -342,7 +344,8 @@ impl Traffic {
 /// When something must have happened, each [`NEVER`] while it is not awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// The request head is complete, or TCP has closed, by the stage.
+    /// The request head is complete, TCP has closed, or one that is `slowed` is read again, by the
+    /// stage.
     pub stage: Millis,
     /// The next heartbeat ping is sent.
     pub ping: Millis,
@@ -387,6 +390,7 @@ impl Connection {
             write_queued: false,
             ended: false,
             paused: false,
+            slowed: false,
         }
     }
 
@@ -471,10 +475,17 @@ impl Connection {
         self.due.pong = if behind == 0 { NEVER } else { pong_due };
     }
 
+    /// Whether reading has stopped, for whatever reason of ours.
+    #[must_use]
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        self.paused || self.slowed
+    }
+
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.ended && !self.paused && !matches!(self.stage, Stage::HandingOver(_) | Stage::Closed)
+        !self.ended && !self.is_paused() && !matches!(self.stage, Stage::HandingOver(_) | Stage::Closed)
     }
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.

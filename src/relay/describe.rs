@@ -21,6 +21,8 @@ pub struct Account {
     pub remote: Remote,
     /// How far it has come.
     pub state: &'static str,
+    /// It is not read for a moment, because its server-id is over its rate.
+    pub slowed: bool,
     /// Its server-id, once it has one.
     pub server_id: Option<ServerId>,
     /// Its name, once it has one.
@@ -91,6 +93,7 @@ impl Relay {
         Account {
             remote: connection.remote,
             state: connection.stage.phase().name(),
+            slowed: connection.slowed,
             server_id: entry.and_then(|key| self.registry.entry(key)).map(|entry| entry.id.clone()),
             conn_id,
             age_s: (now / 1000).saturating_sub(connection.since_s.into()),

@@ -41,6 +41,7 @@ impl Relay {
             }
             Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } => {
                 taken -= self.on_frame_bytes(now, key, input, messages);
+                self.charge_rate(now, key, taken);
             }
         }
         self.settle(now);

@@ -23,6 +23,7 @@
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
+//! - [`pace`]: what a server-id may send in a time
 //! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `departure`: everybody of some server-ids is sent away, because the operator wants it
@@ -61,6 +62,7 @@ pub mod connections;
 pub mod glimpse;
 pub mod ledger;
 pub mod outbox;
+pub mod pace;
 pub mod registry;
 pub mod spare;
 pub mod timers;

@@ -39,13 +39,13 @@ impl Output {
         self.actions.push(action);
     }
 
-    /// Has the shell read a connection again, if that had stopped.
-    pub(super) fn resume(&mut self, connection: &mut Connection) -> bool {
-        let was_paused = std::mem::take(&mut connection.paused);
+    /// Has the shell read a connection again, if that had stopped for whatever reason.
+    pub(super) fn resume(&mut self, connection: &mut Connection) {
+        let was_paused = connection.is_paused();
+        (connection.paused, connection.slowed) = (false, false);
         if was_paused {
             self.actions.push(Action::Read(connection.key));
         }
-        was_paused
     }
 
     /// What should be written to the connection now, if anything, and if no write is under way.

@@ -13,6 +13,7 @@
 use super::Key;
 use super::faults::Faults;
 use super::invariants::broken;
+use super::pace::Bucket;
 use super::timers::{Millis, NEVER, TimerId, Wheel};
 use super::wakes::WakeAllowance;
 use crate::metrics::{Series, WorkerMetrics};
@@ -69,6 +70,8 @@ pub struct Entry {
     pub wakes: WakeAllowance,
     /// What its binary's messages did wrong.
     pub faults: Faults,
+    /// What its connections may still send.
+    pub bucket: Bucket,
 }
 
 impl Entry {
@@ -79,6 +82,13 @@ impl Entry {
             Tenure::Held(holder) | Tenure::Probed { holder, .. } => Some(holder),
             Tenure::Grace => None,
         }
+    }
+
+    /// Whether the holder is to prove that it lives.
+    #[must_use]
+    #[inline]
+    pub fn is_probed(&self) -> bool {
+        matches!(self.tenure, Tenure::Probed { .. })
     }
 }
 
@@ -298,6 +308,7 @@ impl Registry {
             congested: Vec::new(),
             wakes: WakeAllowance::default(),
             faults: Faults::default(),
+            bucket: Bucket::default(),
         });
         self.by_id.insert(id.clone(), key);
         self.binaries += 1;
@@ -378,7 +389,7 @@ impl Registry {
     #[must_use]
     #[inline]
     pub fn is_probed(&self, key: EntryKey) -> bool {
-        self.entry(key).is_some_and(|entry| matches!(entry.tenure, Tenure::Probed { .. }))
+        self.entry(key).is_some_and(Entry::is_probed)
     }
 
     /// The holder has proved that it lives: ends the probe, if there is one, and returns the

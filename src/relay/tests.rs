@@ -3,7 +3,7 @@
 use super::connection::Stage;
 use super::timers::Millis;
 use super::{Action, Key, Owners, Relay, Settings, Whom};
-use crate::config::{Limits, LogFormat};
+use crate::config::{ByteRate, Limits, LogFormat};
 use crate::metrics::{Metrics, Series};
 use crate::protocol::close::Close;
 use crate::protocol::frames;
@@ -1185,4 +1185,113 @@ fn connections_are_described_by_what_they_are() {
     let ids = described.accounts.iter().map(|a| a.server_id.as_ref().map(ServerId::as_str));
     assert_eq!(ids.collect::<Vec<_>>(), [Some("mine"), Some("mine"), None]);
     assert!(described.accounts.iter().all(|account| account.age_s == 3));
+}
+
+// ---- What a server-id may send in a time
+
+fn rated(bytes_per_s: u64, burst_bytes: u64) -> Limits {
+    let server_id_rate = Some(ByteRate { bytes_per_s, burst_bytes });
+    Limits { server_id_rate, ..Limits::default() }
+}
+
+#[test]
+fn over_its_rate_a_server_id_waits_and_nobody_is_closed() {
+    let mut world = World::with(rated(10_000, 20_000), 64 * 1024 * 1024, 1);
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let (other_binary, other_phone) = (world.binary("b"), world.phone("b"));
+    let text = format!("\"{}\"", "x".repeat(990));
+    let mut sent = 0;
+    // A minute of a phone that sends whenever it is read, by what its rate is.
+    while world.now < 60_000 {
+        while world.relay.wants_read(phone) {
+            world.text(phone, &text);
+            sent += 1000;
+        }
+        assert!(world.relay.wants_read(binary), "it has sent nothing since");
+        world.text(other_phone, "1");
+        world.text(other_binary, "{}");
+        assert!(world.relay.wants_read(other_phone) && world.relay.wants_read(other_binary));
+        world.pass(100);
+        world.received.get_mut(&binary).unwrap().clear();
+    }
+    assert!((610_000..=622_000).contains(&sent), "{sent}");
+    let slowed = world.metrics.total(Series::Slowed);
+    assert!((200..=700).contains(&slowed), "{slowed}");
+    assert_eq!(world.counts(), (2, 2));
+    // Its binary is charged to the same bucket, and waits in its turn.
+    let id = world.conn_id(phone);
+    world.text(binary, &format!(r#"{{"conn_id":"{id}","frame":{text}}}"#));
+    assert!(!world.relay.wants_read(binary));
+    world.pass(500);
+    assert!(world.relay.wants_read(binary) && world.relay.wants_read(phone));
+}
+
+#[test]
+fn time_that_a_peer_was_kept_waiting_is_not_held_against_it() {
+    let limits =
+        Limits { heartbeat_interval_ms: 3000, grace_ms: 3_600_000, ..rated(1024, 1024) };
+    let mut world = World::with(limits, 64 * 1024 * 1024, 1);
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let message = masked(1, format!("\"{}\"", "x".repeat(150_000)).as_bytes());
+    let (first, rest) = message.split_at(100_000);
+    world.bytes(phone, first);
+    world.text(binary, "{}");
+    // A hundred seconds of its rate: no pong and no rest of its message is heard meanwhile.
+    world.pass(90_000);
+    assert!(!world.relay.wants_read(phone) && !world.relay.wants_read(binary));
+    world.pass(7_000);
+    assert!(world.relay.wants_read(phone) && world.relay.wants_read(binary));
+    world.bytes(phone, rest);
+    world.pass(40_000);
+    assert_eq!(world.metrics.total(Series::FramesPhoneToBinary), 1);
+    assert_eq!(world.counts().1, 1, "{:?}", world.frames(phone));
+    // Once it is read again, it owes its pong.
+    world.pass(40_000);
+    assert_eq!(world.counts().1, 0);
+}
+
+#[test]
+fn a_holder_that_must_prove_that_it_lives_is_heard_whatever_its_id_has_sent() {
+    let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+    let holder = world.binary("a");
+    world.text(holder, &"x".repeat(60_000));
+    assert!(!world.relay.wants_read(holder));
+    let newcomer = world.upgrade("/v1/server", "a");
+    assert!(world.relay.wants_read(holder), "it is asked whether it lives");
+    // What is under way from before is no proof against it, however much that is.
+    world.bytes(holder, &masked(1, &[b'x'; 60_000])[..50_000]);
+    assert!(world.relay.wants_read(holder));
+    world.bytes(holder, &masked(1, &[b'x'; 60_000])[50_000..]);
+    assert_eq!(world.closed(newcomer), pair(4409, "server-id already claimed"));
+    assert!(!world.relay.wants_read(holder), "it has proved it");
+    // A newcomer is charged to nobody: its holder does not pay for what strangers send.
+    let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+    let holder = world.binary("a");
+    let newcomer = world.upgrade("/v1/server", "a");
+    world.text(newcomer, &"x".repeat(8_000));
+    world.text(holder, "{}");
+    assert!(world.relay.wants_read(holder));
+}
+
+#[test]
+fn a_rate_that_was_lifted_is_felt_within_a_second_and_backlogs_still_hold() {
+    let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    world.appetite.insert(binary, 0);
+    let text = format!("\"{}\"", "x".repeat(150_000));
+    (0..10).for_each(|_| world.text(phone, &text));
+    world.relay.set_limits(Limits::default());
+    world.pass(1000);
+    assert!(!world.relay.wants_read(phone), "its binary's outbox is full");
+    world.feed(binary);
+    assert!(world.relay.wants_read(phone));
+    // The other way round: the backlog is gone, and the rate still holds.
+    world.relay.set_limits(rated(1024, 1024));
+    world.appetite.insert(binary, 0);
+    (0..10).for_each(|_| world.text(phone, &text));
+    world.feed(binary);
+    assert!(!world.relay.wants_read(phone));
+    world.relay.set_limits(Limits::default());
+    world.pass(1000);
+    assert!(world.relay.wants_read(phone));
 }

@@ -160,6 +160,22 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
         let (allowed, refused) = (count(allowed), count(refused));
         text.line(format_args!("{:<13}{allowed} served, {refused} requests refused", "Server-ids"));
     }
+    if let Some(rate) = process.server_id_rate {
+        let (rate, burst) = (bytes(rate.bytes_per_second), bytes(rate.burst_bytes));
+        let pauses = count(seen.value("server_id_rate_pauses_total", ""));
+        text.line(format_args!(
+            "{:<13}{rate}/s and {burst} at once for each server-id, {pauses} pauses",
+            "Rate"
+        ));
+    }
+    if let Some(url) = &process.verify_url {
+        let outcomes = ["allowed", "denied", "no_answer", "too_many"].map(|outcome| {
+            let outcomes = seen.value("claim_verifications_total", &format!("outcome=\"{outcome}\""));
+            format!("{} {}", outcome.replace('_', " "), count(outcomes))
+        });
+        let (url, outcomes) = (plain(url), outcomes.join(", "));
+        text.line(format_args!("{:<13}{outcomes}, by {url}", "Claims"));
+    }
     if process.log_lines_lost > 0 {
         let lost = count(process.log_lines_lost);
         text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
