@@ -23,6 +23,8 @@ mod policy;
 mod rings;
 #[path = "operate/trial.rs"]
 mod trial;
+#[path = "operate/verify.rs"]
+mod verify;
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt as _;

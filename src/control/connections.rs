@@ -15,7 +15,7 @@ pub(super) struct Row {
     pub(super) core: usize,
     /// Who the peer is: address and port.
     pub(super) remote: String,
-    /// How far it has come: head, moving, newcomer, binary, phone, closing.
+    /// How far it has come: head, moving, verifying, newcomer, binary, phone, closing.
     pub(super) state: String,
     /// It is not read for a moment: its server-id is over `--server-id-rate`.
     pub(super) slowed: bool,

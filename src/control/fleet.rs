@@ -2,6 +2,8 @@
 //! a census, which a worker that is stuck does not answer.
 
 use super::failure;
+use super::http::Http;
+use super::verifier::{self, VerifierSettings};
 use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
@@ -25,6 +27,8 @@ pub(super) struct Resources {
     pub(super) listeners: Vec<socket2::Socket>,
     pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) push: Option<Push>,
+    /// Asks about claims.
+    pub(super) http: Http,
     /// When the process's clock started.
     pub(super) epoch: Instant,
 }
@@ -35,6 +39,7 @@ pub(super) struct Fleet {
     mailboxes: Vec<UnboundedSender<Mail>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Arc<Admission>,
+    pub(super) verifier: VerifierSettings,
 }
 
 /// Told of the workers' ends.
@@ -67,7 +72,7 @@ impl Fleet {
         resources: Resources,
     ) -> (Self, Ends) {
         let WorkerThreads { starts, ends } = threads;
-        let Resources { listeners, tls, push, epoch } = resources;
+        let Resources { listeners, tls, push, http, epoch } = resources;
         let proxy_headers = match &config.https {
             Some(https) if https.proxy_protocol => ProxyHeaders::Always,
             _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
@@ -86,6 +91,10 @@ impl Fleet {
         }
         let (mailboxes, receivers): (Vec<_>, Vec<_>) =
             starts.iter().map(|_| unbounded_channel()).unzip();
+        let (verifications, questions) = channel(verifier::MAX_QUEUED);
+        let verifier = VerifierSettings::default();
+        verifier.set(config);
+        tokio::spawn(verifier::run(http, verifier.clone(), questions, mailboxes.clone()));
         let places = starts.into_iter().zip(listeners).zip(receivers);
         for (number, ((worker, listener), mailbox)) in places.enumerate() {
             let settings = Settings {
@@ -109,11 +118,12 @@ impl Fleet {
                 mailboxes: mailboxes.clone(),
                 epoch,
                 wakes: wakes.clone(),
+                verifications: verifications.clone(),
             };
             // Fails only where the thread has ended, which it tells by itself.
             let _ = worker.send(start);
         }
-        (Self { mailboxes, metrics, admission }, Ends(ends))
+        (Self { mailboxes, metrics, admission, verifier }, Ends(ends))
     }
 
     /// How many there are.
@@ -199,6 +209,7 @@ impl Fleet {
         let (mailboxes, receivers) = (0..workers).map(|_| unbounded_channel()).unzip();
         let metrics = Metrics::new(workers);
         let admission = Admission::new(AdmissionLimits::NONE, Proxies::default(), [0; 4]);
-        (Self { mailboxes, metrics, admission }, receivers)
+        let verifier = VerifierSettings::default();
+        (Self { mailboxes, metrics, admission, verifier }, receivers)
     }
 }

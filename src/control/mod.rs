@@ -5,6 +5,8 @@
 //! - `fleet`: the workers, as they are seen from here
 //! - [`certificate_manager`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates, from
 //!   files or by ACME, that are renewed while the relay runs
+//! - `verifier`: claims of binaries that somebody outside is asked about
+//! - `http`: one bounded call over HTTP or HTTPS
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
 //! - [`demo`]: a relay with a binary and phones, to look at
@@ -26,6 +28,7 @@ mod drain;
 mod dump;
 mod explain;
 mod fleet;
+mod http;
 mod listening;
 mod locked_memory;
 mod log_level;
@@ -38,6 +41,7 @@ mod port_owner;
 mod production;
 mod reload;
 mod socket;
+mod verifier;
 mod watch;
 mod worker_threads;
 
@@ -62,6 +66,7 @@ use certificate_manager::CertificateManager;
 use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
 use fleet::{Fleet, Resources};
+use http::Http;
 use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
@@ -210,7 +215,8 @@ async fn supervise(
         manager.start()?;
     }
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
-    let resources = Resources { listeners, tls, push, epoch };
+    let http = Http::new(None).map_err(failure)?;
+    let resources = Resources { listeners, tls, push, http, epoch };
     let (fleet, mut ends) = Fleet::start(config, threads, resources);
     let drain = Drain::new(fleet.clone());
     let settings = Settings::new(config);

@@ -138,6 +138,7 @@ impl Live {
         self.fleet.admission.set((&*config).into());
         self.fleet.admission.allow(config.allowed.clone());
         self.fleet.admission.configure_blocks(&config.block);
+        self.fleet.verifier.set(config);
         self.fleet.set_limits(config.limits);
     }
 }

@@ -99,9 +99,16 @@ families! {
         RefusedBlocked "cause=\"blocked\""
         RefusedServerId "cause=\"server_id_not_allowed\""
         RefusedArrivals "cause=\"new_connections_rate\""
+        RefusedClaim "cause=\"claim_not_verified\""
     }
     "phones_without_token_total" Counter process "Phones that were let in without X-Pyrycode-Token (--token-header optional)." {
         PhonesWithoutToken ""
+    }
+    "claim_verifications_total" Counter process "Claims of binaries that --verify-url was to be asked about, by what it said; answers that were remembered count too." {
+        VerifiedAllowed "outcome=\"allowed\""
+        VerifiedDenied "outcome=\"denied\""
+        VerifiedNoAnswer "outcome=\"no_answer\""
+        VerifiedTooMany "outcome=\"too_many\""
     }
     "server_id_rate_pauses_total" Counter process "Times that a connection was not read for a moment, because its server-id was over --server-id-rate." {
         Slowed ""
@@ -109,6 +116,7 @@ families! {
     "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""
         ConnectionsMoving "state=\"moving\""
+        ConnectionsVerifying "state=\"verifying\""
         ConnectionsNewcomer "state=\"newcomer\""
         ConnectionsBinary "state=\"binary\""
         ConnectionsPhone "state=\"phone\""

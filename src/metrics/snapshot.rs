@@ -153,6 +153,7 @@ fn worker(metrics: &Metrics, process: &Process, core: usize) -> Worker {
     let states = [
         Series::ConnectionsHead,
         Series::ConnectionsMoving,
+        Series::ConnectionsVerifying,
         Series::ConnectionsNewcomer,
         Series::ConnectionsBinary,
         Series::ConnectionsPhone,

@@ -145,7 +145,11 @@ impl Relay {
                 self.charge_input(now, key, 0);
                 self.registry.withdraw(newcomer.entry, newcomer.claim_id);
             }
-            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {}
+            Stage::Head(_)
+            | Stage::HandingOver(_)
+            | Stage::Verifying(_)
+            | Stage::Closing(_)
+            | Stage::Closed => {}
         }
     }
 

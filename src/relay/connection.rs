@@ -5,6 +5,7 @@ use super::ahead::Ahead;
 use super::outbox::Outbox;
 use super::registry::{ClaimId, EntryKey, Seat};
 use super::timers::{Millis, NEVER, TimerId};
+use super::verify::Ticket;
 use super::visitors::VisitId;
 use crate::config::Limits;
 use crate::metrics::Series;
@@ -58,6 +59,9 @@ pub enum Stage {
     /// The request is checked and another worker owns its id; earlier answers must leave first, and
     /// `due.stage` is the deadline for that.
     HandingOver(Box<PendingHandOver>),
+    /// The request is checked, and somebody is asked whether the binary may have its id; `due.stage` is
+    /// the deadline for the answer.
+    Verifying(Box<PendingVerification>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),
     /// A binary that holds an id.
@@ -123,6 +127,8 @@ phases! {
     Head "head" ConnectionsHead = Stage::Head(_),
     /// On its way to the owner of its server-id.
     HandingOver "moving" ConnectionsMoving = Stage::HandingOver(_),
+    /// A binary that waits until it is known whether it may have its id.
+    Verifying "verifying" ConnectionsVerifying = Stage::Verifying(_),
     /// A binary that waits for the outcome of a probe.
     Newcomer "newcomer" ConnectionsNewcomer = Stage::Newcomer(_),
     /// A binary that holds an id.
@@ -203,6 +209,16 @@ pub struct HeadBuffer {
 pub struct PendingHandOver {
     /// The owner's number.
     pub worker: usize,
+    /// The checked request.
+    pub upgrade: Upgrade,
+    /// Bytes that followed it.
+    pub unread: Vec<u8>,
+}
+
+/// A claim of which is to be found out whether it may be let in.
+pub struct PendingVerification {
+    /// Names it.
+    pub ticket: Ticket,
     /// The checked request.
     pub upgrade: Upgrade,
     /// Bytes that followed it.
@@ -485,7 +501,9 @@ impl Connection {
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.ended && !self.is_paused() && !matches!(self.stage, Stage::HandingOver(_) | Stage::Closed)
+        !self.ended
+            && !self.is_paused()
+            && !matches!(self.stage, Stage::HandingOver(_) | Stage::Verifying(_) | Stage::Closed)
     }
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.

@@ -3,6 +3,7 @@
 use super::closing::Loss;
 use super::connection::Stage;
 use super::timers::Millis;
+use super::verify::Verdict;
 use super::{Key, Relay};
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 
@@ -46,6 +47,7 @@ impl Relay {
         if due.stage <= now {
             return match connection.stage {
                 Stage::Head(_) | Stage::HandingOver(_) => self.head_timed_out(now, key),
+                Stage::Verifying(_) => self.end_verification(now, key, Verdict::NoAnswer),
                 Stage::Closing(_) => self.closing_timed_out(now, key),
                 Stage::Binary { .. } | Stage::Phone { .. } if connection.slowed => {
                     self.end_slowing(now, key);

@@ -161,6 +161,10 @@ fn names(stage: &Stage) -> (Option<EntryKey>, Option<ConnId>) {
         Stage::Binary { entry, conn_id } | Stage::Phone { entry, conn_id, .. } => {
             (Some(*entry), Some(*conn_id))
         }
-        Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => (None, None),
+        Stage::Head(_)
+        | Stage::HandingOver(_)
+        | Stage::Verifying(_)
+        | Stage::Closing(_)
+        | Stage::Closed => (None, None),
     }
 }

@@ -19,6 +19,7 @@
 //!
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
+//! - [`verify`]: claims that somebody outside is asked about
 //! - `claims`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
@@ -66,6 +67,7 @@ pub mod pace;
 pub mod registry;
 pub mod spare;
 pub mod timers;
+pub mod verify;
 pub mod visitors;
 pub mod wakes;
 
@@ -95,6 +97,7 @@ use registry::Registry;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use timers::Millis;
+use verify::Verification;
 use visitors::Visitors;
 use wakes::Wake;
 
@@ -133,6 +136,8 @@ pub enum Action {
     AskToShed(usize),
     /// Hand this to whoever talks to push services, or drop it: it must not wait here.
     Wake(Box<Wake>),
+    /// Have this found out, and tell [`Relay::on_verdict`]: it must not wait here.
+    Verify(Box<Verification>),
 }
 
 /// A connection between two workers: plain data, beside its socket. No read or write of the
@@ -210,6 +215,8 @@ pub struct Relay {
     output: Output,
     visitors: Visitors,
     work: VecDeque<Work>,
+    /// Claims that somebody was asked about so far.
+    verifications: u64,
     rng: StdRng,
 }
 
@@ -234,6 +241,7 @@ impl Relay {
             output: Output::default(),
             visitors: Visitors::new(addresses),
             work: VecDeque::new(),
+            verifications: 0,
             rng,
             shutting_down: false,
             worker,

@@ -258,7 +258,11 @@ impl Relay {
                     self.resume_phones(now, entry);
                 }
             }
-            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {
+            Stage::Head(_)
+            | Stage::HandingOver(_)
+            | Stage::Verifying(_)
+            | Stage::Closing(_)
+            | Stage::Closed => {
                 if taken > 0 {
                     connection.note_progress(now + self.limits.close_timeout_ms);
                 }

@@ -2,8 +2,9 @@
 
 use super::connection::Stage;
 use super::timers::Millis;
+use super::verify::{Verdict, Verification};
 use super::{Action, Key, Owners, Relay, Settings, Whom};
-use crate::config::{ByteRate, Limits, LogFormat};
+use crate::config::{ByteRate, Limits, LogFormat, OnFailure, Verify};
 use crate::metrics::{Metrics, Series};
 use crate::protocol::close::Close;
 use crate::protocol::frames;
@@ -36,6 +37,8 @@ struct World {
     moved: Vec<(Key, usize, Vec<u8>)>,
     /// Workers that were asked to shed.
     asked: Vec<usize>,
+    /// Claims that are to be verified.
+    questions: Vec<Verification>,
 }
 
 impl World {
@@ -80,6 +83,7 @@ impl World {
             finished,
             moved,
             asked,
+            questions: Vec::new(),
         }
     }
 
@@ -163,6 +167,7 @@ impl World {
                         self.moved.push((key, worker, hand_over.unread));
                     }
                     Action::AskToShed(worker) => self.asked.push(worker),
+                    Action::Verify(question) => self.questions.push(*question),
                     Action::Read(_) | Action::Wake(_) => {}
                 }
             }
@@ -1228,8 +1233,7 @@ fn over_its_rate_a_server_id_waits_and_nobody_is_closed() {
 
 #[test]
 fn time_that_a_peer_was_kept_waiting_is_not_held_against_it() {
-    let limits =
-        Limits { heartbeat_interval_ms: 3000, grace_ms: 3_600_000, ..rated(1024, 1024) };
+    let limits = Limits { heartbeat_interval_ms: 3000, grace_ms: 3_600_000, ..rated(1024, 1024) };
     let mut world = World::with(limits, 64 * 1024 * 1024, 1);
     let (binary, phone) = (world.binary("a"), world.phone("a"));
     let message = masked(1, format!("\"{}\"", "x".repeat(150_000)).as_bytes());
@@ -1294,4 +1298,129 @@ fn a_rate_that_was_lifted_is_felt_within_a_second_and_backlogs_still_hold() {
     world.relay.set_limits(Limits::default());
     world.pass(1000);
     assert!(world.relay.wants_read(phone));
+}
+
+// ---- Claims that somebody is asked about
+
+fn verified(on_failure: OnFailure) -> Limits {
+    let verify = Verify { is_on: true, timeout_ms: 3000, on_failure };
+    Limits { verify, ..Limits::default() }
+}
+
+fn status(world: &World, key: Key) -> String {
+    let answer = String::from_utf8_lossy(&world.received[&key]);
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_claim_waits_for_its_verdict_with_all_that_came_behind_it() {
+    let mut world = World::with(verified(OnFailure::Deny), 64 * 1024 * 1024, 1);
+    let binary = world.connect();
+    let mut bytes = head("/v1/server", "a").into_bytes();
+    bytes.extend(masked(PING, b"early"));
+    world.bytes(binary, &bytes);
+    assert!(!world.relay.wants_read(binary) && status(&world, binary).is_empty());
+    assert!(world.relay.charged_bytes() >= 11);
+    assert_eq!(world.relay.admission.live(), 0, "it has no place yet");
+    let question = world.questions.pop().unwrap();
+    assert_eq!(question.server_id.as_str(), "a");
+    assert_eq!(question.address.to_string(), "192.0.2.1");
+    // Phones are not asked about: without a binary there is nothing for them.
+    let phone = world.phone("a");
+    assert_eq!(world.closed(phone), pair(4404, "no server with that id"));
+    assert!(world.questions.is_empty());
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(status(&world, binary).starts_with("HTTP/1.1 101 "));
+    assert!(world.received[&binary].ends_with(b"\x8a\x05early"));
+    assert!(world.relay.wants_read(binary));
+    // The phone, which is closing, has a place as well.
+    assert_eq!((world.counts(), world.relay.admission.live()), ((1, 0), 2));
+    // It was told once, and what is told later means nothing.
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Denied);
+    world.settle();
+    assert_eq!(world.counts(), (1, 0));
+    assert_eq!(world.metrics.total(Series::VerifiedAllowed), 1);
+}
+
+#[test]
+fn a_claim_is_refused_by_its_verdict_and_by_the_rule_where_there_is_none() {
+    let turned_away = |verdict: Option<Verdict>, on_failure| {
+        let mut world = World::with(verified(on_failure), 64 * 1024 * 1024, 1);
+        let binary = world.connect();
+        world.bytes(binary, head("/v1/server", "a").as_bytes());
+        let question = world.questions.pop().unwrap();
+        match verdict {
+            Some(verdict) => world.relay.on_verdict(world.now, question.ticket, verdict),
+            None => {
+                world.pass(2999);
+                assert!(status(&world, binary).is_empty());
+                world.pass(2);
+            }
+        }
+        world.settle();
+        let answer = status(&world, binary);
+        assert_eq!(world.relay.admission.live() as u64, world.counts().0);
+        assert!(world.relay.wants_read(binary), "its end is to be heard");
+        assert_eq!(world.relay.check_books(), Ok(()));
+        answer
+    };
+    let (denied, later) = ("HTTP/1.1 403 Forbidden", "HTTP/1.1 503 Service Unavailable");
+    for rule in [OnFailure::Allow, OnFailure::Deny] {
+        assert_eq!(turned_away(Some(Verdict::Denied), rule), denied);
+        assert_eq!(turned_away(Some(Verdict::TooMany), rule), later);
+    }
+    for verdict in [Some(Verdict::NoAnswer), None] {
+        assert_eq!(turned_away(verdict, OnFailure::Deny), later);
+        assert!(turned_away(verdict, OnFailure::Allow).starts_with("HTTP/1.1 101 "));
+    }
+}
+
+#[test]
+fn a_verdict_is_for_the_claim_that_it_was_asked_for() {
+    let mut world = World::with(verified(OnFailure::Deny), 64 * 1024 * 1024, 1);
+    let first = world.connect();
+    world.bytes(first, head("/v1/server", "known").as_bytes());
+    let question = world.questions.pop().unwrap();
+    world.relay.on_end(world.now, first, false);
+    world.settle();
+    let second = world.connect();
+    assert_eq!(second, first, "its number is used again");
+    world.bytes(second, head("/v1/server", "stranger").as_bytes());
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(status(&world, second).is_empty(), "it waits for its own");
+    // A peer that ends its direction meanwhile is upgraded and has then ended, as it would without.
+    world.end(second);
+    let question = world.questions.pop().unwrap();
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(world.ended.contains(&second));
+    assert_eq!((world.counts(), world.relay.registry.len()), ((0, 0), 1));
+}
+
+#[test]
+fn claims_that_wait_are_sockets_before_their_upgrade_and_are_driven_out_like_them() {
+    let mut world = World::with(verified(OnFailure::Deny), 64 * 1024 * 1024, 1);
+    let limits = AdmissionLimits { max_visitors: 3, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    let waiting: Vec<Key> = (0..3)
+        .map(|number| {
+            let key = world.connect();
+            world.bytes(key, head("/v1/server", &format!("id-{number}")).as_bytes());
+            key
+        })
+        .collect();
+    assert!(world.ended.is_empty());
+    let next = world.connect();
+    world.settle();
+    assert_eq!(world.ended, [waiting[0]]);
+    world.bytes(next, b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
+    assert_eq!(status(&world, next), "HTTP/1.1 200 OK");
+    // What is said about one that is gone meets nobody.
+    for question in std::mem::take(&mut world.questions) {
+        world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+        world.settle();
+    }
+    assert_eq!(world.counts(), (2, 0));
 }

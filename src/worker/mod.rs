@@ -47,6 +47,7 @@ use crate::protocol::close::Close;
 use crate::protocol::preamble::Preamble;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
+use crate::relay::verify::{Ticket, Verdict, Verification};
 use crate::relay::wakes::Wake;
 use crate::relay::{
     Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Settings, Whom, broken,
@@ -87,6 +88,13 @@ pub enum Mail {
     Census(UnboundedSender<()>),
     /// Apply these limits from now on.
     Limits(Limits),
+    /// What was found out about a claim.
+    Verdict {
+        /// Which.
+        ticket: Ticket,
+        /// What.
+        verdict: Verdict,
+    },
     /// Describe connections from this slot on, but no more than a turn has time for.
     Describe {
         /// The slot to begin with.
@@ -161,6 +169,8 @@ pub struct Start {
     pub epoch: Instant,
     /// Takes wake requests, which are dropped where there is no room.
     pub wakes: Sender<Box<Wake>>,
+    /// Takes questions about claims.
+    pub verifications: Sender<Box<Verification>>,
 }
 
 /// What a worker has of the kernel. It belongs to the thread that made it, because the ring does
@@ -285,6 +295,7 @@ struct Worker<C> {
     runtime_ready: bool,
     mailboxes: Vec<UnboundedSender<Mail>>,
     wakes: Sender<Box<Wake>>,
+    verifications: Sender<Box<Verification>>,
     metrics: Arc<Metrics>,
     counters: Arc<WorkerMetrics>,
     epoch: Instant,
@@ -305,7 +316,16 @@ impl<C: Core> Worker<C> {
         make: impl FnOnce(Settings) -> C,
     ) -> io::Result<Self> {
         let Start {
-            settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
+            settings,
+            listener,
+            proxy_headers,
+            tls,
+            mailbox,
+            mailboxes,
+            epoch,
+            wakes,
+            verifications,
+            ..
         } = start;
         let metrics = settings.metrics.clone();
         let counters = metrics.worker(settings.worker);
@@ -339,6 +359,7 @@ impl<C: Core> Worker<C> {
             runtime_ready: false,
             mailboxes,
             wakes,
+            verifications,
             metrics,
             counters,
             epoch,
@@ -540,6 +561,7 @@ impl<C: Core> Worker<C> {
                 let _ = done.send(());
             }
             Mail::Limits(limits) => self.core.set_limits(limits),
+            Mail::Verdict { ticket, verdict } => self.core.on_verdict(now, ticket, verdict),
             Mail::Describe { first, done } => {
                 let _ = done.send(self.core.describe(now, first));
             }
@@ -622,6 +644,12 @@ impl<C: Core> Worker<C> {
             Action::Wake(wake) => {
                 if self.wakes.try_send(wake).is_err() {
                     self.metrics.push().count(PushOutcome::Dropped);
+                }
+            }
+            Action::Verify(verification) => {
+                let ticket = verification.ticket;
+                if self.verifications.try_send(verification).is_err() {
+                    self.core.on_verdict(now, ticket, Verdict::TooMany);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! One message to Firebase Cloud Messaging, HTTP v1 API, and what its answer means.
 
-use super::http::{Answer, CallError, Http};
+use super::CALL_TIMEOUT;
 use super::token::AccessToken;
+use crate::control::http::{Answer, CallError, Http, Post};
 use crate::protocol::push::PushToken;
 use hyper::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,9 @@ pub(super) async fn send(
     let body =
         serde_json::to_string(&Body { message }).map_err(|_| SendError::Call(CallError::Broken))?;
     let authorization = Some(access.authorization.clone());
-    let answer = http.post(url, "application/json", authorization, body).await;
+    let post =
+        Post { content_type: "application/json", authorization, body, timeout: CALL_TIMEOUT };
+    let answer = http.post(url, post).await;
     read_answer(&answer.map_err(SendError::Call)?)
 }
 

@@ -4,23 +4,21 @@
 //! - `credentials`: the service account's key, refused at start if it cannot work
 //! - `token`: access tokens, fetched once an hour
 //! - `fcm`: the message, and what its answer means
-//! - `http`: one bounded call over HTTPS
 //! - `limits`: how much each server-id may ask for
 
 mod credentials;
 mod fcm;
-mod http;
 mod limits;
 mod token;
 
 use crate::config::{Config, Exit, Secret};
+use crate::control::http::Http;
 use crate::metrics::{Metrics, PushOutcome};
 use crate::protocol::push::Platform;
 use crate::relay::timers::Millis;
 use crate::relay::wakes::{Verdict, Wake};
 use credentials::ServiceAccount;
 use fcm::SendError;
-use http::Http;
 use hyper::Uri;
 use limits::Allowances;
 use std::sync::Arc;
@@ -33,6 +31,8 @@ use tracing::{debug, info, warn};
 
 /// The environment variable that switches push on.
 const VARIABLE: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
+/// How long a call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that may wait for the control plane; a worker drops what finds no room.
 pub const MAX_WAITING: usize = 256;
 /// Wakes that may be under way in the whole process.

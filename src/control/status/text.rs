@@ -121,10 +121,11 @@ pub(in crate::control) fn overview(
 fn figures(text: &mut Text, over: &Interval, now_s: i64) {
     let (seen, process) = (&over.now, &over.now.process);
     text.meter("Connections", seen.websockets(), process.max_connections, count);
-    let states = ["binary", "phone", "newcomer", "moving", "head", "closing"].map(|state| {
-        let value = seen.value("connections", &format!("state=\"{state}\""));
-        format!("{state} {}", count(value))
-    });
+    let states =
+        ["binary", "phone", "newcomer", "moving", "verifying", "head", "closing"].map(|state| {
+            let value = seen.value("connections", &format!("state=\"{state}\""));
+            format!("{state} {}", count(value))
+        });
     text.line(format_args!("{:<13}{}", "", states.join("  ")));
     text.meter("Memory", seen.charged_bytes(), process.memory_budget_bytes, bytes);
     text.line(format_args!("{:<13}resident {}", "", bytes(process.resident_bytes)));
@@ -170,7 +171,8 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
     }
     if let Some(url) = &process.verify_url {
         let outcomes = ["allowed", "denied", "no_answer", "too_many"].map(|outcome| {
-            let outcomes = seen.value("claim_verifications_total", &format!("outcome=\"{outcome}\""));
+            let outcomes =
+                seen.value("claim_verifications_total", &format!("outcome=\"{outcome}\""));
             format!("{} {}", outcome.replace('_', " "), count(outcomes))
         });
         let (url, outcomes) = (plain(url), outcomes.join(", "));

@@ -1,12 +1,12 @@
-//! One call over HTTPS: no redirect is followed, nothing is sent twice, and neither time nor
-//! memory is given without a bound (PROTOCOL.md, chapter 8).
+//! One call over HTTP or HTTPS: no redirect is followed, nothing is sent twice, and neither time nor
+//! memory is given without a bound (PROTOCOL.md, chapters 6 and 8).
 
 use crate::control::pem;
 use crate::words;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
-use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -17,8 +17,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a call may take, from the look-up of the name to the last byte of the answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an answer's head, and of its body, is read; Google's have a few hundred bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// How long a connection is kept for the next call.
@@ -33,7 +31,17 @@ pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 /// What was answered.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+}
+
+/// What is sent.
+pub(super) struct Post {
+    pub(super) content_type: &'static str,
+    pub(super) authorization: Option<HeaderValue>,
+    pub(super) body: String,
+    /// How long the call may take, from the look-up of the name to the last byte of the answer.
+    pub(super) timeout: Duration,
 }
 
 /// Why there is no answer. It shows nothing of what was sent or received.
@@ -41,8 +49,8 @@ pub(super) struct Answer {
 pub(super) enum CallError {
     /// Nobody could be reached; what happened, in the words of the resolver, TCP or TLS.
     Unreachable(String),
-    /// It took longer than [`CALL_TIMEOUT`].
-    Slow,
+    /// It took longer than this.
+    Slow(Duration),
     /// The answer is longer than [`MAX_ANSWER_BYTES`].
     Long,
     /// The connection broke, or what was answered is not HTTP.
@@ -53,7 +61,7 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
-            Self::Slow => write!(f, "did not answer within {} s", CALL_TIMEOUT.as_secs()),
+            Self::Slow(timeout) => write!(f, "did not answer within {timeout:.1?}"),
             Self::Long => write!(f, "answered with more than {MAX_ANSWER_BYTES} bytes"),
             Self::Broken => f.write_str("did not give a complete HTTP answer"),
         }
@@ -91,18 +99,13 @@ impl Http {
         Ok(Self(client))
     }
 
-    /// Posts `body` and reads the whole answer, whatever its status.
+    /// Posts what is given and reads the whole answer, whatever its status.
     ///
     /// # Errors
     ///
     /// Any [`CallError`].
-    pub(super) async fn post(
-        &self,
-        uri: &Uri,
-        content_type: &'static str,
-        authorization: Option<HeaderValue>,
-        body: String,
-    ) -> Result<Answer, CallError> {
+    pub(super) async fn post(&self, uri: &Uri, post: Post) -> Result<Answer, CallError> {
+        let Post { content_type, authorization, body, timeout } = post;
         let mut request = Request::new(Full::new(Bytes::from(body)));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri.clone();
@@ -111,9 +114,9 @@ impl Http {
         if let Some(authorization) = authorization {
             headers.insert(header::AUTHORIZATION, authorization);
         }
-        match tokio::time::timeout(CALL_TIMEOUT, self.call(request)).await {
+        match tokio::time::timeout(timeout, self.call(request)).await {
             Ok(result) => result,
-            Err(_) => Err(CallError::Slow),
+            Err(_) => Err(CallError::Slow(timeout)),
         }
     }
 
@@ -125,12 +128,12 @@ impl Http {
                 CallError::Broken
             }
         })?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER_BYTES);
         let body = body.collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() { CallError::Long } else { CallError::Broken }
         })?;
-        Ok(Answer { status, body: body.to_bytes() })
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
     }
 }
 
