@@ -225,6 +225,20 @@ fn files_that_documents_name_exist() {
 }
 
 #[test]
+fn documents_name_every_setting() {
+    let line = pyrycode_relay::config::command_line([]);
+    let shown = line.get_arguments().filter(|arg| !arg.is_hide_set());
+    let flags: Vec<&str> = shown.filter_map(|arg| arg.get_long()).collect();
+    assert!(flags.len() > 35, "{flags:?}");
+    for document in ["README.md", PROTOCOL] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        for flag in &flags {
+            assert!(text.contains(&format!("`--{flag}`")), "{document} has no `--{flag}`");
+        }
+    }
+}
+
+#[test]
 fn each_defence_is_shown_by_a_test_that_is_there() {
     let threats = fs::read_to_string(root().join(THREATS)).unwrap();
     let mut tests = Vec::new();

@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 39] = [
+const FLAGS: [(&str, &str); 43] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),

@@ -54,6 +54,7 @@ pub(crate) fn run(
     let runtime = builder.worker_threads(workers).enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(listen).await?;
+        println!("listening on {}", listener.local_addr()?);
         let servers = Servers::default();
         loop {
             let (stream, _) = listener.accept().await?;

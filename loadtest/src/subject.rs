@@ -9,6 +9,8 @@ use crate::tls::certificate::{self, Certificate};
 use crate::tls::{Dialler, Offer, Trust};
 use crate::wire::{Target, Wire};
 use std::fmt;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -452,8 +454,24 @@ fn split_port(host: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// Ports that no system gives out by itself: not to whoever dials, and not to whoever asks for any.
+const UNASSIGNED_PORTS: std::ops::Range<u64> = 10_000..30_000;
+
+/// An address that is free, and that nobody is given by chance before it is used.
 pub(crate) fn free_address() -> Outcome<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    let count = UNASSIGNED_PORTS.end - UNASSIGNED_PORTS.start;
+    for _ in 0..count {
+        // Random seeds are all that this is about.
+        let random = RandomState::new().build_hasher().finish();
+        let port = u16::try_from(UNASSIGNED_PORTS.start + random % count)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(address),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err("no port is free on 127.0.0.1".into())
 }
 
 #[cfg(test)]

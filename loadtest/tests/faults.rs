@@ -2,12 +2,11 @@
 //! say how; behind an honest one it must pass.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 const TOOL: &str = env!("CARGO_BIN_EXE_loadtest");
 /// Which of a phone's frames is spoiled.
@@ -40,16 +39,14 @@ impl Drop for Relay {
 }
 
 fn relay() -> Relay {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let listen = address.to_string();
-    let child = Command::new(TOOL).args(["baseline", "--listen", &listen]).spawn().unwrap();
-    let relay = Relay(child, address);
-    let end = Instant::now() + Duration::from_secs(20);
-    while TcpStream::connect(address).is_err() {
-        assert!(Instant::now() < end, "the baseline does not listen");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    relay
+    let mut command = Command::new(TOOL);
+    command.args(["baseline", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let address = said.trim_end().strip_prefix("listening on ").expect("where it listens");
+    let address = address.parse().unwrap();
+    Relay(child, address)
 }
 
 /// A proxy that lives as long as the test.
@@ -303,7 +300,8 @@ fn a_cut_connection_fails_the_run() {
 
 #[test]
 fn a_relay_that_is_not_there_is_named() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // A port that is never given out by chance.
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
     let output = load("echo", nobody);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("no relay at ws://"), "{said}");

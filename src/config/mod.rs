@@ -13,6 +13,7 @@ mod networks;
 mod operations;
 pub(crate) mod own_flags;
 mod ring_features;
+mod settings;
 mod show;
 mod sources;
 mod units;
@@ -22,7 +23,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 pub use allowed::AllowedIds;
@@ -32,12 +33,12 @@ pub use flags::help;
 pub use ipnet::IpNet;
 pub use operations::{By, Operation, Operator};
 pub use ring_features::RingFeatures;
-pub use show::Setting;
+pub use show::{Change, Setting};
 pub use sources::Origin;
 pub use tracing::Level;
 
-use flags::Flags;
 use machine::Machine;
+use settings::Flags;
 use sources::Given;
 use units::OrOff;
 
@@ -260,14 +261,17 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Where wake requests go; `None` is where Google serves them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Where wake requests go, in tests; `None` is where Google serves them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct FcmEndpoints {
     /// In place of the credentials' `token_uri`.
+    #[arg(long = "fcm-token-url", value_name = "URL", hide = true)]
     pub token_url: Option<String>,
     /// In place of `https://fcm.googleapis.com`.
+    #[arg(long, value_name = "URL", hide = true)]
     pub fcm_url: Option<String>,
     /// A file of certificate authorities (PEM) to trust for them.
+    #[arg(long = "fcm-ca", value_name = "FILE", hide = true)]
     pub ca: Option<PathBuf>,
 }
 
@@ -302,21 +306,13 @@ pub struct Limits {
 }
 
 impl Default for Limits {
+    /// As the table of settings has them.
     fn default() -> Self {
-        Self {
-            max_phones: 16,
-            token_header: TokenHeader::Required,
-            server_id_rate: None,
-            verify: Verify { is_on: false, timeout_ms: 3_000, on_failure: OnFailure::Deny },
-            grace_ms: 30_000,
-            probe_timeout_ms: 10_000,
-            heartbeat_interval_ms: 30_000,
-            heartbeat_timeout_ms: 30_000,
-            header_timeout_ms: 5_000,
-            message_timeout_ms: 30_000,
-            write_timeout_ms: 10_000,
-            close_timeout_ms: 5_000,
-        }
+        static DEFAULT: LazyLock<Limits> = LazyLock::new(|| match Flags::parse([PROGRAM.into()]) {
+            Ok(flags) => flags.limits(),
+            Err(exit) => unreachable!("a default is refused: {exit}"),
+        });
+        *DEFAULT
     }
 }
 
@@ -433,9 +429,6 @@ impl Config {
         let insecure = https.is_none().then(|| insecure_listen(&flags));
         refuse_contradictions(&flags, https.is_some())?;
         let allowed = flags.allow_server_ids.as_deref().map(AllowedIds::read).transpose()?;
-        let Flags { fcm_token_url, fcm_url, fcm_ca, .. } = &flags;
-        let (token_url, fcm_url, ca) = (fcm_token_url.clone(), fcm_url.clone(), fcm_ca.clone());
-        let fcm_endpoints = FcmEndpoints { token_url, fcm_url, ca };
         Ok(Self {
             insecure,
             https,
@@ -461,7 +454,7 @@ impl Config {
             single_instance: environment.single_instance,
             one_of_many: environment.one_of_many,
             fcm_credentials: environment.fcm_credentials.clone(),
-            fcm_endpoints,
+            fcm_endpoints: flags.fcm_endpoints,
             trust_x_forwarded_for: flags.trust_x_forwarded_for,
             proxy_protocol_from: flags.proxy_protocol_from,
             drain_timeout: Duration::from_millis(flags.drain_timeout),

@@ -1,7 +1,7 @@
 //! The commands that operate a relay while it runs, by its control socket: each with flags of its
 //! own.
 
-use super::flags::Flags;
+use super::settings::Flags;
 use super::units::{self, OrOff};
 use super::{
     DEFAULT_RUNTIME_FOLDER, Exit, IpNet, LEVELS, PROGRAM, in_runtime_folder, networks, own_flags,

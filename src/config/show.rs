@@ -1,31 +1,62 @@
 //! The configuration as flags would say it, for `check` and for what a reload has changed.
 
+use super::settings::{Row, SETTINGS};
 use super::sources::Origin;
-use super::units::{show_byte_rate, show_bytes, show_duration, show_exact_bytes, show_rate};
-use super::{
-    CertificateSource, Config, DEFAULT_HTTPS_LISTEN, IpNet, LogFormat, OnFailure, TokenHeader,
-    one_line,
-};
+use super::units::{show_bytes, show_duration};
+use super::{CertificateSource, Config, IpNet, one_line};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
 
-/// One flag: its name, its effective value, and where that comes from.
+/// One setting: its name, its effective value, and where that comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// Without dashes.
-    pub name: &'static str,
+    pub name: String,
     /// As the flag would say it; empty for nothing.
     pub value: String,
     /// Where the value comes from.
     pub origin: String,
 }
 
-fn networks(networks: &[IpNet]) -> String {
+/// A setting that two configurations have differently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its name, without dashes.
+    pub name: String,
+    /// The older value, as the flag would say it.
+    pub from: String,
+    /// The newer value.
+    pub to: String,
+    /// A reload takes it over; anything else needs a restart.
+    pub is_live: bool,
+}
+
+/// One of some words, as the flag has it.
+pub(super) fn choice(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map(|word| word.get_name().to_owned()).unwrap_or_default()
+}
+
+pub(super) fn duration(duration: Duration) -> String {
+    show_duration(duration.as_millis() as u64)
+}
+
+pub(super) fn list(networks: &[IpNet]) -> String {
     networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// A limit that can be switched off.
+pub(super) fn or_off<T>(limit: Option<T>, show: impl Fn(T) -> String) -> String {
+    limit.map_or("off".to_owned(), show)
+}
+
+pub(super) fn path(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// An address as the flag would say it: all interfaces have no host.
-fn place(address: SocketAddr) -> String {
+pub(super) fn place(address: SocketAddr) -> String {
     match address.ip() {
         IpAddr::V6(ip) if ip.is_unspecified() => format!(":{}", address.port()),
         _ => address.to_string(),
@@ -33,35 +64,47 @@ fn place(address: SocketAddr) -> String {
 }
 
 impl Config {
-    /// Every flag with its value, in the order of `--help`.
+    /// Every setting with its value, in the order of `--help`.
     #[must_use]
     pub fn settings(&self) -> Vec<Setting> {
-        let connections = format!("computed: {}", self.capacity);
-        let budget = self.explain_budget();
-        self.values()
-            .into_iter()
-            .map(|(name, value)| {
-                let default = match name {
-                    "workers" => "computed: the CPUs that this process may use",
-                    "memory-budget" => &budget,
-                    "max-connections" => &connections,
-                    "max-connections-per-address" => self.explain_share(),
-                    "control-socket" if self.control_socket.is_some() => {
-                        "computed: in RUNTIME_DIRECTORY"
-                    }
-                    "https-listen" if self.https.is_none() => {
-                        "default; served with --domain, or --tls-cert and --tls-key"
-                    }
-                    _ => "default",
-                };
-                let origin = self.origins.get(name).map(Origin::to_string);
-                Setting { name, value, origin: origin.unwrap_or_else(|| default.to_owned()) }
-            })
-            .collect()
+        let setting = |row: &Row| {
+            let name = row.name();
+            let explain = || row.explain_default.map_or("default".to_owned(), |of| of(self));
+            let origin = self.origins.get(&name).map_or_else(explain, Origin::to_string);
+            Setting { value: (row.show)(self), name, origin }
+        };
+        SETTINGS.iter().map(setting).collect()
+    }
+
+    /// Where the certificate comes from, if HTTPS is served.
+    pub(super) fn certificate(&self) -> Option<&CertificateSource> {
+        self.https.as_ref().map(|https| &https.certificate)
+    }
+
+    pub(super) fn explain_https_listen(&self) -> String {
+        match self.https {
+            None => "default; served with --domain, or --tls-cert and --tls-key".to_owned(),
+            Some(_) => "default".to_owned(),
+        }
+    }
+
+    pub(super) fn explain_control_socket(&self) -> String {
+        match self.control_socket {
+            None => "default".to_owned(),
+            Some(_) => "computed: in RUNTIME_DIRECTORY".to_owned(),
+        }
+    }
+
+    pub(super) fn explain_workers(&self) -> String {
+        "computed: the CPUs that this process may use".to_owned()
+    }
+
+    pub(super) fn explain_max_connections(&self) -> String {
+        format!("computed: {}", self.capacity)
     }
 
     /// How the default of the budget came about.
-    fn explain_budget(&self) -> String {
+    pub(super) fn explain_budget(&self) -> String {
         let limit = show_bytes(self.memory_limit_bytes);
         if self.memory_budget_bytes == self.memory_limit_bytes / 4 {
             format!("computed: a quarter of {limit}")
@@ -71,100 +114,12 @@ impl Config {
     }
 
     /// How the default for one address came about.
-    fn explain_share(&self) -> &'static str {
+    pub(super) fn explain_share(&self) -> String {
         if self.max_connections_per_address == Some(self.max_connections / 4) {
-            "computed: a quarter of max-connections"
+            "computed: a quarter of max-connections".to_owned()
         } else {
-            "computed: more than a quarter of max-connections, which would be too few"
+            "computed: more than a quarter of max-connections, which would be too few".to_owned()
         }
-    }
-
-    // One line for each setting, in the order of the help.
-    #[allow(clippy::too_many_lines)]
-    fn values(&self) -> Vec<(&'static str, String)> {
-        let path = |path: Option<&std::path::PathBuf>| {
-            path.map(|path| path.display().to_string()).unwrap_or_default()
-        };
-        let limit = |limit: Option<usize>| limit.map_or("off".to_owned(), |n| n.to_string());
-        let https = self.https.as_ref();
-        let (mut cert, mut key, mut cache, mut http, mut directory, mut ca) = Default::default();
-        match https.map(|https| &https.certificate) {
-            Some(CertificateSource::Files { cert: c, key: k }) => (cert, key) = (Some(c), Some(k)),
-            Some(CertificateSource::Acme { cache: c, http_listen, directory: d, ca: a }) => {
-                (cache, ca) = (Some(c), a.as_ref());
-                http = http_listen.map_or(String::new(), place);
-                directory = d.clone();
-            }
-            None => {}
-        }
-        let limits = &self.limits;
-        let rate = |limit: Option<_>| limit.map_or("off".to_owned(), show_rate);
-        vec![
-            ("insecure-listen", self.insecure.map_or(String::new(), |l| place(l.addr))),
-            ("domain", https.and_then(|https| https.domain.clone()).unwrap_or_default()),
-            ("https-listen", place(https.map_or(DEFAULT_HTTPS_LISTEN, |https| https.listen))),
-            ("http-listen", http),
-            ("cert-cache", path(cache)),
-            ("tls-cert", path(cert)),
-            ("tls-key", path(key)),
-            ("acme-directory", directory),
-            ("acme-ca", path(ca)),
-            ("https-proxy-protocol", https.is_some_and(|https| https.proxy_protocol).to_string()),
-            ("proxy-protocol-from", networks(&self.proxy_protocol_from)),
-            ("trust-x-forwarded-for", networks(&self.trust_x_forwarded_for)),
-            ("metrics-listen", self.metrics_listen.map_or(String::new(), |l| place(l.addr))),
-            ("control-socket", path(self.control_socket.as_ref())),
-            (
-                "allow-server-ids",
-                self.allowed.as_ref().map_or(String::new(), |a| a.path().display().to_string()),
-            ),
-            (
-                "token-header",
-                match limits.token_header {
-                    TokenHeader::Required => "required".to_owned(),
-                    TokenHeader::Optional => "optional".to_owned(),
-                },
-            ),
-            ("new-connections-rate", rate(self.new_connections_rate)),
-            ("verify-url", self.verify_url.as_ref().map(ToString::to_string).unwrap_or_default()),
-            ("verify-timeout", show_duration(limits.verify.timeout_ms)),
-            (
-                "verify-on-failure",
-                match limits.verify.on_failure {
-                    OnFailure::Allow => "allow".to_owned(),
-                    OnFailure::Deny => "deny".to_owned(),
-                },
-            ),
-            ("server-id-rate", limits.server_id_rate.map_or("off".to_owned(), show_byte_rate)),
-            ("rate-limit", rate(self.rate_limit)),
-            ("handshake-rate", rate(self.handshake_rate)),
-            ("block", networks(&self.block)),
-            ("max-connections", self.max_connections.to_string()),
-            ("max-connections-per-address", limit(self.max_connections_per_address)),
-            ("workers", self.workers.to_string()),
-            ("io-uring-without", self.ring_features.unwanted()),
-            ("memory-budget", show_exact_bytes(self.memory_budget_bytes)),
-            ("max-phones", limits.max_phones.to_string()),
-            ("grace", show_duration(limits.grace_ms)),
-            ("probe-timeout", show_duration(limits.probe_timeout_ms)),
-            ("heartbeat-interval", show_duration(limits.heartbeat_interval_ms)),
-            ("heartbeat-timeout", show_duration(limits.heartbeat_timeout_ms)),
-            ("header-timeout", show_duration(limits.header_timeout_ms)),
-            ("message-timeout", show_duration(limits.message_timeout_ms)),
-            ("write-timeout", show_duration(limits.write_timeout_ms)),
-            ("close-timeout", show_duration(limits.close_timeout_ms)),
-            ("drain-timeout", show_duration(self.drain_timeout.as_millis() as u64)),
-            ("drain-spread", show_duration(self.drain_spread.as_millis() as u64)),
-            (
-                "log-format",
-                match self.log_format {
-                    LogFormat::Text => "text".to_owned(),
-                    LogFormat::Json => "json".to_owned(),
-                },
-            ),
-            ("log-level", self.log_level.to_string().to_ascii_lowercase()),
-            ("config", path(self.file.as_ref())),
-        ]
     }
 
     /// What `check` prints: one line for each flag, and what the environment says beside them.
@@ -195,13 +150,26 @@ impl Config {
         out
     }
 
-    /// The flags that `newer` says otherwise: name, old value and new value.
+    /// The settings that `newer` says otherwise.
     #[must_use]
-    pub fn changes(&self, newer: &Self) -> Vec<(&'static str, String, String)> {
-        let pairs = self.values().into_iter().zip(newer.values());
-        pairs
-            .filter(|((_, old), (_, new))| old != new)
-            .map(|((name, old), (_, new))| (name, old, new))
-            .collect()
+    pub fn changes(&self, newer: &Self) -> Vec<Change> {
+        let change = |row: &Row| {
+            let (from, to) = ((row.show)(self), (row.show)(newer));
+            (from != to).then(|| Change {
+                name: row.name(),
+                from,
+                to,
+                is_live: row.take_over.is_some(),
+            })
+        };
+        SETTINGS.iter().filter_map(change).collect()
+    }
+
+    /// Takes over from `newer` what needs no restart.
+    pub fn take_over(&mut self, newer: &Self) {
+        for take_over in SETTINGS.iter().filter_map(|row| row.take_over) {
+            take_over(self, newer);
+        }
+        self.limits.verify.is_on = self.verify_url.is_some();
     }
 }

@@ -5,7 +5,8 @@
 //! set of refusals; whatever is refused, its place is told.
 
 use super::Exit;
-use super::flags::{self, Flags};
+use super::flags;
+use super::settings::Flags;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::{OsStr, OsString};

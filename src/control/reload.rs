@@ -3,38 +3,9 @@
 use super::certificates::Certificates;
 use super::fleet::Fleet;
 use super::log_level::LogLevel;
-use crate::config::{ByteRate, Config, Exit};
+use crate::config::{ByteRate, Change, Config, Exit};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info, warn};
-
-/// The flags that take effect at once. Certificates are read again whether their flags have
-/// changed or not.
-const LIVE: [&str; 24] = [
-    "rate-limit",
-    "handshake-rate",
-    "block",
-    ALLOW,
-    "token-header",
-    "new-connections-rate",
-    "verify-url",
-    "verify-timeout",
-    "verify-on-failure",
-    "server-id-rate",
-    "drain-spread",
-    "max-connections",
-    "max-connections-per-address",
-    "max-phones",
-    "grace",
-    "probe-timeout",
-    "heartbeat-interval",
-    "heartbeat-timeout",
-    "header-timeout",
-    "message-timeout",
-    "write-timeout",
-    "close-timeout",
-    "drain-timeout",
-    "log-level",
-];
 
 /// The flag whose file may have changed.
 const ALLOW: &str = "allow-server-ids";
@@ -94,19 +65,19 @@ impl Live {
             Err(exit) => return error!(err = exit.explanation(), "reload_refused"),
         };
         let mut changes = self.config.changes(&newer);
-        if self.config.allowed != newer.allowed && !changes.iter().any(|(name, ..)| *name == ALLOW)
-        {
+        if self.config.allowed != newer.allowed && !changes.iter().any(|it| it.name == ALLOW) {
             // The file is the same one, and not what is in it.
             let count = |config: &Config| {
                 let count = config.allowed.as_ref().map_or(0, |allowed| allowed.count());
                 format!("{count} server-ids")
             };
-            changes.push((ALLOW, count(&self.config), count(&newer)));
+            let (from, to) = (count(&self.config), count(&newer));
+            changes.push(Change { name: ALLOW.to_owned(), from, to, is_live: true });
         }
         // Whoever reads that something has changed may count on it.
         self.take_over(&newer);
-        for (name, from, to) in &changes {
-            if LIVE.contains(name) {
+        for Change { name, from, to, is_live } in &changes {
+            if *is_live {
                 info!(path = name, from, to, "reloaded");
             } else {
                 let err = "it takes effect after a restart";
@@ -117,24 +88,13 @@ impl Live {
             info!(err = "no setting has changed; certificate files were read again", "reloaded");
         }
         // By the old level it is still told that the level has changed.
-        self.config.log_level = newer.log_level;
         self.level.configure(newer.log_level);
         *self.settings.config() = self.config.clone();
     }
 
     fn take_over(&mut self, newer: &Config) {
         let config = &mut self.config;
-        config.rate_limit = newer.rate_limit;
-        config.handshake_rate = newer.handshake_rate;
-        config.max_connections = newer.max_connections;
-        config.max_connections_per_address = newer.max_connections_per_address;
-        config.block = newer.block.clone();
-        config.allowed = newer.allowed.clone();
-        config.new_connections_rate = newer.new_connections_rate;
-        config.verify_url = newer.verify_url.clone();
-        config.drain_spread = newer.drain_spread;
-        config.limits = newer.limits;
-        config.drain_timeout = newer.drain_timeout;
+        config.take_over(newer);
         self.fleet.admission.set((&*config).into());
         self.fleet.admission.allow(config.allowed.clone());
         self.fleet.admission.configure_blocks(&config.block);
