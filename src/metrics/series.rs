@@ -203,6 +203,12 @@ families! {
     "loop_turns_total" Counter worker "Turns of the worker's loop." {
         Turns ""
     }
+    "loop_turns_over_1ms_total" Counter worker "Turns of the worker's loop that took longer than a millisecond: meanwhile nobody else of the worker is heard." {
+        TurnsOver1Ms ""
+    }
+    "loop_turns_over_5ms_total" Counter worker "Those of them that took longer than 5 ms." {
+        TurnsOver5Ms ""
+    }
     "ring_enters_total" Counter worker "System calls of the worker's ring (io_uring_enter)." {
         RingEnters ""
     }

@@ -128,6 +128,12 @@ pub enum Mail {
     ShutDown,
 }
 
+/// Turns that are counted for having taken longer.
+const SLOW_TURNS: [(Duration, Series); 2] = [
+    (Duration::from_millis(1), Series::TurnsOver1Ms),
+    (Duration::from_millis(5), Series::TurnsOver5Ms),
+];
+
 /// Which connections begin with a PROXY header (PROTOCOL.md, chapter 6).
 #[derive(Debug, Clone)]
 pub enum ProxyHeaders {
@@ -469,8 +475,14 @@ impl<C: Core> Worker<C> {
         self.counters.add(Series::Completions, completions);
         self.counters.raise(Series::CompletionsMax, completions);
         let forwarded = self.forwarded().wrapping_sub(forwarded_before);
+        let took = begun.elapsed();
         if forwarded > 0 {
-            self.counters.delays().record(forwarded, begun.elapsed().as_micros() as u64);
+            self.counters.delays().record(forwarded, took.as_micros() as u64);
+        }
+        for (bound, series) in SLOW_TURNS {
+            if took > bound {
+                self.counters.count(series);
+            }
         }
     }
 
