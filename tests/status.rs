@@ -81,17 +81,32 @@ async fn its_data_tell_the_state_of_the_relay_and_its_last_warnings() {
     let answer = get(addr, "/status.json").await;
     assert_eq!(answer.header("Content-Type"), Some("application/json; charset=utf-8"));
     let status: Value = serde_json::from_slice(&answer.body).unwrap();
-    let totals = &status["totals"];
-    assert_eq!(totals["frames_forwarded_total"]["direction=\"phone_to_binary\""], 1);
-    assert_eq!(totals["connections"]["state=\"phone\""], 1);
+    let metrics = &status["metrics"];
+    assert_eq!(metrics["frames_forwarded_total"]["phone_to_binary"], 1);
+    assert_eq!(metrics["connections"]["phone"], 1);
+    assert_eq!(metrics["ws_upgrade_attempts_total"]["client"]["accept"], 1);
+    assert_eq!(metrics["push_wakes_total"]["sent"], 0);
+    assert_eq!(metrics["server_ids"], 1);
     assert_eq!(status["workers"].as_array().unwrap().len(), 2);
     assert!(status["delay"]["counts"].as_array().unwrap().iter().any(|count| *count != 0));
     assert_eq!(status["process"]["ready"], true);
+    assert_programs_would_choose_the_keys(&status);
     for warning in status["warnings"].as_array().unwrap() {
         for field in ["time", "level", "event", "text"] {
             assert!(warning[field].is_string(), "{warning}");
         }
     }
+}
+
+/// Keys are words in snake_case, or the number of a close code.
+fn assert_programs_would_choose_the_keys(value: &Value) {
+    let is_plain =
+        |key: &str| key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    for (key, part) in value.as_object().into_iter().flatten() {
+        assert!(!key.is_empty() && is_plain(key), "{key:?}");
+        assert_programs_would_choose_the_keys(part);
+    }
+    value.as_array().into_iter().flatten().for_each(assert_programs_would_choose_the_keys);
 }
 
 #[tokio::test]
@@ -116,8 +131,8 @@ async fn what_is_told_cannot_steer_a_terminal() {
     let hostile = "\u{1b}[2Jgone\nAll is well.\u{9b}31m";
     state["process"]["version"] = hostile.into();
     state["process"]["open_descriptors"] = u64::MAX.into();
-    state["push_wakes"][hostile] = 1.into();
-    state["totals"]["closes_total"][format!("reason=\"{hostile}\"")] = 1.into();
+    state["metrics"]["push_wakes_total"][hostile] = 1.into();
+    state["metrics"]["closes_total"]["1000"][hostile] = 1.into();
     state["warnings"] = serde_json::json!([
         { "time": hostile, "level": hostile, "event": hostile, "text": hostile }
     ]);
@@ -135,7 +150,7 @@ async fn nothing_to_show_is_one_line_with_a_cure() {
         (free, "start the relay"),
         (answering("404 Not Found", String::new()).await, "404"),
         (answering("200 OK", "{}".to_owned()).await, "not a relay of this version"),
-        (answering("200 OK", endless).await, "length limit exceeded"),
+        (answering("200 OK", endless).await, "answered with more than 4194304 bytes"),
     ] {
         let why = status(addr).await.unwrap_err();
         assert!(why.contains(says) && why.contains(&addr.to_string()), "{why}");

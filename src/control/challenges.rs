@@ -1,37 +1,31 @@
 //! What `--http-listen` answers: the http-01 challenges of ACME (RFC 8555, section 8.3), and 404
 //! to the rest, never a redirect (PROTOCOL.md, chapter 7).
 //!
-//! Port 80 is where strangers knock first. A connection is good for one request and a few seconds;
-//! past the most that may be open, the oldest goes, so that however many dawdle, the ACME server
-//! is let in.
+//! Port 80 is where strangers knock first. A connection is good for one request and a few seconds.
 
+use super::http::server::{self, Bounds, WhenFull};
 use crate::telemetry::Remote;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::collections::{HashMap, VecDeque};
-use std::convert::Infallible;
+use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
+use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-/// Connections that may be open at a time.
-const MAX_CONNECTIONS: usize = 256;
-/// How long a request head may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may take in all.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// What hyper reads of a head; it takes no less.
-const MAX_HEAD_BYTES: usize = 8192;
-/// How long to wait when no connection can be accepted, because descriptors are short.
-const BREATHER: Duration = Duration::from_millis(100);
+/// What strangers may take.
+const BOUNDS: Bounds = Bounds {
+    connections: 256,
+    when_full: WhenFull::EndOldest,
+    head_timeout: Duration::from_secs(5),
+    lifetime: Duration::from_secs(5),
+    keep_alive: false,
+};
 
 const CHALLENGE_PATH: &str = "/.well-known/acme-challenge/";
 
@@ -94,45 +88,11 @@ impl Drop for Offer {
 
 /// Answers until the process ends.
 pub async fn serve(listener: TcpListener, challenges: Arc<Challenges>) {
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
-    let mut is_short = false;
-    loop {
-        let (stream, remote) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                if !is_short {
-                    warn!(err = %error, "challenge_accept_failed");
-                }
-                is_short = true;
-                tokio::time::sleep(BREATHER).await;
-                continue;
-            }
-        };
-        is_short = false;
-        open.retain(|connection| !connection.is_finished());
-        if open.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
-        }
-        let connection = serve_one(stream, remote, challenges.clone());
-        open.push_back(tokio::spawn(connection).abort_handle());
-    }
-}
-
-async fn serve_one(stream: TcpStream, remote: SocketAddr, challenges: Arc<Challenges>) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let response = respond(&challenges, &request, remote);
-        async { Ok::<_, Infallible>(response) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    // Whatever ends it is the peer's affair.
-    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+    let report = |error: &io::Error| warn!(err = %error, "challenge_accept_failed");
+    let answer = move |request: Request<Incoming>, remote| {
+        std::future::ready(respond(&challenges, &request, remote))
+    };
+    server::serve(listener, BOUNDS, report, answer).await;
 }
 
 fn respond<B>(

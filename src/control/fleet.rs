@@ -2,7 +2,7 @@
 //! a census, which a worker that is stuck does not answer.
 
 use super::failure;
-use super::http::Http;
+use super::http::client::Http;
 use super::verifier::{self, VerifierSettings};
 use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};

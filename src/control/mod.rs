@@ -6,7 +6,6 @@
 //! - [`certificate_manager`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates, from
 //!   files or by ACME, that are renewed while the relay runs
 //! - `verifier`: claims of binaries that somebody outside is asked about
-//! - `http`: one bounded call over HTTP or HTTPS
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
 //! - [`demo`]: a relay with a binary and phones, to look at
@@ -18,6 +17,7 @@
 //! - `watch`: a live view in the terminal; `diagnose`: an archive for a bug report
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
+//! - `http`: the client and the accept loop that these share
 //! - `listening`, `port_owner`: listeners, and which process has an address that is taken
 //! - `production`: settings that are unsafe in production; `explain`: what the kernel refuses
 //! - `reload`: SIGHUP; `dump`: SIGUSR1
@@ -66,7 +66,6 @@ use certificate_manager::CertificateManager;
 use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
 use fleet::{Fleet, Resources};
-use http::Http;
 use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
@@ -215,7 +214,7 @@ async fn supervise(
         manager.start()?;
     }
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
-    let http = Http::new(None).map_err(failure)?;
+    let http = verifier::http().map_err(failure)?;
     let resources = Resources { listeners, tls, push, http, epoch };
     let (fleet, mut ends) = Fleet::start(config, threads, resources);
     let drain = Drain::new(fleet.clone());
@@ -229,7 +228,7 @@ async fn supervise(
         memory_budget_bytes: config.memory_budget_bytes,
         one_of_many: config.one_of_many,
         epoch,
-        started_at: since_1970(epoch),
+        started_at_seconds: since_1970(epoch),
         draining: AtomicBool::new(false),
         last_census: Mutex::default(),
     });

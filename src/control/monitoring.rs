@@ -4,6 +4,7 @@
 use super::certificates::Certificates;
 use super::drain::Drain;
 use super::fleet::Fleet;
+use super::http::server::{self, Bounds, WhenFull};
 use super::reload::Settings;
 use super::{process, status};
 use crate::config::VERSION;
@@ -17,31 +18,24 @@ use hyper::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue,
     REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::convert::Infallible;
+use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tracing::warn;
 
-/// Connections that may be open at a time; others wait.
-const MAX_CONNECTIONS: usize = 64;
-/// How long a request head may take, and so how long a connection may idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may last, so that nobody keeps a place by not reading.
-const LIFETIME: Duration = Duration::from_secs(60);
-/// How long the answer that is under way then may take.
-const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// What hyper reads of a head; it takes no less.
-const MAX_HEAD_BYTES: usize = 8192;
-/// How long to wait when no connection can be accepted, because descriptors are short.
-const BREATHER: Duration = Duration::from_millis(100);
+/// What those may take who ask.
+const BOUNDS: Bounds = Bounds {
+    connections: 64,
+    when_full: WhenFull::Wait,
+    head_timeout: Duration::from_secs(30),
+    lifetime: Duration::from_secs(60),
+    keep_alive: true,
+};
 /// How long workers have to bring their gauges up to date. Without them, older values are told.
 const CENSUS_PATIENCE: Duration = Duration::from_millis(250);
 /// How long a census serves everyone: it costs workers time, and anyone on this machine may ask.
@@ -64,9 +58,9 @@ pub(super) struct Monitoring {
     pub(super) one_of_many: bool,
     /// When the process's clock started.
     pub(super) epoch: Instant,
-    /// The same by the wall clock, in seconds since 1970. Worked out once: a value that trembles
+    /// The same by the wall clock, since 1970. Worked out once: a value that trembles
     /// with that clock would look like restarts.
-    pub(super) started_at: u64,
+    pub(super) started_at_seconds: u64,
     /// It was asked to stop.
     pub(super) draining: AtomicBool,
     /// When the last census was over.
@@ -83,41 +77,12 @@ impl Monitoring {
 
     /// Serves until the process ends.
     pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let monitoring = self.clone();
-                    tokio::spawn(async move {
-                        monitoring.serve_one(stream).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    warn!(err = %error, "metrics_accept_failed");
-                    tokio::time::sleep(BREATHER).await;
-                }
-            }
-        }
-    }
-
-    async fn serve_one(self: Arc<Self>, stream: TcpStream) {
-        let service = service_fn(|request: Request<Incoming>| {
+        let report = |error: &io::Error| warn!(err = %error, "metrics_accept_failed");
+        let answer = move |request: Request<Incoming>, _| {
             let monitoring = self.clone();
-            async move { Ok::<_, Infallible>(monitoring.answer(&request).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MAX_HEAD_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        // Whatever ends it is the peer's affair.
-        if tokio::time::timeout(LIFETIME, connection.as_mut()).await.is_err() {
-            connection.as_mut().graceful_shutdown();
-            let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
-        }
+            async move { monitoring.answer(&request).await }
+        };
+        server::serve(listener, BOUNDS, report, answer).await;
     }
 
     async fn answer<B>(&self, request: &Request<B>) -> Answer {
@@ -201,7 +166,7 @@ impl Monitoring {
         let drain = self.drain.status();
         Process {
             version: VERSION,
-            started_at: self.started_at,
+            started_at_seconds: self.started_at_seconds,
             uptime_seconds: self.epoch.elapsed().as_secs(),
             ready: !self.draining() && drain.is_none(),
             draining: self.draining(),
@@ -221,7 +186,7 @@ impl Monitoring {
             memory_budget_bytes: self.memory_budget_bytes,
             log_lines_lost: self.log.lost_lines(),
             certificate_failures: certificates.map_or(0, |held| held.failures()),
-            certificate_expires_at: certificates.and_then(|held| held.expires_at()),
+            certificate_expires_at_seconds: certificates.and_then(|held| held.expires_at()),
             worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),
         }
     }

@@ -6,7 +6,7 @@
 
 mod answers;
 
-use super::http::{Answer, CallError, Http, Post};
+use super::http::client::{Bounds, CallError, Http, usual_roots};
 use crate::config::Config;
 use crate::protocol::ids::ServerId;
 use crate::relay::timers::Millis;
@@ -14,7 +14,8 @@ use crate::relay::verify::{Ticket, Verdict, Verification};
 use crate::worker::Mail;
 use answers::{Answers, Claimant, lifetime};
 use arc_swap::ArcSwapOption;
-use hyper::{StatusCode, Uri};
+use hyper::body::Bytes;
+use hyper::{Response, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -32,6 +33,19 @@ pub(super) const MAX_QUEUED: usize = 1024;
 const MAX_WAITING: usize = 1024;
 /// Calls that may be under way.
 const MAX_IN_FLIGHT: usize = 64;
+
+/// Answers are short. The time of a call is what its claim may wait.
+const BOUNDS: Bounds =
+    Bounds { timeout: Duration::from_secs(24 * 60 * 60), max_body_bytes: 64 * 1024 };
+
+/// What calls are made by.
+///
+/// # Errors
+///
+/// What is wrong with TLS.
+pub(super) fn http() -> Result<Http, String> {
+    Http::new(usual_roots(), BOUNDS)
+}
 
 /// Who is asked.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,6 +87,8 @@ struct Said {
 #[derive(Debug, PartialEq, Eq)]
 enum NoAnswer {
     Call(CallError),
+    /// It took longer than this.
+    Slow(Duration),
     /// As long as the claim waited, too many others were asked about.
     Queued,
     Status(StatusCode),
@@ -83,6 +99,7 @@ impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(error) => write!(f, "the verifier {error}"),
+            Self::Slow(timeout) => write!(f, "the verifier did not answer within {timeout:?}"),
             Self::Queued => f.write_str(
                 "the verifier is too slow for so many claims; see --verify-timeout, or make it faster",
             ),
@@ -158,7 +175,10 @@ impl Verifier {
         let until = Instant::now() + target.timeout;
         self.calls.spawn(async move {
             let said = match timeout_at(until, in_flight.acquire()).await {
-                Ok(_place) => ask(&http, &target, until, &claimant).await,
+                Ok(_place) => match timeout_at(until, ask(&http, &target.url, &claimant)).await {
+                    Ok(said) => said,
+                    Err(_) => Err(NoAnswer::Slow(target.timeout)),
+                },
                 Err(_) => Err(NoAnswer::Queued),
             };
             Outcome { claimant, ticket, target, said }
@@ -211,35 +231,30 @@ struct Reply {
 
 async fn ask(
     http: &Http,
-    target: &Target,
-    until: Instant,
+    url: &Uri,
     (server_id, address): &(ServerId, IpAddr),
 ) -> Result<Said, NoAnswer> {
     let question = Question { server_id: server_id.as_str(), address: address.to_canonical() };
     // Two strings: nothing of it can fail.
     let body = serde_json::to_string(&question).unwrap_or_default();
-    let timeout = until.saturating_duration_since(Instant::now());
-    let post = Post { content_type: "application/json", authorization: None, body, timeout };
-    let answer = http.post(&target.url, post).await.map_err(NoAnswer::Call)?;
+    let answer = http.post(url, "application/json", None, body).await.map_err(NoAnswer::Call)?;
     read(&answer)
 }
 
-fn read(answer: &Answer) -> Result<Said, NoAnswer> {
-    if answer.status != StatusCode::OK {
-        return Err(NoAnswer::Status(answer.status));
+fn read(answer: &Response<Bytes>) -> Result<Said, NoAnswer> {
+    if answer.status() != StatusCode::OK {
+        return Err(NoAnswer::Status(answer.status()));
     }
-    let Reply { allow } = serde_json::from_slice(&answer.body).map_err(|_| NoAnswer::Malformed)?;
-    Ok(Said { allow, lifetime: lifetime(&answer.headers, allow) })
+    let Reply { allow } = serde_json::from_slice(answer.body()).map_err(|_| NoAnswer::Malformed)?;
+    Ok(Said { allow, lifetime: lifetime(answer.headers(), allow) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::HeaderMap;
-    use hyper::body::Bytes;
 
-    fn answer(status: StatusCode, body: &'static str) -> Answer {
-        Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(body.as_bytes()) }
+    fn answer(status: StatusCode, body: &'static str) -> Response<Bytes> {
+        Response::builder().status(status).body(body.into()).unwrap()
     }
 
     #[test]

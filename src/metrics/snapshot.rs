@@ -13,8 +13,8 @@ use std::fmt::{Display, Write as _};
 pub struct Process {
     /// The relay's version and, behind a plus sign, its commit.
     pub version: &'static str,
-    /// When it started, in seconds since 1970.
-    pub started_at: u64,
+    /// When it started, since 1970.
+    pub started_at_seconds: u64,
     /// How long it has run.
     pub uptime_seconds: u64,
     /// All workers accept, and nobody has asked it to stop.
@@ -47,9 +47,10 @@ pub struct Process {
     pub log_lines_lost: u64,
     /// Attempts to get or to read a certificate that failed.
     pub certificate_failures: u64,
-    /// When the certificate that is served expires, in seconds since 1970, if one is served.
-    pub certificate_expires_at: Option<u64>,
-    /// CPU time of each worker, in seconds.
+    /// When the certificate that is served expires, since 1970, if one is served.
+    pub certificate_expires_at_seconds: Option<u64>,
+    /// CPU time of each worker, which tells it by itself.
+    #[serde(skip)]
     pub worker_cpu_seconds: Vec<f64>,
 }
 
@@ -87,14 +88,77 @@ pub struct Drain {
 pub struct Snapshot {
     /// What the process says of itself.
     pub process: Process,
-    /// All workers together: metric (without `pyrycode_relay_`), labels, value.
-    pub totals: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
+    /// All workers together, by metric, without `pyrycode_relay_`.
+    pub metrics: BTreeMap<&'static str, Count>,
     /// Each worker by itself.
     pub workers: Vec<Worker>,
     /// What the relay adds to the way of messages, all workers together.
     pub delay: Delay,
-    /// Wake requests by what came of them.
-    pub push_wakes: BTreeMap<&'static str, u64>,
+}
+
+/// What a metric stands at: one value, or one for each value of a label; within that, for each value
+/// of the next label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Count {
+    /// Without labels.
+    Value(u64),
+    /// By the values of a label.
+    By(BTreeMap<String, Count>),
+}
+
+impl Count {
+    /// The samples of one metric, each with the values of its labels in their order.
+    fn of<'a>(samples: impl IntoIterator<Item = (Vec<&'a str>, u64)>) -> Self {
+        let mut all = Self::By(BTreeMap::new());
+        for (path, value) in samples {
+            *all.at_mut(&path) = Self::Value(value);
+        }
+        all
+    }
+
+    fn at_mut(&mut self, path: &[&str]) -> &mut Self {
+        match (path.split_first(), self) {
+            (Some((first, rest)), Self::By(parts)) => {
+                let empty = || Self::By(BTreeMap::new());
+                parts.entry((*first).to_owned()).or_insert_with(empty).at_mut(rest)
+            }
+            (_, all) => all,
+        }
+    }
+
+    /// The value by these values of its labels.
+    #[must_use]
+    pub fn at(&self, path: &[&str]) -> Option<u64> {
+        match (self, path.split_first()) {
+            (Self::Value(value), None) => Some(*value),
+            (Self::By(parts), Some((first, rest))) => parts.get(*first)?.at(rest),
+            _ => None,
+        }
+    }
+
+    /// Every value, with the values of its labels.
+    #[must_use]
+    pub fn samples(&self) -> Vec<(Vec<&str>, u64)> {
+        match self {
+            Self::Value(value) => vec![(Vec::new(), *value)],
+            Self::By(parts) => {
+                let mut all = Vec::new();
+                for (first, part) in parts {
+                    for (mut path, value) in part.samples() {
+                        path.insert(0, first.as_str());
+                        all.push((path, value));
+                    }
+                }
+                all
+            }
+        }
+    }
+}
+
+/// The values of labels as they stand between the braces: `a="1",b="2"` has 1 and 2.
+fn label_values(labels: &str) -> Vec<&str> {
+    labels.split('"').skip(1).step_by(2).collect()
 }
 
 /// One worker.
@@ -107,9 +171,9 @@ pub struct Worker {
     /// Its connections, in whatever state.
     pub connections: u64,
     /// Messages passed on, in both directions.
-    pub forwarded: u64,
-    /// What it counts by itself: metric (without `pyrycode_relay_`), value.
-    pub counts: BTreeMap<&'static str, u64>,
+    pub messages_forwarded: u64,
+    /// What it counts by itself, by metric, without `pyrycode_relay_`.
+    pub metrics: BTreeMap<&'static str, u64>,
 }
 
 /// A histogram.
@@ -124,6 +188,7 @@ pub struct Delay {
 }
 
 const PREFIX: &str = "pyrycode_relay_";
+const PUSH_WAKES: &str = "push_wakes_total";
 
 fn short(family: &Family) -> &'static str {
     family.name.strip_prefix(PREFIX).unwrap_or(family.name)
@@ -135,14 +200,14 @@ impl Snapshot {
     pub fn take(metrics: &Metrics, process: Process) -> Self {
         let totals = FAMILIES.iter().map(|family| {
             let series = family.series.iter();
-            (short(family), series.map(|(labels, of)| (*labels, metrics.total(*of))).collect())
+            let samples = series.map(|(labels, of)| (label_values(labels), metrics.total(*of)));
+            (short(family), Count::of(samples))
         });
-        let outcomes = PushOutcome::ALL.map(|of| (of.label(), metrics.push().total(of)));
+        let outcomes = PushOutcome::ALL.map(|of| (vec![of.label()], metrics.push().total(of)));
         Self {
-            totals: totals.collect(),
+            metrics: totals.chain([(PUSH_WAKES, Count::of(outcomes))]).collect(),
             workers: (0..metrics.workers().len()).map(|n| worker(metrics, &process, n)).collect(),
             delay: delay(metrics),
-            push_wakes: outcomes.into_iter().collect(),
             process,
         }
     }
@@ -160,7 +225,7 @@ fn worker(metrics: &Metrics, process: &Process, core: usize) -> Worker {
         Series::ConnectionsClosing,
     ];
     let own = FAMILIES.iter().filter(|family| family.by_worker);
-    let counts = own.flat_map(|family| {
+    let own = own.flat_map(|family| {
         let counters = &counters;
         family.series.iter().map(move |(_, series)| (short(family), counters.get(*series)))
     });
@@ -168,9 +233,9 @@ fn worker(metrics: &Metrics, process: &Process, core: usize) -> Worker {
         core,
         cpu_seconds: process.worker_cpu_seconds.get(core).copied().unwrap_or(0.0),
         connections: states.iter().map(|state| counters.get(*state)).sum(),
-        forwarded: counters.get(Series::FramesPhoneToBinary)
+        messages_forwarded: counters.get(Series::FramesPhoneToBinary)
             + counters.get(Series::FramesBinaryToPhone),
-        counts: counts.collect(),
+        metrics: own.collect(),
     }
 }
 
@@ -235,11 +300,11 @@ impl Exposition {
     }
 
     fn push_wakes(&mut self, metrics: &Metrics) {
-        let name = "pyrycode_relay_push_wakes_total";
-        self.family(name, Kind::Counter, "Wake requests, by outcome.");
+        let name = format!("{PREFIX}{PUSH_WAKES}");
+        self.family(&name, Kind::Counter, "Wake requests, by outcome.");
         for outcome in PushOutcome::ALL {
             let labels = format!("outcome=\"{}\"", outcome.label());
-            self.sample(name, &labels, metrics.push().total(outcome));
+            self.sample(&name, &labels, metrics.push().total(outcome));
         }
     }
 
@@ -273,7 +338,7 @@ impl Exposition {
         let (version, commit) = process.version.split_once('+').unwrap_or((process.version, ""));
         self.sample(build, &format!("version=\"{version}\",commit=\"{commit}\""), 1);
         self.states(process);
-        if let Some(expires_at) = process.certificate_expires_at {
+        if let Some(expires_at) = process.certificate_expires_at_seconds {
             let help = "When the certificate that is served expires, in seconds since 1970.";
             self.single("certificate_expires_at_seconds", Gauge, help, expires_at);
         }
@@ -287,7 +352,11 @@ impl Exposition {
         }
         // The names that Prometheus's own client libraries give these.
         for (name, help, value) in [
-            ("process_start_time_seconds", "When it started, since 1970.", process.started_at),
+            (
+                "process_start_time_seconds",
+                "When it started, since 1970.",
+                process.started_at_seconds,
+            ),
             ("process_resident_memory_bytes", "Resident memory.", process.resident_bytes),
             ("process_open_fds", "Open descriptors.", process.open_descriptors),
             ("process_max_fds", "Maximum number of open descriptors.", process.max_descriptors),
@@ -450,9 +519,14 @@ mod tests {
             assert!(lines(&text).contains(&line), "{line}\n{text}");
         }
         let snapshot = Snapshot::take(&metrics, process);
-        let frames = &snapshot.totals["frames_forwarded_total"];
-        assert_eq!(frames["direction=\"phone_to_binary\""], 10);
-        assert_eq!(snapshot.workers[1].counts["loop_turns_total"], 7);
+        let metrics = &snapshot.metrics;
+        assert_eq!(metrics["frames_forwarded_total"].at(&["phone_to_binary"]), Some(10));
+        assert_eq!(metrics["ws_upgrade_attempts_total"].at(&["server", "accept"]), Some(0));
+        assert_eq!(metrics["ws_upgrade_attempts_total"].at(&["server"]), None);
+        assert_eq!(metrics["push_wakes_total"].at(&["sent"]), Some(0));
+        assert_eq!(metrics["loop_turns_total"], Count::Value(14));
+        assert_eq!(metrics["frames_forwarded_total"].samples().len(), 2);
+        assert_eq!(snapshot.workers[1].metrics["loop_turns_total"], 7);
         assert_eq!(snapshot.delay.counts[2], 6);
     }
 }

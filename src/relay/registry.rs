@@ -178,6 +178,12 @@ impl Registry {
         }
     }
 
+    /// What the map of ids makes of `id`.
+    #[cfg(test)]
+    pub(super) fn hash_of(&self, id: &ServerId) -> u64 {
+        std::hash::BuildHasher::hash_one(self.by_id.hasher(), id)
+    }
+
     /// Lets this many phones in for each id from now on; those that are there stay.
     pub fn set_max_phones(&mut self, max_phones: usize) {
         self.max_phones = max_phones;

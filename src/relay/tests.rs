@@ -1050,6 +1050,22 @@ fn every_worker_owns_some_ids_and_always_the_same() {
     assert!(owned.iter().all(|count| *count > 50), "{owned:?}");
 }
 
+#[test]
+fn ids_of_one_worker_spread_over_its_map() {
+    let world = World::with(Limits::default(), 64 << 20, 4);
+    let owners = Owners::new([1, 2, 3, 4], 4);
+    let ids = (0..8000).map(|number| ServerId::from_header(format!("id-{number}").as_bytes()));
+    let own: Vec<ServerId> = ids.flatten().filter(|id| owners.owner_of(id) == 0).collect();
+    assert!(own.len() > 1500, "{}", own.len());
+    // By the owners' seeds they agree in the last two bits, which choose a place in a map; a map of
+    // another seed has about as many of each.
+    let mut of_each = [0; 4];
+    for id in &own {
+        of_each[(world.relay.registry.hash_of(id) % 4) as usize] += 1;
+    }
+    assert!(of_each.iter().all(|count| count * 5 > own.len()), "{of_each:?}");
+}
+
 // ---- what an operator wants
 
 #[test]

@@ -445,7 +445,7 @@ async fn diagnose_packs_what_a_bug_report_needs_and_hides_who_is_concerned() {
     let files = unpacked(&output);
     for (name, says) in [
         ("settings.txt", "max-phones"),
-        ("status.json", "\"totals\""),
+        ("status.json", "\"metrics\""),
         ("metrics.txt", "pyrycode_relay_ready 1"),
         ("warnings.txt", "phone_register_at_cap server_id=[hidden]"),
         ("kernel.txt", "Linux "),

@@ -1,34 +1,25 @@
-//! HTTPS to the ACME server: whom to trust, and how long and how much to take.
+//! The ACME server's side of HTTP: whom to trust, how long and how much to take, and when the server
+//! asks to be left alone.
 
-use crate::control::certificates::provider;
-use crate::control::pem;
-use crate::words;
-use http_body_util::{BodyExt as _, Full, Limited};
+use crate::control::http::client::{Bounds, Http, add_roots, usual_roots};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use hyper::{Request, Response, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper::{Request, Uri};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// How long the server has to be connected to.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it has for an answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// No answer of such a server is longer.
-const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// No answer of such a server is longer, or takes longer.
+const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(30), max_body_bytes: 1024 * 1024 };
 
 /// A client of one ACME server.
 #[derive(Clone)]
 pub(super) struct Https {
-    client: Client<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>,
+    http: Http,
     retry_after: Arc<Mutex<Option<Duration>>>,
 }
 
@@ -38,20 +29,9 @@ pub(super) struct Https {
 ///
 /// What is wrong with the file, and how to mend it.
 pub(super) fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let Some(path) = ca else { return Ok(roots) };
-    let refuse = |fault: String| format!("--acme-ca {}: {fault}", path.display());
-    let text = std::fs::read(path)
-        .map_err(|error| refuse(format!("{error}; give a file that can be read")))?;
-    let usual = roots.len();
-    for certificate in pem::certificates(&text).map_err(refuse)? {
-        roots.add(certificate).map_err(|error| {
-            let why = words::of_tls(&error);
-            refuse(format!("a certificate in it is damaged: {why}; get it anew"))
-        })?;
-    }
-    if roots.len() == usual {
-        return Err(refuse("it holds no certificate; put some there, in PEM".to_owned()));
+    let mut roots = usual_roots();
+    if let Some(ca) = ca {
+        add_roots(&mut roots, ca).map_err(|fault| format!("--acme-ca {fault}"))?;
     }
     Ok(roots)
 }
@@ -63,7 +43,6 @@ pub(super) fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
 /// Why not, and how to mend it.
 pub(super) fn check_directory(directory: &str) -> Result<(), String> {
     let url: Option<Uri> = directory.parse().ok();
-    let is_https = |url: &Uri| url.scheme_str() == Some("https") && url.host().is_some();
     if url.as_ref().is_some_and(is_https) {
         return Ok(());
     }
@@ -73,23 +52,13 @@ pub(super) fn check_directory(directory: &str) -> Result<(), String> {
     ))
 }
 
+fn is_https(url: &Uri) -> bool {
+    url.scheme_str() == Some("https") && url.host().is_some()
+}
+
 impl Https {
-    pub(super) fn new(roots: RootCertStore) -> Result<Self, Error> {
-        let tls = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Error::Other(error.into()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        tcp.enforce_http(false);
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_only()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { client, retry_after: Arc::default() })
+    pub(super) fn new(roots: RootCertStore) -> Result<Self, String> {
+        Ok(Self { http: Http::new(roots, BOUNDS)?, retry_after: Arc::default() })
     }
 
     /// How long the server asked to be left alone, when it last refused something.
@@ -99,28 +68,23 @@ impl Https {
 
     async fn ask(self, request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, Error> {
         let url = request.uri().clone();
-        let answer = async {
-            let answer =
-                self.client.request(request).await.map_err(|error| words::of_chain(&error))?;
-            let (parts, body) = answer.into_parts();
-            let limited = Limited::new(body, MAX_ANSWER_BYTES);
-            let body =
-                limited.collect().await.map_err(|error| words::of_chain(&*error))?.to_bytes();
-            Ok((parts, body))
-        };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
-        let (parts, body) = answer
-            .unwrap_or_else(|_| Err(format!("no answer within {ANSWER_TIMEOUT:?}")))
-            .map_err(|error| Error::Other(format!("{url}: {error}").into()))?;
-        if !parts.status.is_success() && !parts.status.is_redirection() {
-            let asked = retry_after(&parts.headers);
+        let failure = |what: String| Error::Other(format!("{url} {what}").into());
+        if !is_https(&url) {
+            return Err(failure("is not https, and the server names it".to_owned()));
+        }
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.map_err(|error| failure(error.to_string()))?.to_bytes();
+        let request = Request::from_parts(head, Full::new(body));
+        let answer = self.http.call(request).await.map_err(|error| failure(error.to_string()))?;
+        let (status, headers) = (answer.status(), answer.headers());
+        if !status.is_success() && !status.is_redirection() {
+            let asked = retry_after(headers);
             *self.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = asked;
-            if !is_problem(&parts.headers) {
-                let error = format!("{url}: the server answered {}", parts.status);
-                return Err(Error::Other(error.into()));
+            if !is_problem(headers) {
+                return Err(failure(format!("answered {status}")));
             }
         }
-        Ok(Response::from_parts(parts, Full::new(body)).into())
+        Ok(answer.map(Full::new).into())
     }
 }
 

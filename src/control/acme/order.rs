@@ -35,7 +35,7 @@ pub(super) async fn order(server: &Server, failures: u32) -> Result<Pair, Failur
         let folder = server.cache.certificate_path().display();
         failure(format!("{folder} could not be written: {error}; free some space there"))
     })?;
-    let https = Https::new(server.roots.clone()).map_err(|error| failure(error.to_string()))?;
+    let https = Https::new(server.roots.clone()).map_err(failure)?;
     let timed = tokio::time::timeout(ORDER_TIMEOUT, place(server, &https, failures)).await;
     timed
         .unwrap_or_else(|_| Err(format!("the order was not complete within {ORDER_TIMEOUT:?}")))

@@ -1,10 +1,10 @@
 //! One message to Firebase Cloud Messaging, HTTP v1 API, and what its answer means.
 
-use super::CALL_TIMEOUT;
 use super::token::AccessToken;
-use crate::control::http::{Answer, CallError, Http, Post};
+use crate::control::http::client::{CallError, Http};
 use crate::protocol::push::PushToken;
-use hyper::{StatusCode, Uri};
+use hyper::body::Bytes;
+use hyper::{Response, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -76,27 +76,25 @@ pub(super) async fn send(
     token: &PushToken,
 ) -> Result<Option<String>, SendError> {
     let message = Message { token: token.secret(), android: Android { priority: "HIGH" } };
-    let body =
-        serde_json::to_string(&Body { message }).map_err(|_| SendError::Call(CallError::Broken))?;
+    // Plain data with strings for keys: nothing of it can fail.
+    let body = serde_json::to_string(&Body { message }).unwrap_or_default();
     let authorization = Some(access.authorization.clone());
-    let post =
-        Post { content_type: "application/json", authorization, body, timeout: CALL_TIMEOUT };
-    let answer = http.post(url, post).await;
+    let answer = http.post(url, "application/json", authorization, body).await;
     read_answer(&answer.map_err(SendError::Call)?)
 }
 
-fn read_answer(answer: &Answer) -> Result<Option<String>, SendError> {
-    if answer.status == StatusCode::OK {
-        return Ok(message_id(&answer.body));
+fn read_answer(answer: &Response<Bytes>) -> Result<Option<String>, SendError> {
+    if answer.status() == StatusCode::OK {
+        return Ok(message_id(answer.body()));
     }
-    let code = error_code(&answer.body);
-    if answer.status == StatusCode::NOT_FOUND || code == Some(UNREGISTERED) {
+    let code = error_code(answer.body());
+    if answer.status() == StatusCode::NOT_FOUND || code == Some(UNREGISTERED) {
         return Err(SendError::Unregistered);
     }
-    if answer.status == StatusCode::UNAUTHORIZED {
+    if answer.status() == StatusCode::UNAUTHORIZED {
         return Err(SendError::Unauthorized);
     }
-    Err(SendError::Refused(answer.status, code))
+    Err(SendError::Refused(answer.status(), code))
 }
 
 #[derive(Serialize)]

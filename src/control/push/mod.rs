@@ -11,8 +11,8 @@ mod fcm;
 mod limits;
 mod token;
 
+use super::http::client::{Bounds, Http, add_roots, usual_roots};
 use crate::config::{Config, Exit, Secret};
-use crate::control::http::Http;
 use crate::metrics::{Metrics, PushOutcome};
 use crate::protocol::push::Platform;
 use crate::relay::timers::Millis;
@@ -21,6 +21,8 @@ use credentials::ServiceAccount;
 use fcm::SendError;
 use hyper::Uri;
 use limits::Allowances;
+use rustls::RootCertStore;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use token::{AccessToken, AccessTokens};
@@ -31,12 +33,13 @@ use tracing::{debug, info, warn};
 
 /// The environment variable that switches push on.
 const VARIABLE: &str = "PYRYCODE_RELAY_FCM_CREDENTIALS";
-/// How long a call may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that may wait for the control plane; a worker drops what finds no room.
 pub const MAX_WAITING: usize = 256;
 /// Wakes that may be under way in the whole process.
 const MAX_IN_FLIGHT: usize = 32;
+
+/// Google's answers are quick and have a few hundred bytes.
+const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(10), max_body_bytes: 64 * 1024 };
 
 /// Credentials that have been tried, and the means to use them.
 pub struct Push {
@@ -54,7 +57,8 @@ impl Push {
         let Some(Secret(value)) = &config.fcm_credentials else { return Ok(None) };
         let endpoints = &config.fcm_endpoints;
         let account = ServiceAccount::load(value, endpoints)?;
-        let http = Http::new(endpoints.ca.as_deref())
+        let http = roots(endpoints.ca.as_deref())
+            .and_then(|roots| Http::new(roots, BOUNDS))
             .map_err(|why| Exit::refusal(&format!("--fcm-ca: {why}")).about(["--fcm-ca"]))?;
         Ok(Some(Self { http, account }))
     }
@@ -77,6 +81,14 @@ impl Push {
             admission.admit(wake);
         }
     }
+}
+
+/// The authorities in the file `ca` alone, or else the usual ones.
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, String> {
+    let Some(ca) = ca else { return Ok(usual_roots()) };
+    let mut roots = RootCertStore::empty();
+    add_roots(&mut roots, ca)?;
+    Ok(roots)
 }
 
 /// What one wake under way needs.

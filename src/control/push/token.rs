@@ -1,9 +1,8 @@
 //! Access tokens: an assertion signed by the service account is exchanged for one (RFC 7523,
 //! section 2.1), which then serves for about an hour.
 
-use super::CALL_TIMEOUT;
 use super::credentials::ServiceAccount;
-use crate::control::http::{CallError, Http, Post};
+use crate::control::http::client::{CallError, Http};
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use serde::{Deserialize, Serialize};
@@ -127,15 +126,13 @@ impl AccessTokens {
         let form = format!(
             "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion={assertion}"
         );
-        let post =
-            Post { content_type: FORM, authorization: None, body: form, timeout: CALL_TIMEOUT };
-        let answer = self.http.post(&self.account.token_url, post).await;
+        let answer = self.http.post(&self.account.token_url, FORM, None, form).await;
         let answer = answer.map_err(TokenError::Call)?;
-        if answer.status != StatusCode::OK {
-            return Err(TokenError::Refused(answer.status, oauth_error(&answer.body)));
+        if answer.status() != StatusCode::OK {
+            return Err(TokenError::Refused(answer.status(), oauth_error(answer.body())));
         }
         let granted: Granted =
-            serde_json::from_slice(&answer.body).map_err(|_| TokenError::Malformed)?;
+            serde_json::from_slice(answer.body()).map_err(|_| TokenError::Malformed)?;
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", granted.access_token))
             .map_err(|_| TokenError::Malformed)?;
         authorization.set_sensitive(true);

@@ -38,14 +38,13 @@ impl Sums {
     fn of(over: &Interval) -> Self {
         let seen = &over.now;
         let forwarded = |direction: &str| {
-            let labels = format!("direction=\"{direction}\"");
-            over.per_second(|seen| seen.value("frames_forwarded_total", &labels))
+            over.per_second(|seen| seen.value("frames_forwarded_total", &[direction]))
         };
         let messages = forwarded("phone_to_binary") + forwarded("binary_to_phone");
         Self {
-            server_ids: seen.value("server_ids", ""),
-            binaries: seen.value("connected_binaries", ""),
-            phones: seen.value("connected_phones", ""),
+            server_ids: seen.value("server_ids", &[]),
+            binaries: seen.value("connected_binaries", &[]),
+            phones: seen.value("connected_phones", &[]),
             per_second: messages.round() as u64,
             connections: seen.websockets(),
             may: seen.process.max_connections,
@@ -144,13 +143,13 @@ fn render(relays: &[(&str, Result<Interval, String>)], now_s: i64, colour: bool)
 mod tests {
     use super::super::seen::Seen;
     use super::*;
-    use std::collections::BTreeMap;
+    use crate::metrics::snapshot::Count;
 
     fn relay(ids: u64, ready: bool) -> Result<Interval, String> {
         let mut now = Seen::default();
         now.process.ready = ready;
         now.process.max_connections = 100;
-        now.totals.insert("server_ids".to_owned(), BTreeMap::from([(String::new(), ids)]));
+        now.metrics.insert("server_ids".to_owned(), Count::Value(ids));
         Ok(Interval { before: Seen::default(), now, seconds: 1.0 })
     }
 

@@ -1,19 +1,15 @@
 //! The JSON of a relay as `pyrycode-relay status` reads it, and what has changed between two of it.
 
-use crate::metrics::snapshot::{Blocked, ByteRate, Drain};
+use crate::metrics::snapshot::{Blocked, ByteRate, Count, Drain};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-
-/// Values by metric and labels.
-type Totals = BTreeMap<String, BTreeMap<String, u64>>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(in crate::control) struct Seen {
     pub(super) process: Process,
-    pub(super) totals: Totals,
+    pub(super) metrics: BTreeMap<String, Count>,
     pub(super) workers: Vec<Worker>,
     pub(super) delay: Delay,
-    pub(super) push_wakes: BTreeMap<String, u64>,
     pub(super) warnings: Vec<Warning>,
 }
 
@@ -34,7 +30,7 @@ pub(super) struct Process {
     pub(super) max_connections: u64,
     pub(super) memory_budget_bytes: u64,
     pub(super) log_lines_lost: u64,
-    pub(super) certificate_expires_at: Option<u64>,
+    pub(super) certificate_expires_at_seconds: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -42,8 +38,8 @@ pub(super) struct Worker {
     pub(super) core: usize,
     pub(super) cpu_seconds: f64,
     pub(super) connections: u64,
-    pub(super) forwarded: u64,
-    pub(super) counts: BTreeMap<String, u64>,
+    pub(super) messages_forwarded: u64,
+    pub(super) metrics: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -61,28 +57,28 @@ pub(super) struct Warning {
 }
 
 impl Seen {
-    /// The series of one metric.
-    pub(super) fn series(&self, metric: &str) -> impl Iterator<Item = (&str, u64)> {
-        let series = self.totals.get(metric).into_iter().flatten();
-        series.map(|(labels, value)| (labels.as_str(), *value))
+    /// The values of one metric, each with the values of its labels.
+    pub(super) fn samples(&self, metric: &str) -> Vec<(Vec<&str>, u64)> {
+        self.metrics.get(metric).map(Count::samples).unwrap_or_default()
     }
 
-    pub(super) fn value(&self, metric: &str, labels: &str) -> u64 {
-        self.series(metric).find(|(other, _)| *other == labels).map_or(0, |(_, value)| value)
+    /// The value of a metric by these values of its labels; 0 if there is none.
+    pub(super) fn value(&self, metric: &str, path: &[&str]) -> u64 {
+        self.metrics.get(metric).and_then(|count| count.at(path)).unwrap_or(0)
     }
 
     /// Connections in whatever state.
     pub(super) fn connections(&self) -> u64 {
-        self.series("connections").map(|(_, value)| value).sum()
+        self.samples("connections").iter().map(|(_, value)| value).sum()
     }
 
     /// Connections that count against the limit: not those that have asked for nothing yet.
     pub(super) fn websockets(&self) -> u64 {
-        self.connections().saturating_sub(self.value("connections", "state=\"head\""))
+        self.connections().saturating_sub(self.value("connections", &["head"]))
     }
 
     pub(super) fn charged_bytes(&self) -> u64 {
-        self.workers.iter().filter_map(|worker| worker.counts.get("memory_charged_bytes")).sum()
+        self.workers.iter().filter_map(|worker| worker.metrics.get("memory_charged_bytes")).sum()
     }
 }
 
@@ -105,8 +101,8 @@ impl Interval {
         self.grown(count) as f64 / self.seconds.max(0.001)
     }
 
-    pub(super) fn grown_in(&self, metric: &str, labels: &str) -> u64 {
-        self.grown(|seen| seen.value(metric, labels))
+    pub(super) fn grown_in(&self, metric: &str, path: &[&str]) -> u64 {
+        self.grown(|seen| seen.value(metric, path))
     }
 
     /// CPU time of a worker over time that has passed: 1 is all of a core.

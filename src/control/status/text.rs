@@ -83,12 +83,7 @@ fn render(over: &Interval, addr: SocketAddr, now_s: i64, colour: bool) -> String
         let rows = metrics.iter().flat_map(|metric| series(over, metric));
         table(&mut text, title, rows.filter(|row| !row.name.ends_with("accept")).collect());
     }
-    let wakes = over.now.push_wakes.iter().map(|(outcome, total)| Row {
-        name: plain(outcome),
-        per_second: over.per_second(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0)),
-        total: *total,
-    });
-    table(&mut text, "Wake requests", wakes.collect());
+    table(&mut text, "Wake requests", series(over, "push_wakes_total").collect());
     warnings(&mut text, &over.now);
     text.out
 }
@@ -121,20 +116,16 @@ pub(in crate::control) fn overview(
 fn figures(text: &mut Text, over: &Interval, now_s: i64) {
     let (seen, process) = (&over.now, &over.now.process);
     text.meter("Connections", seen.websockets(), process.max_connections, count);
-    let states =
-        ["binary", "phone", "newcomer", "moving", "verifying", "head", "closing"].map(|state| {
-            let value = seen.value("connections", &format!("state=\"{state}\""));
-            format!("{state} {}", count(value))
-        });
+    let states = ["binary", "phone", "newcomer", "moving", "head", "closing"]
+        .map(|state| format!("{state} {}", count(seen.value("connections", &[state]))));
     text.line(format_args!("{:<13}{}", "", states.join("  ")));
     text.meter("Memory", seen.charged_bytes(), process.memory_budget_bytes, bytes);
     text.line(format_args!("{:<13}resident {}", "", bytes(process.resident_bytes)));
     text.meter("Descriptors", process.open_descriptors, process.max_descriptors, count);
     let directions = [("phone_to_binary", "to binaries"), ("binary_to_phone", "to phones")];
     let messages = directions.map(|(direction, name)| {
-        let labels = format!("direction=\"{direction}\"");
         let per_second =
-            |metric: &str| over.per_second(|seen| seen.value(metric, &labels)).round() as u64;
+            |metric: &str| over.per_second(|seen| seen.value(metric, &[direction])).round() as u64;
         let (messages, size) =
             (per_second("frames_forwarded_total"), per_second("forwarded_bytes_total"));
         format!("{name} {}/s ({}/s)", count(messages), bytes(size))
@@ -145,25 +136,35 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
         format!("{name} {}", delays.percentile(share).map_or("-".to_owned(), micros))
     });
     text.line(format_args!("{:<13}{}", "Delay", percentiles.join("  ")));
-    if let Some(expires_at) = process.certificate_expires_at {
+    if let Some(expires_at) = process.certificate_expires_at_seconds {
         let days = (i64::try_from(expires_at).unwrap_or(i64::MAX) - now_s).div_euclid(86400);
         text.line(format_args!("{:<13}expires in {days} days", "Certificate"));
     }
+    policy(text, seen);
+    if process.log_lines_lost > 0 {
+        let lost = count(process.log_lines_lost);
+        text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
+    }
+}
+
+/// Whom the operator lets in, and how much they may send.
+fn policy(text: &mut Text, seen: &Seen) {
+    let process = &seen.process;
     if !process.blocked.is_empty() {
         let (networks, refused) = (
             count(process.blocked.len() as u64),
-            count(seen.value("connections_refused_total", "cause=\"blocked\"")),
+            count(seen.value("connections_refused_total", &["blocked"])),
         );
         text.line(format_args!("{:<13}{networks} networks, {refused} refused", "Blocked"));
     }
     if let Some(allowed) = process.allowed_server_ids {
-        let refused = seen.value("connections_refused_total", "cause=\"server_id_not_allowed\"");
+        let refused = seen.value("connections_refused_total", &["server_id_not_allowed"]);
         let (allowed, refused) = (count(allowed), count(refused));
         text.line(format_args!("{:<13}{allowed} served, {refused} requests refused", "Server-ids"));
     }
     if let Some(rate) = process.server_id_rate {
         let (rate, burst) = (bytes(rate.bytes_per_second), bytes(rate.burst_bytes));
-        let pauses = count(seen.value("server_id_rate_pauses_total", ""));
+        let pauses = count(seen.value("server_id_rate_pauses_total", &[]));
         text.line(format_args!(
             "{:<13}{rate}/s and {burst} at once for each server-id, {pauses} pauses",
             "Rate"
@@ -171,16 +172,12 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
     }
     if let Some(url) = &process.verify_url {
         let outcomes = ["allowed", "denied", "no_answer", "too_many"].map(|outcome| {
-            let outcomes =
-                seen.value("claim_verifications_total", &format!("outcome=\"{outcome}\""));
-            format!("{} {}", outcome.replace('_', " "), count(outcomes))
+            let outcomes = seen.value("claim_verifications_total", &[outcome]);
+            format!("{} {}, ", outcome.replace('_', " "), count(outcomes))
         });
-        let (url, outcomes) = (plain(url), outcomes.join(", "));
-        text.line(format_args!("{:<13}{outcomes}, by {url}", "Claims"));
-    }
-    if process.log_lines_lost > 0 {
-        let lost = count(process.log_lines_lost);
-        text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
+        let waiting = count(seen.value("connections", &["verifying"]));
+        text.line(format_args!("{:<13}{}waiting {waiting}", "Claims", outcomes.concat()));
+        text.line(format_args!("{:<13}by {}", "", plain(url)));
     }
 }
 
@@ -195,7 +192,8 @@ fn workers(text: &mut Text, over: &Interval) {
         let load = over.load(worker);
         let forwarded = |seen: &Seen| {
             let mut all = seen.workers.iter();
-            all.find(|other| other.core == worker.core).map_or(0, |worker| worker.forwarded)
+            all.find(|other| other.core == worker.core)
+                .map_or(0, |worker| worker.messages_forwarded)
         };
         text.line(format_args!(
             "{:<13}{} {:>5} {:>12} {:>12}",
@@ -216,14 +214,10 @@ struct Row {
 
 /// The series of a metric, named by the values of their labels.
 fn series(over: &Interval, metric: &str) -> impl Iterator<Item = Row> {
-    over.now.series(metric).map(move |(labels, total)| {
-        let values = labels.split('"').skip(1).step_by(2);
-        let values: Vec<&str> = values.filter(|value| *value != "any").collect();
-        Row {
-            name: plain(&values.join(" ")),
-            per_second: over.per_second(|seen| seen.value(metric, labels)),
-            total,
-        }
+    over.now.samples(metric).into_iter().map(move |(path, total)| Row {
+        name: plain(&path.join(" ")),
+        per_second: over.per_second(|seen| seen.value(metric, &path)),
+        total,
     })
 }
 

@@ -126,26 +126,26 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
     };
     grown(
         grave,
-        over.grown_in("memory_sheds_total", ""),
+        over.grown_in("memory_sheds_total", &[]),
         "connections ended because the memory budget was used up. Raise --memory-budget.",
     );
     grown(
         grave,
-        over.grown_in("accept_pauses_total", ""),
+        over.grown_in("accept_pauses_total", &[]),
         "pauses in accepting: descriptors or memory ran out. Raise LimitNOFILE= and look at memory.",
     );
     grown(
         grave,
-        over.grown_in("connections_refused_total", "cause=\"max_connections\""),
+        over.grown_in("connections_refused_total", &["max_connections"]),
         "connections refused because --max-connections is reached.",
     );
     grown(
         mild,
-        over.grown_in("connections_refused_total", "cause=\"not_upgraded\""),
+        over.grown_in("connections_refused_total", &["not_upgraded"]),
         "connections without an upgrade request were aborted: an address opens very many. conn_cap_reached in the log names it.",
     );
     let outcomes = ["send_failed", "token_fetch_failed", "dropped"];
-    let failed = |outcome: &str| over.grown(|seen| *seen.push_wakes.get(outcome).unwrap_or(&0));
+    let failed = |outcome: &str| over.grown_in("push_wakes_total", &[outcome]);
     grown(
         mild,
         outcomes.into_iter().map(failed).sum(),
@@ -159,7 +159,7 @@ fn happened(over: &Interval, found: &mut Vec<Problem>) {
 }
 
 fn certificate(over: &Interval, now_s: i64) -> Option<Problem> {
-    let expires_at = i64::try_from(over.now.process.certificate_expires_at?).ok()?;
+    let expires_at = i64::try_from(over.now.process.certificate_expires_at_seconds?).ok()?;
     let left = expires_at - now_s;
     let mend = "Renew the files of --tls-cert and --tls-key; with ACME, see the warnings.";
     match left {
@@ -177,7 +177,7 @@ mod tests {
     use super::super::PAGE;
     use super::super::seen::{Delay, Seen};
     use super::*;
-    use crate::metrics::snapshot::Drain;
+    use crate::metrics::snapshot::{Count, Drain};
     use std::collections::BTreeMap;
 
     const NOW_S: i64 = 1_800_000_000;
@@ -189,7 +189,7 @@ mod tests {
         seen.process.memory_budget_bytes = 1000;
         seen.process.max_descriptors = 1000;
         seen.process.max_connections = 1000;
-        seen.process.certificate_expires_at = Some((NOW_S + 15 * DAY) as u64);
+        seen.process.certificate_expires_at_seconds = Some((NOW_S + 15 * DAY) as u64);
         seen.workers = vec![Worker::default()];
         seen.delay = Delay { bounds_us: vec![1000, 1_000_000], counts: vec![0, 0, 0] };
         seen
@@ -201,23 +201,31 @@ mod tests {
         problems(&Interval { before: idle(), now, seconds: 1.0 }, NOW_S)
     }
 
-    fn set(seen: &mut Seen, metric: &str, labels: &str, value: u64) {
-        let series = seen.totals.entry(metric.to_owned()).or_default();
-        series.insert(labels.to_owned(), value);
+    /// Counts so many of this one value of the metric's label, or without a label.
+    fn set(seen: &mut Seen, metric: &str, of: &str, value: u64) {
+        let value = Count::Value(value);
+        if of.is_empty() {
+            seen.metrics.insert(metric.to_owned(), value);
+            return;
+        }
+        let empty = Count::By(BTreeMap::new());
+        if let Count::By(parts) = seen.metrics.entry(metric.to_owned()).or_insert(empty) {
+            parts.insert(of.to_owned(), value);
+        }
     }
 
     fn every_trouble(seen: &mut Seen) {
         seen.process.ready = false;
         seen.process.open_descriptors = 800;
         seen.process.log_lines_lost = 1;
-        seen.process.certificate_expires_at = Some((NOW_S + 13 * DAY) as u64);
-        set(seen, "connections", "state=\"phone\"", 800);
+        seen.process.certificate_expires_at_seconds = Some((NOW_S + 13 * DAY) as u64);
+        set(seen, "connections", "phone", 800);
         set(seen, "memory_sheds_total", "", 1);
         set(seen, "accept_pauses_total", "", 1);
-        set(seen, "connections_refused_total", "cause=\"max_connections\"", 1);
-        seen.push_wakes.insert("send_failed".to_owned(), 1);
-        let counts = BTreeMap::from([("memory_charged_bytes".to_owned(), 800)]);
-        seen.workers = vec![Worker { cpu_seconds: 0.95, counts, ..Worker::default() }];
+        set(seen, "connections_refused_total", "max_connections", 1);
+        set(seen, "push_wakes_total", "send_failed", 1);
+        let metrics = BTreeMap::from([("memory_charged_bytes".to_owned(), 800)]);
+        seen.workers = vec![Worker { cpu_seconds: 0.95, metrics, ..Worker::default() }];
         seen.delay.counts = vec![0, 20, 0];
     }
 
@@ -226,8 +234,8 @@ mod tests {
         assert_eq!(said(|_| {}), []);
         let below = |seen: &mut Seen| {
             seen.process.open_descriptors = 799;
-            set(seen, "connections", "state=\"phone\"", 799);
-            set(seen, "connections", "state=\"head\"", 500);
+            set(seen, "connections", "phone", 799);
+            set(seen, "connections", "head", 500);
             seen.workers[0].cpu_seconds = 0.89;
             seen.delay.counts = vec![0, 19, 0];
         };
@@ -243,7 +251,7 @@ mod tests {
         assert!(near[0].is_grave && near[0].text.contains("95 %"), "{near:?}");
         let draining = said(|seen| (seen.process.ready, seen.process.draining) = (false, true));
         assert!(draining.len() == 1 && !draining[0].is_grave, "{draining:?}");
-        let expired = said(|seen| seen.process.certificate_expires_at = Some(1));
+        let expired = said(|seen| seen.process.certificate_expires_at_seconds = Some(1));
         assert!(expired[0].is_grave && expired[0].text.contains("has expired"), "{expired:?}");
     }
 
@@ -255,7 +263,7 @@ mod tests {
         let mut all = said(every_trouble);
         all.extend(said(|seen| seen.process.draining = true));
         all.extend(said(|seen| seen.process.drain = Some(Drain::default())));
-        all.extend(said(|seen| seen.process.certificate_expires_at = Some(1)));
+        all.extend(said(|seen| seen.process.certificate_expires_at_seconds = Some(1)));
         for Problem { text, .. } in all {
             // Values stand in between.
             for part in text.split(|c: char| c.is_ascii_digit() || "%().".contains(c)) {
