@@ -129,7 +129,7 @@ const MATRIX: &[(&str, Needs, &str, &str, &str)] = &[
     ("allow-server-ids", Needs::Nothing, "FOLDER/a.conf", "FOLDER/b.conf", ""),
     ("token-header", Needs::Nothing, "optional", "required", "required"),
     ("new-connections-rate", Needs::Nothing, "5/2s", "9/1s", "off"),
-    ("verify-url", Needs::Nothing, "http://127.0.0.1:1/a", "https://b.example/?c", ""),
+    ("verify-url", Needs::Nothing, "http://127.0.0.1:1/a", "https://b.example/c", ""),
     ("verify-timeout", Needs::Nothing, "1s", "2s", "3s"),
     ("verify-on-failure", Needs::Nothing, "allow", "deny", "deny"),
     ("server-id-rate", Needs::Nothing, "1MiB/s", "64KiB/s,1MiB", "off"),

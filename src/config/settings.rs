@@ -252,7 +252,7 @@ settings! {
         help_heading = "Who may come", long, value_name = "URL", value_parser = listen::url_or_off
     )]
     verify_url: Option<OrOff<Uri>> => {
-        show: |c| c.verify_url.as_ref().map(ToString::to_string).unwrap_or_default(),
+        show: |c| c.verifier().unwrap_or_default(),
         live: verify_url,
     }
 

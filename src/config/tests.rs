@@ -90,6 +90,10 @@ fn bare_run_takes_the_documented_defaults() {
         log_level: Level::INFO,
     };
     assert_eq!(config, expected);
+}
+
+#[test]
+fn limits_have_the_documented_defaults() {
     assert_eq!(
         Limits::default(),
         Limits {

@@ -32,15 +32,18 @@ impl Settings {
         self.config().limits.server_id_rate
     }
 
-    /// Who is asked whether a binary may have its server-id, without what may be a secret in it.
+    /// Who is asked whether a binary may have its server-id, as it may be shown.
     pub(super) fn verifier(&self) -> Option<String> {
-        let url = self.config().verify_url.clone()?;
-        Some(url.to_string().split('?').next().unwrap_or_default().to_owned())
+        self.config().verifier()
     }
 
-    /// The only host that is served.
-    pub(super) fn domain(&self) -> Option<String> {
-        self.config().https.as_ref().and_then(|https| https.domain.clone())
+    /// Hosts that tell whose relay it is: its own name, and the one of its verifier.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let config = self.config();
+        let own = config.https.as_ref().and_then(|https| https.domain.clone());
+        let verifier = config.verify_url.as_ref().and_then(|url| url.host()).map(ToOwned::to_owned);
+        let is_name = |host: &String| host.bytes().any(|b| b.is_ascii_alphabetic());
+        own.into_iter().chain(verifier).filter(is_name).collect()
     }
 }
 

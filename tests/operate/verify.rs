@@ -159,7 +159,7 @@ async fn a_binary_has_its_server_id_if_the_verifier_says_so() {
     let cause = "pyrycode_relay_connections_refused_total{cause=\"claim_not_verified\"} 2";
     has_line(&metrics, cause);
     let page: Value = serde_json::from_str(&controlled.get_text("/status.json").await).unwrap();
-    let shown = format!("http://{}/verify", verifier.address);
+    let shown = format!("http://{}/verify?[hidden]", verifier.address);
     assert_eq!(page["process"]["verify_url"], shown, "a query may hold a secret");
     let status = controlled.status().await;
     for line in ["allowed 2, denied 2, no answer 0, too many 0, waiting 0", &format!("by {shown}")]

@@ -13,7 +13,7 @@
 //!   `draining` (it was asked to stop), `drain` (null, or `server_ids_left` and
 //!   `server_ids_sent_away`), `one_of_many`; `blocked`, an array of objects of `network`,
 //!   `is_configured` and `seconds_left`; `allowed_server_ids`; `server_id_rate` (null, or
-//!   `bytes_per_second` and `burst_bytes`), `verify_url` (without its query); `resident_bytes`,
+//!   `bytes_per_second` and `burst_bytes`), `verify_url` (its query hidden); `resident_bytes`,
 //!   `memory_budget_bytes`; `open_descriptors`, `max_descriptors`; `max_connections`;
 //!   `log_lines_lost`; `certificate_failures`, `certificate_expires_at_seconds` (since 1970)
 //! - `metrics`: an object with each metric that workers count, all workers together, by the name that
