@@ -41,7 +41,9 @@ pub(super) async fn parts(
     let parts = parts.into_iter().map(|(name, text)| {
         let text = match with_addresses {
             true => text,
-            false => hosts.iter().fold(without_peers(&text), |text, host| text.replace(host, HIDDEN)),
+            false => {
+                hosts.iter().fold(without_peers(&text), |text, host| text.replace(host, HIDDEN))
+            }
         };
         Part { name: name.to_owned(), text }
     });

@@ -462,7 +462,9 @@ async fn diagnose_packs_what_a_bug_report_needs_and_hides_who_is_concerned() {
         assert!(files[name].contains(says), "{name}: {}", files[name]);
     }
     for (name, text) in &files {
-        for hidden in ["192.0.2.77", "my-server", "198.51.100", "10.0.0.0", "verifier.invalid", "any-token"] {
+        for hidden in
+            ["192.0.2.77", "my-server", "198.51.100", "10.0.0.0", "verifier.invalid", "any-token"]
+        {
             assert!(!text.contains(hidden), "{name} has {hidden}");
         }
     }
