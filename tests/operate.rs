@@ -15,12 +15,16 @@ mod commands;
 mod common;
 #[path = "operate/control.rs"]
 mod control;
+#[path = "operate/pace.rs"]
+mod pace;
 #[path = "operate/policy.rs"]
 mod policy;
 #[path = "operate/rings.rs"]
 mod rings;
 #[path = "operate/trial.rs"]
 mod trial;
+#[path = "operate/verify.rs"]
+mod verify;
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt as _;

@@ -35,7 +35,7 @@ use common::{
 const SHUTTING_DOWN: (u16, &str) = (1001, "shutting down");
 
 /// Every flag that takes a value, and its default as the help tells it.
-const FLAGS: [(&str, &str); 39] = [
+const FLAGS: [(&str, &str); 43] = [
     ("--domain", ""),
     ("--https-listen", ":443"),
     ("--http-listen", ":80"),
@@ -54,6 +54,10 @@ const FLAGS: [(&str, &str); 39] = [
     ("--token-header", "required"),
     ("--new-connections-rate", "off"),
     ("--drain-spread", "0s"),
+    ("--verify-url", ""),
+    ("--verify-timeout", "3s"),
+    ("--verify-on-failure", "deny"),
+    ("--server-id-rate", "off"),
     ("--rate-limit", "20/6s"),
     ("--handshake-rate", "60/1s"),
     ("--max-connections", "what descriptors and memory allow"),

@@ -9,7 +9,8 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::command::COMMANDS;
 use super::settings::Flags;
-use super::{DEFAULT_LISTEN, Exit, Limits, PROGRAM, TRIAL, networks, trial_commands};
+use super::units::OrOff;
+use super::{DEFAULT_LISTEN, Exit, Limits, PROGRAM, TRIAL, Verify, networks, trial_commands};
 
 /// A flag without a value in the Go relay.
 const NAMES_PROXIES: &str = "--trust-x-forwarded-for";
@@ -43,6 +44,12 @@ impl Flags {
         Limits {
             max_phones: self.max_phones,
             token_header: self.token_header,
+            server_id_rate: self.server_id_rate.on(),
+            verify: Verify {
+                is_on: matches!(self.verify_url, Some(OrOff::On(_))),
+                timeout_ms: self.verify_timeout,
+                on_failure: self.verify_on_failure,
+            },
             grace_ms: self.grace,
             probe_timeout_ms: self.probe_timeout,
             heartbeat_interval_ms: self.heartbeat_interval,

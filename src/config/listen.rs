@@ -1,6 +1,7 @@
 //! Listening addresses, as Go's `net.Listen` reads them.
 
 use super::units::OrOff;
+use hyper::Uri;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 const HOW: &str = "write 127.0.0.1:8080, [::1]:8080, or :8080 for all interfaces";
@@ -36,6 +37,26 @@ pub(super) fn parse(text: &str) -> Result<SocketAddr, String> {
 /// As [`parse`]; an empty text means no listener.
 pub(super) fn or_off(text: &str) -> Result<OrOff<SocketAddr>, String> {
     if text.is_empty() { Ok(OrOff::Off) } else { parse(text).map(OrOff::On) }
+}
+
+/// Reads the URL of an HTTP server; an empty text means none.
+pub(super) fn url_or_off(text: &str) -> Result<OrOff<Uri>, String> {
+    const HOW: &str = "write http://127.0.0.1:9000/verify, or https:// and a name";
+    if text.is_empty() {
+        return Ok(OrOff::Off);
+    }
+    let url = text.parse().ok().filter(|url: &Uri| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
+    });
+    match url {
+        // They would be shown wherever settings are.
+        Some(url) if url.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
+            Err("it holds credentials, which would not be sent; leave them out".to_owned())
+        }
+        Some(url) => Ok(OrOff::On(url)),
+        None => Err(format!("{text:?} is not a URL of HTTP or HTTPS; {HOW}")),
+    }
 }
 
 /// Whether `host` may be a host name. All digits and dots may not: that is a mistyped address,

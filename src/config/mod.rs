@@ -18,6 +18,7 @@ mod show;
 mod sources;
 mod units;
 
+use hyper::Uri;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -112,6 +113,8 @@ pub struct Config {
     pub handshake_rate: Option<RateLimit>,
     /// Server-ids that are served, if not all are.
     pub allowed: Option<Arc<AllowedIds>>,
+    /// Who is asked whether a binary may have the server-id that it claims.
+    pub verify_url: Option<Uri>,
     /// Upgrades of everybody together.
     pub new_connections_rate: Option<RateLimit>,
     /// Blocked networks.
@@ -219,6 +222,35 @@ pub struct RateLimit {
     pub refill_ms: u64,
 }
 
+/// A token bucket of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRate {
+    /// Bytes that come in per second, at least 1 KiB.
+    pub bytes_per_s: u64,
+    /// Bytes in a full bucket, at least 1 KiB.
+    pub burst_bytes: u64,
+}
+
+/// How claims are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verify {
+    /// Whether they are.
+    pub is_on: bool,
+    /// How long the verifier has to answer, in milliseconds.
+    pub timeout_ms: u64,
+    /// What becomes of a claim without a usable answer.
+    pub on_failure: OnFailure,
+}
+
+/// What becomes of a claim that could not be verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnFailure {
+    /// It goes on as if it was allowed.
+    Allow,
+    /// It is turned away for now.
+    Deny,
+}
+
 /// A value that is not to be shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub OsString);
@@ -251,6 +283,10 @@ pub struct Limits {
     pub max_phones: usize,
     /// Whether phones must send a token.
     pub token_header: TokenHeader,
+    /// What the binary and the phones of one server-id may send together.
+    pub server_id_rate: Option<ByteRate>,
+    /// How claims of binaries are verified.
+    pub verify: Verify,
     /// How long an id waits for its binary to come back, in milliseconds.
     pub grace_ms: u64,
     /// How long the holder of an id has to answer when another claims it, in milliseconds.
@@ -407,6 +443,7 @@ impl Config {
             rate_limit: flags.rate_limit.on(),
             handshake_rate: flags.handshake_rate.on(),
             allowed: allowed.map(Arc::new),
+            verify_url: flags.verify_url.and_then(OrOff::on),
             new_connections_rate: flags.new_connections_rate.on(),
             block: flags.block,
             capacity,

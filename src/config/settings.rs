@@ -10,14 +10,15 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use hyper::Uri;
 
 use super::CertificateSource::{Acme, Files};
 use super::show::{choice, duration, list, or_off, path, place};
-use super::units::{OrOff, show_duration, show_exact_bytes, show_rate};
+use super::units::{OrOff, show_byte_rate, show_duration, show_exact_bytes, show_rate};
 use super::{
-    Config, DEFAULT_HTTPS_LISTEN, FcmEndpoints, LEVELS, Level, LogFormat, MAX_WORKERS,
-    MIN_BUDGET_BYTES, PROGRAM, RateLimit, RingFeatures, TokenHeader, VERSION, listen, networks,
-    ring_features, units,
+    ByteRate, Config, DEFAULT_HTTPS_LISTEN, FcmEndpoints, LEVELS, Level, LogFormat, MAX_WORKERS,
+    MIN_BUDGET_BYTES, OnFailure, PROGRAM, RateLimit, RingFeatures, TokenHeader, VERSION, listen,
+    networks, ring_features, units,
 };
 
 /// The most connections that may be asked for: more than any kernel gives descriptors.
@@ -243,6 +244,47 @@ settings! {
     new_connections_rate: OrOff<RateLimit> => {
         show: |c| or_off(c.new_connections_rate, show_rate),
         live: new_connections_rate,
+    }
+
+    /// Ask this HTTP server whether a binary may have the server-id that it claims, by its address: see
+    /// README. Phones of an id that no binary has are turned away anyway
+    #[arg(
+        help_heading = "Who may come", long, value_name = "URL", value_parser = listen::url_or_off
+    )]
+    verify_url: Option<OrOff<Uri>> => {
+        show: |c| c.verifier().unwrap_or_default(),
+        live: verify_url,
+    }
+
+    /// How long --verify-url has to answer
+    #[arg(
+        help_heading = "Who may come", long, value_name = "DURATION", default_value = "3s",
+        value_parser = units::duration(1)
+    )]
+    verify_timeout: u64 => {
+        show: |c| show_duration(c.limits.verify.timeout_ms),
+        live: limits.verify.timeout_ms,
+    }
+
+    /// What becomes of a claim where --verify-url gives no usable answer in time: `deny` answers 503
+    #[arg(
+        help_heading = "Who may come", long, value_name = "WHAT", value_enum,
+        default_value_t = OnFailure::Deny
+    )]
+    verify_on_failure: OnFailure => {
+        show: |c| choice(c.limits.verify.on_failure),
+        live: limits.verify.on_failure,
+    }
+
+    /// Bytes per second that one server-id may send, its binary and phones together, and how much of
+    /// that at once if it is not one second's; or `off`. Beyond it they are not read for a moment
+    #[arg(
+        help_heading = "Resources", long, value_name = "SIZE/s,BURST", default_value = "off",
+        value_parser = units::byte_rate
+    )]
+    server_id_rate: OrOff<ByteRate> => {
+        show: |c| or_off(c.limits.server_id_rate, show_byte_rate),
+        live: limits.server_id_rate,
     }
 
     /// Rate limit on one address's upgrade requests: a burst, and the time that refills one; or

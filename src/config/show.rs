@@ -4,6 +4,7 @@ use super::settings::{Row, SETTINGS};
 use super::sources::Origin;
 use super::units::{show_bytes, show_duration};
 use super::{CertificateSource, Config, IpNet, one_line};
+use hyper::Uri;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -49,6 +50,15 @@ pub(super) fn list(networks: &[IpNet]) -> String {
 /// A limit that can be switched off.
 pub(super) fn or_off<T>(limit: Option<T>, show: impl Fn(T) -> String) -> String {
     limit.map_or("off".to_owned(), show)
+}
+
+/// A URL without its query, which may hold a secret.
+pub(super) fn url(url: &Uri) -> String {
+    let shown = url.to_string();
+    match shown.split_once('?') {
+        Some((public, _)) => format!("{public}?[hidden]"),
+        None => shown,
+    }
 }
 
 pub(super) fn path(path: &Path) -> String {
@@ -165,10 +175,17 @@ impl Config {
         SETTINGS.iter().filter_map(change).collect()
     }
 
+    /// Who is asked whether a binary may have its server-id, if somebody is: as it may be shown.
+    #[must_use]
+    pub fn verifier(&self) -> Option<String> {
+        self.verify_url.as_ref().map(url)
+    }
+
     /// Takes over from `newer` what needs no restart.
     pub fn take_over(&mut self, newer: &Self) {
         for take_over in SETTINGS.iter().filter_map(|row| row.take_over) {
             take_over(self, newer);
         }
+        self.limits.verify.is_on = self.verify_url.is_some();
     }
 }

@@ -57,6 +57,7 @@ fn bare_run_takes_the_documented_defaults() {
         control_socket: None,
         block: Arc::default(),
         allowed: None,
+        verify_url: None,
         new_connections_rate: None,
         drain_spread: Duration::ZERO,
         capacity: Capacity {
@@ -89,11 +90,17 @@ fn bare_run_takes_the_documented_defaults() {
         log_level: Level::INFO,
     };
     assert_eq!(config, expected);
+}
+
+#[test]
+fn limits_have_the_documented_defaults() {
     assert_eq!(
         Limits::default(),
         Limits {
             max_phones: 16,
             token_header: TokenHeader::Required,
+            server_id_rate: None,
+            verify: Verify { is_on: false, timeout_ms: 3_000, on_failure: OnFailure::Deny },
             grace_ms: 30_000,
             probe_timeout_ms: 10_000,
             heartbeat_interval_ms: 30_000,

@@ -1,6 +1,6 @@
 //! Durations as Go writes them, sizes with their unit, and counts.
 
-use super::RateLimit;
+use super::{ByteRate, RateLimit};
 
 /// The largest burst of a rate limit.
 const MAX_BURST: usize = 1_000_000;
@@ -98,6 +98,45 @@ pub(super) fn rate(text: &str) -> Result<OrOff<RateLimit>, String> {
     let burst = count(MAX_BURST)(burst).map_err(|why| format!("{why}; {HOW}"))?;
     let refill_ms = duration(1)(refill).map_err(|why| format!("{why}; {HOW}"))?;
     Ok(OrOff::On(RateLimit { burst: burst as u32, refill_ms }))
+}
+
+/// The least that a rate of bytes and its burst may be: with less, a message of the greatest length
+/// would keep its connection waiting for longer than peers wait.
+const MIN_RATE_BYTES: u64 = KIB;
+/// The most: sums of thousandths of it stay far from overflow.
+const MAX_RATE_BYTES: u64 = 1 << 40;
+
+/// Reads bytes per second and a burst, by default what one second brings; or `off`.
+pub(super) fn byte_rate(text: &str) -> Result<OrOff<ByteRate>, String> {
+    const HOW: &str =
+        "write 1MiB/s for 1 MiB a second, 1MiB/s,8MiB for as much and 8 MiB at once, or off";
+    if text == "off" {
+        return Ok(OrOff::Off);
+    }
+    let (rate, burst) = text.split_once(',').map_or((text, None), |(r, b)| (r, Some(b)));
+    let Some(per_second) = rate.strip_suffix("/s") else {
+        return Err(format!("{text:?} does not say how much a second; {HOW}"));
+    };
+    let bytes = |text: &str| {
+        let bytes = size(MIN_RATE_BYTES)(text).map_err(|why| format!("{why}; {HOW}"))?;
+        match bytes {
+            0..=MAX_RATE_BYTES => Ok(bytes),
+            _ => Err(too_large(text, "1TiB")),
+        }
+    };
+    let bytes_per_s = bytes(per_second)?;
+    let burst_bytes = burst.map_or(Ok(bytes_per_s), bytes)?;
+    Ok(OrOff::On(ByteRate { bytes_per_s, burst_bytes }))
+}
+
+/// A rate of bytes as flags take it.
+pub(super) fn show_byte_rate(ByteRate { bytes_per_s, burst_bytes }: ByteRate) -> String {
+    let per_second = format!("{}/s", show_exact_bytes(bytes_per_s));
+    if burst_bytes == bytes_per_s {
+        per_second
+    } else {
+        format!("{per_second},{}", show_exact_bytes(burst_bytes))
+    }
 }
 
 /// A size for people: in the largest binary unit that leaves at least 1, rounded down.
@@ -378,6 +417,34 @@ mod tests {
         }
         let limit = RateLimit { burst: 3, refill_ms: 90_001 };
         assert_eq!(rate(&show_rate(limit)), Ok(OrOff::On(limit)));
+    }
+
+    #[test]
+    fn rates_of_bytes() {
+        for (text, bytes_per_s, burst_bytes) in [
+            ("1MiB/s", MIB, MIB),
+            ("1024/s", KIB, KIB),
+            ("64KiB/s,1MiB", 64 * KIB, MIB),
+            ("1MB/s,1KiB", 1_000_000, KIB),
+        ] {
+            let read = ByteRate { bytes_per_s, burst_bytes };
+            assert_eq!(byte_rate(text), Ok(OrOff::On(read)), "{text}");
+            assert_eq!(byte_rate(&show_byte_rate(read)), Ok(OrOff::On(read)));
+        }
+        assert_eq!(byte_rate("off"), Ok(OrOff::Off));
+        for (text, says) in [
+            ("", "does not say how much a second"),
+            ("1MiB", "does not say how much a second"),
+            ("1MiB/m", "does not say how much a second"),
+            ("1000/s", "too little; it must be at least 1KiB"),
+            ("1MiB/s,", "is not a size"),
+            ("1MiB/s,1", "too little"),
+            ("1M/s", "write 1MiB or 1MB"),
+            ("2TiB/s", "too large; it must be at most 1TiB"),
+        ] {
+            let refusal = byte_rate(text).unwrap_err();
+            assert!(refusal.contains(says), "{text:?}: {refusal}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod tests {
     fn what_rules_and_panels_ask_for_is_there() {
         let process = Process {
             certificate_expires_at_seconds: Some(1),
+            allowed_server_ids: Some(1),
             worker_cpu_seconds: vec![0.0],
             ..Process::default()
         };

@@ -15,8 +15,10 @@ pub(super) struct Row {
     pub(super) core: usize,
     /// Who the peer is: address and port.
     pub(super) remote: String,
-    /// How far it has come: head, moving, newcomer, binary, phone, closing.
+    /// How far it has come: head, moving, verifying, newcomer, binary, phone, closing.
     pub(super) state: String,
+    /// It is not read for a moment: its server-id is over `--server-id-rate`.
+    pub(super) slowed: bool,
     pub(super) server_id: Option<String>,
     pub(super) conn_id: Option<String>,
     pub(super) age_s: u64,
@@ -40,6 +42,7 @@ impl Row {
             core,
             remote: account.remote.to_string(),
             state: account.state.to_owned(),
+            slowed: account.slowed,
             server_id: account.server_id.as_ref().map(|id| id.as_str().to_owned()),
             conn_id: account.conn_id.as_ref().map(|id| id.as_str().to_owned()),
             age_s: account.age_s,
@@ -169,7 +172,7 @@ impl View {
             Self::Each(rows) => {
                 let _ = writeln!(
                     out,
-                    "{:<8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>7}  {:<22} {:<32} SERVER-ID",
+                    "{:<13} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>7}  {:<22} {:<32} SERVER-ID",
                     "STATE",
                     "MSGS-IN",
                     "BYTES-IN",
@@ -206,8 +209,8 @@ impl View {
 fn push_row(out: &mut String, row: &Row) {
     let _ = writeln!(
         out,
-        "{:<8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>7}  {:<22} {:<32} {}",
-        row.state,
+        "{:<13} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>7}  {:<22} {:<32} {}",
+        state(row),
         row.messages_in,
         bytes(row.bytes_in),
         row.messages_out,
@@ -235,6 +238,11 @@ fn push_sum(out: &mut String, sum: &Sum) {
         round_trip(sum.round_trip_ms),
         shown(&sum.of),
     );
+}
+
+/// How far it has come, and whether it is kept waiting.
+fn state(row: &Row) -> String {
+    if row.slowed { format!("{} slowed", row.state) } else { row.state.clone() }
 }
 
 /// A peer's own text, which is not to steer a terminal or to pass for another line.
@@ -268,6 +276,7 @@ mod tests {
             core: 0,
             remote: remote.to_owned(),
             state: "phone".to_owned(),
+            slowed: false,
             server_id: (!id.is_empty()).then(|| id.to_owned()),
             conn_id: None,
             age_s,

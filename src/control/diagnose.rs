@@ -28,7 +28,7 @@ pub(super) async fn parts(
     settings: &Settings,
     with_addresses: bool,
 ) -> Vec<Part> {
-    let domain = settings.domain().unwrap_or_default();
+    let hosts = settings.hosts();
     let parts = [
         ("settings.txt", settings.text()),
         ("status.json", monitoring.status().await),
@@ -41,8 +41,9 @@ pub(super) async fn parts(
     let parts = parts.into_iter().map(|(name, text)| {
         let text = match with_addresses {
             true => text,
-            false if domain.is_empty() => without_peers(&text),
-            false => without_peers(&text).replace(&domain, HIDDEN),
+            false => {
+                hosts.iter().fold(without_peers(&text), |text, host| text.replace(host, HIDDEN))
+            }
         };
         Part { name: name.to_owned(), text }
     });

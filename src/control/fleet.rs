@@ -2,7 +2,9 @@
 //! a census, which a worker that is stuck does not answer.
 
 use super::failure;
+use super::http::client::Http;
 use super::upgrade::predecessor::Estate;
+use super::verifier::{self, VerifierSettings};
 use super::worker_threads::{End, WorkerThreads};
 use crate::config::{Config, Exit, Limits};
 use crate::control::push::{self, Push};
@@ -31,6 +33,8 @@ pub(super) struct Resources {
     pub(super) listeners: Vec<Vec<Socket>>,
     pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) push: Option<Push>,
+    /// Asks about claims.
+    pub(super) http: Http,
     /// When the process's clock started.
     pub(super) epoch: Instant,
     /// What a predecessor had.
@@ -74,6 +78,7 @@ pub(super) struct Fleet {
     pub(super) owners: [u64; 4],
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Arc<Admission>,
+    pub(super) verifier: VerifierSettings,
 }
 
 /// Told of the workers' ends.
@@ -134,7 +139,7 @@ impl Fleet {
         resources: Resources,
     ) -> Result<(Self, Ends, Heirs), String> {
         let WorkerThreads { starts, ends } = threads;
-        let Resources { listeners, tls, push, epoch, estate } = resources;
+        let Resources { listeners, tls, push, http, epoch, estate } = resources;
         let proxy_headers = match &config.https {
             Some(https) if https.proxy_protocol => ProxyHeaders::Always,
             _ => ProxyHeaders::From(config.proxy_protocol_from.clone()),
@@ -159,6 +164,10 @@ impl Fleet {
         let push = push.map(|push| tokio::spawn(push.run(requests, metrics.clone())));
         let (mailboxes, receivers): (Vec<_>, Vec<_>) =
             starts.iter().map(|_| unbounded_channel()).unzip();
+        let (verifications, questions) = channel(verifier::MAX_QUEUED);
+        let verifier = VerifierSettings::default();
+        verifier.set(config);
+        tokio::spawn(verifier::run(http, verifier.clone(), questions, mailboxes.clone()));
         let places = starts.into_iter().zip(listeners).zip(receivers);
         for (number, ((worker, listeners), mailbox)) in places.enumerate() {
             let settings = Settings {
@@ -182,13 +191,14 @@ impl Fleet {
                 mailboxes: mailboxes.clone(),
                 epoch,
                 wakes: wakes.clone(),
+                verifications: verifications.clone(),
                 inherited: shares.next(),
             };
             // Fails only where the thread has ended, which it tells by itself.
             let _ = worker.send(start);
         }
         let ends = Ends { ends, left: mailboxes.len(), push };
-        Ok((Self { mailboxes, owners: seeds, metrics, admission }, ends, heirs))
+        Ok((Self { mailboxes, owners: seeds, metrics, admission, verifier }, ends, heirs))
     }
 
     /// How many there are.
@@ -336,6 +346,7 @@ impl Fleet {
         let (mailboxes, receivers) = (0..workers).map(|_| unbounded_channel()).unzip();
         let metrics = Metrics::new(workers);
         let admission = Admission::new(AdmissionLimits::NONE, Proxies::default(), [0; 4]);
-        (Self { mailboxes, owners: [0; 4], metrics, admission }, receivers)
+        let verifier = VerifierSettings::default();
+        (Self { mailboxes, owners: [0; 4], metrics, admission, verifier }, receivers)
     }
 }

@@ -5,6 +5,7 @@
 //! - `fleet`: the workers, as they are seen from here
 //! - [`certificate_manager`], [`certificates`], [`acme`], [`challenges`], `pem`: certificates, from
 //!   files or by ACME, that are renewed while the relay runs
+//! - `verifier`: claims of binaries that somebody outside is asked about
 //! - [`push`]: wake requests to Firebase Cloud Messaging
 //! - [`assets`]: the systemd unit, the Dockerfile and the like
 //! - [`demo`]: a relay with a binary and phones, to look at
@@ -44,6 +45,7 @@ mod production;
 mod reload;
 mod socket;
 mod upgrade;
+mod verifier;
 mod watch;
 mod worker_threads;
 
@@ -271,7 +273,8 @@ async fn supervise(
     let tls = manager.as_ref().map(CertificateManager::server_config);
     let certificates = manager.as_ref().map(CertificateManager::certificates);
     let has_tls = tls.is_some();
-    let resources = Resources { listeners: Vec::new(), tls, push, epoch, estate: None };
+    let http = verifier::http().map_err(failure)?;
+    let resources = Resources { listeners: Vec::new(), tls, push, http, epoch, estate: None };
     let mut stops = [&mut interrupt, &mut terminate];
     let started =
         inheritance::start(config, threads, listeners, resources, predecessor, &mut stops).await?;
@@ -280,8 +283,10 @@ async fn supervise(
         manager.start(challenges);
     }
     let drain = Drain::new(fleet.clone());
+    let settings = Settings::new(config);
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
+        settings: settings.clone(),
         drain: drain.clone(),
         log: log.log(),
         certificates: certificates.clone(),
@@ -309,7 +314,6 @@ async fn supervise(
         stopping: Notify::new(),
         heir: tokio::sync::watch::Sender::new(None),
     });
-    let settings = Settings::new(config);
     let level = LogLevel::new(log.level(), config.log_level);
     let commands = Arc::new(Semaphore::new(server::MAX_CONNECTIONS));
     let given_away = control_socket.as_ref().map(Bound::given_away);

@@ -5,11 +5,12 @@ use super::certificates::Certificates;
 use super::drain::Drain;
 use super::fleet::Fleet;
 use super::http::server::{self, Bounds, WhenFull};
+use super::reload::Settings;
 use super::upgrade::record::Record;
 use super::{process, status};
 use crate::config::VERSION;
 use crate::handover::process::Counters;
-use crate::metrics::snapshot::{self, Blocked, Process, Snapshot};
+use crate::metrics::snapshot::{self, Blocked, ByteRate, Process, Snapshot};
 use crate::protocol::upgrade::Health;
 use crate::relay::timers::Millis;
 use crate::telemetry::Log;
@@ -50,6 +51,7 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
 /// What there is to be told, and whom to ask.
 pub(super) struct Monitoring {
     pub(super) fleet: Fleet,
+    pub(super) settings: Arc<Settings>,
     pub(super) drain: Arc<Drain>,
     pub(super) log: Log,
     pub(super) certificates: Option<Arc<Certificates>>,
@@ -178,6 +180,11 @@ impl Monitoring {
             drain,
             blocked: self.blocked(),
             allowed_server_ids: self.fleet.admission.allowed().map(|count| count as u64),
+            server_id_rate: self.settings.server_id_rate().map(|rate| ByteRate {
+                bytes_per_second: rate.bytes_per_s,
+                burst_bytes: rate.burst_bytes,
+            }),
+            verify_url: self.settings.verifier(),
             resident_bytes: process::resident_bytes(),
             open_descriptors: process::open_descriptors(),
             max_descriptors: process::max_descriptors(),

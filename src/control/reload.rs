@@ -3,7 +3,7 @@
 use super::certificates::Certificates;
 use super::fleet::Fleet;
 use super::log_level::LogLevel;
-use crate::config::{Change, Config, Exit};
+use crate::config::{ByteRate, Change, Config, Exit};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info, warn};
 
@@ -27,9 +27,23 @@ impl Settings {
         self.config().report() + "\n"
     }
 
-    /// The only host that is served.
-    pub(super) fn domain(&self) -> Option<String> {
-        self.config().https.as_ref().and_then(|https| https.domain.clone())
+    /// What one server-id may send in a time.
+    pub(super) fn server_id_rate(&self) -> Option<ByteRate> {
+        self.config().limits.server_id_rate
+    }
+
+    /// Who is asked whether a binary may have its server-id, as it may be shown.
+    pub(super) fn verifier(&self) -> Option<String> {
+        self.config().verifier()
+    }
+
+    /// Hosts that tell whose relay it is: its own name, and the one of its verifier.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let config = self.config();
+        let own = config.https.as_ref().and_then(|https| https.domain.clone());
+        let verifier = config.verify_url.as_ref().and_then(|url| url.host()).map(ToOwned::to_owned);
+        let is_name = |host: &String| host.bytes().any(|b| b.is_ascii_alphabetic());
+        own.into_iter().chain(verifier).filter(is_name).collect()
     }
 }
 
@@ -87,6 +101,7 @@ impl Live {
         self.fleet.admission.set((&*config).into());
         self.fleet.admission.allow(config.allowed.clone());
         self.fleet.admission.configure_blocks(&config.block);
+        self.fleet.verifier.set(config);
         self.fleet.set_limits(config.limits);
     }
 }

@@ -133,6 +133,8 @@ pub struct Connection {
     pub ended: bool,
     /// Reading has stopped, until a backlog drains.
     pub paused: bool,
+    /// Reading has stopped until `due.stage`, because its server-id is over its rate.
+    pub slowed: bool,
     /// Memory that what lies in its link takes, as it was charged.
     pub link_bytes: u32,
     /// What lies between its socket and the core.
@@ -170,6 +172,8 @@ pub enum Stage {
     Head(Bytes),
     /// On its way to the worker that owns its server-id.
     HandingOver(Box<Request>),
+    /// A binary's claim, about which somebody outside is asked.
+    Verifying(Box<Request>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer {
         /// Its name.
@@ -352,6 +356,8 @@ pub struct ServerId {
     pub phones: Vec<u32>,
     /// What its binary may still ask for.
     pub wakes: Wakes,
+    /// What is missing of what it may send at once, in thousandths of a byte.
+    pub rate_missing: u64,
     /// What its binary has done wrong, by kind.
     pub faults: [Repeats; 3],
 }

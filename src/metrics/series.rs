@@ -99,13 +99,24 @@ families! {
         RefusedBlocked "cause=\"blocked\""
         RefusedServerId "cause=\"server_id_not_allowed\""
         RefusedArrivals "cause=\"new_connections_rate\""
+        RefusedClaim "cause=\"claim_not_verified\""
     }
     "phones_without_token_total" Counter process "Phones that were let in without X-Pyrycode-Token (--token-header optional)." {
         PhonesWithoutToken ""
     }
+    "claim_verifications_total" Counter process "Claims of binaries that --verify-url was to be asked about, by what it said; answers that were remembered count too." {
+        VerifiedAllowed "outcome=\"allowed\""
+        VerifiedDenied "outcome=\"denied\""
+        VerifiedNoAnswer "outcome=\"no_answer\""
+        VerifiedTooMany "outcome=\"too_many\""
+    }
+    "server_id_rate_pauses_total" Counter process "Times that a connection was not read for a moment, because its server-id was over --server-id-rate." {
+        Slowed ""
+    }
     "connections" Gauge process "Connections, by state." {
         ConnectionsHead "state=\"head\""
         ConnectionsMoving "state=\"moving\""
+        ConnectionsVerifying "state=\"verifying\""
         ConnectionsNewcomer "state=\"newcomer\""
         ConnectionsBinary "state=\"binary\""
         ConnectionsPhone "state=\"phone\""
@@ -191,6 +202,12 @@ families! {
     }
     "loop_turns_total" Counter worker "Turns of the worker's loop." {
         Turns ""
+    }
+    "loop_turns_over_1ms_total" Counter worker "Turns of the worker's loop that took longer than a millisecond: meanwhile nobody else of the worker is heard." {
+        TurnsOver1Ms ""
+    }
+    "loop_turns_over_5ms_total" Counter worker "Those of them that took longer than 5 ms." {
+        TurnsOver5Ms ""
     }
     "ring_enters_total" Counter worker "System calls of the worker's ring (io_uring_enter)." {
         RingEnters ""

@@ -29,6 +29,10 @@ pub struct Process {
     pub blocked: Vec<Blocked>,
     /// Server-ids that are served, if not all are.
     pub allowed_server_ids: Option<u64>,
+    /// What one server-id may send in a time, if that is limited.
+    pub server_id_rate: Option<ByteRate>,
+    /// Who is asked whether a binary may have its server-id, if somebody is.
+    pub verify_url: Option<String>,
     /// Memory of its own that it holds.
     pub resident_bytes: u64,
     /// Descriptors that are open.
@@ -83,6 +87,15 @@ pub struct UpgradeFailure {
     pub at_seconds: u64,
     /// Why.
     pub why: String,
+}
+
+/// Bytes in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByteRate {
+    /// Over time.
+    pub bytes_per_second: u64,
+    /// At once.
+    pub burst_bytes: u64,
 }
 
 /// A network that is kept out.
@@ -240,6 +253,7 @@ fn worker(metrics: &Metrics, process: &Process, core: usize) -> Worker {
     let states = [
         Series::ConnectionsHead,
         Series::ConnectionsMoving,
+        Series::ConnectionsVerifying,
         Series::ConnectionsNewcomer,
         Series::ConnectionsBinary,
         Series::ConnectionsPhone,
@@ -367,6 +381,10 @@ impl Exposition {
         if let Some(allowed) = process.allowed_server_ids {
             let help = "Server-ids that are served (--allow-server-ids).";
             self.single("allowed_server_ids", Gauge, help, allowed);
+        }
+        if let Some(rate) = process.server_id_rate {
+            let help = "Bytes per second that one server-id may send (--server-id-rate).";
+            self.single("server_id_rate_bytes", Gauge, help, rate.bytes_per_second);
         }
         // The names that Prometheus's own client libraries give these.
         for (name, help, value) in [

@@ -67,6 +67,8 @@ impl Relay {
                 let newcomer = Newcomer { entry, conn_id, claim_id, ahead: Ahead::default() };
                 self.take_place(key, Stage::Newcomer(Box::new(newcomer)));
                 if first {
+                    // Its answer must be heard.
+                    self.read_at_full_pace(now, holder);
                     self.send_ping(now, holder);
                 }
             }
@@ -143,7 +145,11 @@ impl Relay {
                 self.charge_input(now, key, 0);
                 self.registry.withdraw(newcomer.entry, newcomer.claim_id);
             }
-            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {}
+            Stage::Head(_)
+            | Stage::HandingOver(_)
+            | Stage::Verifying(_)
+            | Stage::Closing(_)
+            | Stage::Closed => {}
         }
     }
 

@@ -299,6 +299,8 @@ impl Relay {
             Stage::Closing(_) => self.go_on_closing(now, key),
             Stage::HandingOver(_) => self.hand_over(now, key),
             Stage::Head(_) => self.resume_heads(now, key),
+            // It is answered when it is known how.
+            Stage::Verifying(_) => {}
             // Open ones have said all that they had to say, and those that are closed as well.
             Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } | Stage::Closed => {}
         }
@@ -382,8 +384,8 @@ impl Relay {
             // What it has asked for is answered first.
             Stage::Head(_) if clean && connection.paused => {}
             Stage::Head(_) if clean && !connection.outbox.is_empty() => self.hang_up(now, key),
-            // The owner of the server-id is to know it, once it has the connection.
-            Stage::HandingOver(_) if clean => {}
+            // Whoever has it once it is upgraded is to know it.
+            Stage::HandingOver(_) | Stage::Verifying(_) if clean => {}
             _ => self.lose(now, key, if clean { Loss::Ended } else { Loss::Reset }),
         }
         self.settle(now);
@@ -429,7 +431,7 @@ impl Relay {
                     }
                 }
                 Stage::Head(_) if !connection.outbox.is_empty() => self.hang_up(now, key),
-                Stage::Head(_) | Stage::HandingOver(_) => self.abort(key),
+                Stage::Head(_) | Stage::HandingOver(_) | Stage::Verifying(_) => self.abort(key),
                 Stage::Closed => {}
             }
         }

@@ -5,6 +5,7 @@ use super::ahead::Ahead;
 use super::outbox::Outbox;
 use super::registry::{ClaimId, EntryKey, Seat};
 use super::timers::{Millis, NEVER, TimerId};
+use super::verify::Ticket;
 use super::visitors::VisitId;
 use crate::config::Limits;
 use crate::metrics::Series;
@@ -48,6 +49,8 @@ pub struct Connection {
     pub ended: bool,
     /// Reading has stopped, until a backlog drains.
     pub paused: bool,
+    /// Reading has stopped, until its server-id may send again: `due.stage`.
+    pub slowed: bool,
 }
 
 /// How far a connection has come.
@@ -57,6 +60,9 @@ pub enum Stage {
     /// The request is checked and another worker owns its id; earlier answers must leave first, and
     /// `due.stage` is the deadline for that.
     HandingOver(Box<PendingHandOver>),
+    /// The request is checked, and somebody is asked whether the binary may have its id; `due.stage` is
+    /// the deadline for the answer.
+    Verifying(Box<PendingVerification>),
     /// A binary that claims a held id, while the holder is probed.
     Newcomer(Box<Newcomer>),
     /// A binary that holds an id.
@@ -122,6 +128,8 @@ phases! {
     Head "head" ConnectionsHead = Stage::Head(_),
     /// On its way to the owner of its server-id.
     HandingOver "moving" ConnectionsMoving = Stage::HandingOver(_),
+    /// A binary that waits until it is known whether it may have its id.
+    Verifying "verifying" ConnectionsVerifying = Stage::Verifying(_),
     /// A binary that waits for the outcome of a probe.
     Newcomer "newcomer" ConnectionsNewcomer = Stage::Newcomer(_),
     /// A binary that holds an id.
@@ -202,6 +210,16 @@ pub struct HeadBuffer {
 pub struct PendingHandOver {
     /// The owner's number.
     pub worker: usize,
+    /// The checked request.
+    pub upgrade: Upgrade,
+    /// Bytes that followed it.
+    pub unread: Vec<u8>,
+}
+
+/// A claim of which is to be found out whether it may be let in.
+pub struct PendingVerification {
+    /// Names it.
+    pub ticket: Ticket,
     /// The checked request.
     pub upgrade: Upgrade,
     /// Bytes that followed it.
@@ -344,7 +362,8 @@ impl Traffic {
 /// When something must have happened, each [`NEVER`] while it is not awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// The request head is complete, or TCP has closed, by the stage.
+    /// The request head is complete, TCP has closed, or one that is `slowed` is read again, by the
+    /// stage.
     pub stage: Millis,
     /// The next heartbeat ping is sent.
     pub ping: Millis,
@@ -395,6 +414,7 @@ impl Connection {
             write_queued: false,
             ended: false,
             paused: false,
+            slowed: false,
         }
     }
 
@@ -479,10 +499,19 @@ impl Connection {
         self.due.pong = if behind == 0 { NEVER } else { pong_due };
     }
 
+    /// Whether reading has stopped, for whatever reason of ours.
+    #[must_use]
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        self.paused || self.slowed
+    }
+
     /// Whether a read should be under way.
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.ended && !self.paused && !matches!(self.stage, Stage::HandingOver(_) | Stage::Closed)
+        !self.ended
+            && !self.is_paused()
+            && !matches!(self.stage, Stage::HandingOver(_) | Stage::Verifying(_) | Stage::Closed)
     }
 
     /// Whether WebSocket messages are exchanged: after the 101, before any close frame.

@@ -3,6 +3,7 @@
 use super::closing::Loss;
 use super::connection::Stage;
 use super::timers::Millis;
+use super::verify::Verdict;
 use super::{Key, Relay};
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 
@@ -46,21 +47,25 @@ impl Relay {
         if due.stage <= now {
             return match connection.stage {
                 Stage::Head(_) | Stage::HandingOver(_) => self.head_timed_out(now, key),
+                Stage::Verifying(_) => self.end_verification(now, key, Verdict::NoAnswer),
                 Stage::Closing(_) => self.closing_timed_out(now, key),
+                Stage::Binary { .. } | Stage::Phone { .. } if connection.slowed => {
+                    self.end_slowing(now, key);
+                }
                 Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } | Stage::Closed => {
                     self.broken("an open connection has a deadline of another stage");
                     self.lose(now, key, Loss::MessageTimeout);
                 }
             };
         }
-        if due.message <= now {
+        if due.message <= now && !connection.slowed {
             return self.lose(now, key, Loss::MessageTimeout);
         }
-        if due.pong <= now {
-            if !connection.paused {
-                return self.heartbeat_failed(now, key);
-            }
-            // Its pong may wait in the socket that we do not read.
+        if due.pong <= now && !connection.is_paused() {
+            return self.heartbeat_failed(now, key);
+        }
+        if due.pong <= now || due.message <= now {
+            // What it owes may wait in the socket that we do not read.
             connection.resume_deadlines(now, &self.limits);
         }
         if due.ping <= now {

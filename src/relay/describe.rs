@@ -21,6 +21,8 @@ pub struct Account {
     pub remote: Remote,
     /// How far it has come.
     pub state: &'static str,
+    /// It is not read for a moment, because its server-id is over its rate.
+    pub slowed: bool,
     /// Its server-id, once it has one.
     pub server_id: Option<ServerId>,
     /// Its name, once it has one.
@@ -91,6 +93,7 @@ impl Relay {
         Account {
             remote: connection.remote,
             state: connection.stage.phase().name(),
+            slowed: connection.slowed,
             server_id: entry.and_then(|key| self.registry.entry(key)).map(|entry| entry.id.clone()),
             conn_id,
             age_s: connection.age_s(now).into(),
@@ -158,6 +161,10 @@ fn names(stage: &Stage) -> (Option<EntryKey>, Option<ConnId>) {
         Stage::Binary { entry, conn_id } | Stage::Phone { entry, conn_id, .. } => {
             (Some(*entry), Some(*conn_id))
         }
-        Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => (None, None),
+        Stage::Head(_)
+        | Stage::HandingOver(_)
+        | Stage::Verifying(_)
+        | Stage::Closing(_)
+        | Stage::Closed => (None, None),
     }
 }

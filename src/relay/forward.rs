@@ -7,7 +7,7 @@ use super::memory::Work;
 use super::output::BINARY_FULL_BYTES;
 use super::registry::EntryKey;
 use super::timers::Millis;
-use super::{Key, Relay};
+use super::{Action, Key, Relay};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope::{self, Envelope, EnvelopeError};
@@ -85,7 +85,8 @@ impl Relay {
                 }
                 _ => continue,
             }
-            if self.output.resume(connection) {
+            if std::mem::take(&mut connection.paused) && !connection.slowed {
+                self.output.act(Action::Read(phone));
                 connection.resume_deadlines(now, &self.limits);
                 tracking.arm(connection);
             }

@@ -86,6 +86,7 @@ impl Relay {
             tenure,
             phones,
             wakes: state::Wakes { full_in_ms, refused },
+            rate_missing: entry.bucket.give_out(self.limits.server_id_rate, now),
             faults: entry.faults.give_out(now),
         })
     }
@@ -110,6 +111,7 @@ impl Connection {
             heartbeat: self.heartbeat.give_out(now),
             ended: self.ended,
             paused: self.paused,
+            slowed: self.slowed,
             link_bytes,
             link: state::Link::default(),
         })
@@ -129,13 +131,17 @@ impl HandOver {
             counts_as: self.pass.as_ref().map(give_out_pass),
             age_s: 0,
             traffic: state::Traffic::default(),
-            stage: give_out_request(&self.upgrade, &self.unread),
+            stage: state::Stage::HandingOver(Box::new(give_out_request(
+                &self.upgrade,
+                &self.unread,
+            ))),
             half_read: None,
             outbox: state::Outbox::default(),
             due: state::Due { stage: left_ms(now, due), ..state::Due::default() },
             heartbeat: state::Heartbeat::default(),
             ended: false,
             paused: false,
+            slowed: false,
             link_bytes: 0,
             link: state::Link::default(),
         }
@@ -169,7 +175,14 @@ fn give_out_stage(now: Millis, stage: &Stage) -> Option<state::Stage> {
             let received = head.received.get(head.read..).unwrap_or_default();
             state::Stage::Head(Bytes(received.to_vec()))
         }
-        Stage::HandingOver(pending) => give_out_request(&pending.upgrade, &pending.unread),
+        Stage::HandingOver(pending) => {
+            let request = give_out_request(&pending.upgrade, &pending.unread);
+            state::Stage::HandingOver(Box::new(request))
+        }
+        Stage::Verifying(pending) => {
+            let request = give_out_request(&pending.upgrade, &pending.unread);
+            state::Stage::Verifying(Box::new(request))
+        }
         Stage::Newcomer(newcomer) => state::Stage::Newcomer {
             conn_id: name(&newcomer.conn_id),
             ahead: newcomer.ahead.messages().map(|message| Bytes(message.to_vec())).collect(),
@@ -183,19 +196,19 @@ fn give_out_stage(now: Millis, stage: &Stage) -> Option<state::Stage> {
     })
 }
 
-fn give_out_request(upgrade: &Upgrade, unread: &[u8]) -> state::Stage {
+fn give_out_request(upgrade: &Upgrade, unread: &[u8]) -> state::Request {
     let role = match &upgrade.role {
         Role::Binary { version } => state::Role::Binary(version.to_string()),
         Role::Phone { device_name } => {
             state::Role::Phone(device_name.as_ref().map(ToString::to_string))
         }
     };
-    state::Stage::HandingOver(Box::new(state::Request {
+    state::Request {
         server_id: upgrade.server_id.as_str().to_owned(),
         accept_key: upgrade.accept_key,
         role,
         unread: Bytes(unread.to_vec()),
-    }))
+    }
 }
 
 impl Closing {

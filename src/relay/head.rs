@@ -90,6 +90,9 @@ impl Relay {
             match decision {
                 Decision::Upgrade(upgrade) => {
                     let unread = bytes.get_mut(read..).unwrap_or_default();
+                    if self.is_to_be_verified(&upgrade) {
+                        return self.verify(now, key, upgrade, unread);
+                    }
                     return self.upgrade(now, key, upgrade, unread);
                 }
                 Decision::Refuse { reply, head_only } => {
@@ -369,7 +372,7 @@ impl Relay {
     }
 
     /// Answers with an error and ends the connection.
-    fn refuse(&mut self, now: Millis, key: Key, reply: Reply, head_only: bool) {
+    pub(super) fn refuse(&mut self, now: Millis, key: Key, reply: Reply, head_only: bool) {
         let mut answer = Vec::with_capacity(256);
         reply.write(&mut answer, head_only);
         if self.push_http(key, &answer) {
@@ -404,7 +407,7 @@ impl Relay {
     }
 
     /// A request that may be upgraded: here, or where its server-id belongs.
-    fn upgrade(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
+    pub(super) fn upgrade(&mut self, now: Millis, key: Key, upgrade: Upgrade, unread: &mut [u8]) {
         let worker = self.owners.owner_of(&upgrade.server_id);
         let is_own = worker == self.worker;
         let held_bytes = if is_own { 0 } else { unread.len() };

@@ -36,11 +36,12 @@ impl Relay {
                 Hearing::Noise | Hearing::Nothing => {}
             },
             Stage::Closed => {}
-            Stage::HandingOver(_) => {
-                self.broken("a connection is read that is on its way to another worker")
+            Stage::HandingOver(_) | Stage::Verifying(_) => {
+                self.broken("a connection is read whose request is not answered yet")
             }
             Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } => {
                 taken -= self.on_frame_bytes(now, key, input, messages);
+                self.charge_rate(now, key, taken);
             }
         }
         self.settle(now);

@@ -19,10 +19,12 @@
 //!
 //! - `head`: request heads, `/healthz`, hand-over to the owner of a server-id
 //! - `input`: bytes to messages to what they mean for a phone, a binary, a newcomer
+//! - [`verify`]: claims that somebody outside is asked about
 //! - `claims`: claims, registrations, probes, grace (chapter 3)
 //! - [`wakes`]: requests to wake a phone (chapter 8)
 //! - `forward`: frames across, and backpressure (chapters 4 and 5)
 //! - `faults`: what a binary's messages do wrong, and how much of that is logged
+//! - [`pace`]: what a server-id may send in a time
 //! - `memory`: which connections end when memory runs short (chapter 5)
 //! - `closing`: one close frame each, then the end of TCP (chapter 2)
 //! - `departure`: everybody of some server-ids is sent away, as the operator asks
@@ -63,10 +65,12 @@ pub mod connections;
 pub mod glimpse;
 pub mod ledger;
 pub mod outbox;
+pub mod pace;
 pub mod registry;
 pub mod revive;
 pub mod spare;
 pub mod timers;
+pub mod verify;
 pub mod visitors;
 pub mod wakes;
 
@@ -96,6 +100,7 @@ use registry::Registry;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use timers::Millis;
+use verify::Verification;
 use visitors::Visitors;
 use wakes::Wake;
 
@@ -134,6 +139,8 @@ pub enum Action {
     AskToShed(usize),
     /// Hand this to whoever talks to push services, or drop it: it must not wait here.
     Wake(Box<Wake>),
+    /// Have this found out, and tell [`Relay::on_verdict`]: it must not wait here.
+    Verify(Box<Verification>),
 }
 
 /// A connection between two workers: plain data, beside its socket. No read or write of the
@@ -211,6 +218,8 @@ pub struct Relay {
     output: Output,
     visitors: Visitors,
     work: VecDeque<Work>,
+    /// Claims that somebody was asked about so far.
+    verifications: u64,
     rng: StdRng,
 }
 
@@ -235,6 +244,7 @@ impl Relay {
             output: Output::default(),
             visitors: Visitors::new(addresses),
             work: VecDeque::new(),
+            verifications: 0,
             rng,
             shutting_down: false,
             worker,

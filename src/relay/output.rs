@@ -44,13 +44,13 @@ impl Output {
         self.actions.is_empty()
     }
 
-    /// Has the shell read a connection again, if that had stopped.
-    pub(super) fn resume(&mut self, connection: &mut Connection) -> bool {
-        let was_paused = std::mem::take(&mut connection.paused);
+    /// Has the shell read a connection again, if that had stopped for whatever reason.
+    pub(super) fn resume(&mut self, connection: &mut Connection) {
+        let was_paused = connection.is_paused();
+        (connection.paused, connection.slowed) = (false, false);
         if was_paused {
             self.actions.push(Action::Read(connection.key));
         }
-        was_paused
     }
 
     /// What should be written to the connection now, if anything, and if no write is under way.
@@ -268,7 +268,11 @@ impl Relay {
                     self.resume_phones(now, entry);
                 }
             }
-            Stage::Head(_) | Stage::HandingOver(_) | Stage::Closing(_) | Stage::Closed => {
+            Stage::Head(_)
+            | Stage::HandingOver(_)
+            | Stage::Verifying(_)
+            | Stage::Closing(_)
+            | Stage::Closed => {
                 if taken > 0 {
                     connection.note_progress(now + self.limits.close_timeout_ms);
                 }

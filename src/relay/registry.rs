@@ -13,6 +13,7 @@
 use super::Key;
 use super::faults::Faults;
 use super::invariants::broken;
+use super::pace::Bucket;
 use super::timers::{Millis, NEVER, TimerId, Wheel};
 use super::wakes::WakeAllowance;
 use crate::metrics::{Series, WorkerMetrics};
@@ -69,6 +70,8 @@ pub struct Entry {
     pub wakes: WakeAllowance,
     /// What its binary's messages did wrong.
     pub faults: Faults,
+    /// What its connections may still send.
+    pub bucket: Bucket,
 }
 
 impl Entry {
@@ -79,6 +82,13 @@ impl Entry {
             Tenure::Held(holder) | Tenure::Probed { holder, .. } => Some(holder),
             Tenure::Grace => None,
         }
+    }
+
+    /// Whether the holder is to prove that it lives.
+    #[must_use]
+    #[inline]
+    pub fn is_probed(&self) -> bool {
+        matches!(self.tenure, Tenure::Probed { .. })
     }
 }
 
@@ -148,6 +158,8 @@ pub struct Restored {
     pub congested: Vec<Key>,
     /// As [`Entry::wakes`].
     pub wakes: WakeAllowance,
+    /// As [`Entry::bucket`].
+    pub bucket: Bucket,
     /// As [`Entry::faults`].
     pub faults: Faults,
 }
@@ -322,6 +334,7 @@ impl Registry {
             congested: Vec::new(),
             wakes: WakeAllowance::default(),
             faults: Faults::default(),
+            bucket: Bucket::default(),
         });
         self.by_id.insert(id.clone(), key);
         self.binaries += 1;
@@ -405,12 +418,12 @@ impl Registry {
 
     /// Takes in an id of another process, which is free here, with the phones of these seats.
     pub fn restore(&mut self, restored: Restored) {
-        let Restored { id, tenure, due, phones, congested, wakes, faults } = restored;
+        let Restored { id, tenure, due, phones, congested, wakes, bucket, faults } = restored;
         let key = self.next_key();
         let timer = self.timers.add(key);
         self.timers.arm_at(timer, due);
         self.phones += phones.len() as u64;
-        let entry = Entry { id, tenure, phones, timer, congested, wakes, faults };
+        let entry = Entry { id, tenure, phones, timer, congested, wakes, bucket, faults };
         self.binaries += u64::from(entry.holder().is_some());
         if let Tenure::Probed { newcomers, .. } = &entry.tenure {
             let last = newcomers.last_key_value().map_or(0, |(claim_id, _)| claim_id.0);
@@ -430,7 +443,7 @@ impl Registry {
     #[must_use]
     #[inline]
     pub fn is_probed(&self, key: EntryKey) -> bool {
-        self.entry(key).is_some_and(|entry| matches!(entry.tenure, Tenure::Probed { .. }))
+        self.entry(key).is_some_and(Entry::is_probed)
     }
 
     /// The holder has proved that it lives: ends the probe, if there is one, and returns the

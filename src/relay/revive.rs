@@ -9,6 +9,7 @@ mod connection;
 use super::connection::{Connection, Stage};
 use super::faults::Faults;
 use super::ledger::Part;
+use super::pace::Bucket;
 use super::registry::{ClaimId, EntryKey, Restored, Seat, Tenure};
 use super::timers::{Millis, NEVER};
 use super::wakes::WakeAllowance;
@@ -22,6 +23,8 @@ use std::fmt;
 
 /// No deadline is further away than this: some ten years.
 const MAX_LEFT_MS: u64 = 10 * 366 * 24 * 3600 * 1000;
+/// Counts of messages and bytes are less than this.
+const MAX_COUNT: u64 = 1 << 62;
 
 /// Why a relay cannot go on with what another process has given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +166,7 @@ impl Relay {
                 phones: keys_of(given.phones)?,
                 congested: keys_of(congested)?,
                 wakes: WakeAllowance::with_left(now, (full_in_ms, refused)),
+                bucket: Bucket::with_missing(now, given.rate_missing.min(MAX_COUNT)),
                 faults: Faults::revive(now, given.faults),
             });
         }
@@ -175,8 +179,10 @@ impl Relay {
         for key in keys {
             let Some(connection) = self.connections.held_mut(*key) else { continue };
             self.output.queue_write(connection);
-            if matches!(connection.stage, Stage::HandingOver(_)) {
-                self.after_flush(now, *key);
+            match connection.stage {
+                Stage::HandingOver(_) => self.after_flush(now, *key),
+                Stage::Verifying(_) => self.ask_again(now, *key),
+                _ => {}
             }
         }
         // What those have brought about that were on their way. Memory is looked at with the next
@@ -199,6 +205,7 @@ impl Revived {
         let of_stage = match &self.connection.stage {
             Stage::Head(head) => head.received.capacity(),
             Stage::HandingOver(pending) => pending.unread.len(),
+            Stage::Verifying(pending) => pending.unread.len(),
             stage => stage.ahead_bytes(),
         };
         of_stage + self.connection.decoder.buffered_bytes()

@@ -4,8 +4,9 @@ mod handover;
 
 use super::connection::Stage;
 use super::timers::Millis;
+use super::verify::{Verdict, Verification};
 use super::{Action, Key, Owners, Relay, Settings, Whom};
-use crate::config::{Limits, LogFormat};
+use crate::config::{ByteRate, Limits, LogFormat, OnFailure, Verify};
 use crate::metrics::{Metrics, Series};
 use crate::protocol::close::Close;
 use crate::protocol::frames;
@@ -38,6 +39,8 @@ struct World {
     moved: Vec<(Key, usize, Vec<u8>)>,
     /// Workers that were asked to shed.
     asked: Vec<usize>,
+    /// Claims that are to be verified.
+    questions: Vec<Verification>,
 }
 
 impl World {
@@ -82,6 +85,7 @@ impl World {
             finished,
             moved,
             asked,
+            questions: Vec::new(),
         }
     }
 
@@ -165,6 +169,7 @@ impl World {
                         self.moved.push((key, worker, hand_over.unread));
                     }
                     Action::AskToShed(worker) => self.asked.push(worker),
+                    Action::Verify(question) => self.questions.push(*question),
                     Action::Read(_) | Action::Wake(_) => {}
                 }
             }
@@ -1203,4 +1208,237 @@ fn connections_are_described_by_what_they_are() {
     let ids = described.accounts.iter().map(|a| a.server_id.as_ref().map(ServerId::as_str));
     assert_eq!(ids.collect::<Vec<_>>(), [Some("mine"), Some("mine"), None]);
     assert!(described.accounts.iter().all(|account| account.age_s == 3));
+}
+
+// ---- What a server-id may send in a time
+
+fn rated(bytes_per_s: u64, burst_bytes: u64) -> Limits {
+    let server_id_rate = Some(ByteRate { bytes_per_s, burst_bytes });
+    Limits { server_id_rate, ..Limits::default() }
+}
+
+#[test]
+fn over_its_rate_a_server_id_waits_and_nobody_is_closed() {
+    let mut world = World::with(rated(10_000, 20_000), 64 * 1024 * 1024, 1);
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let (other_binary, other_phone) = (world.binary("b"), world.phone("b"));
+    let text = format!("\"{}\"", "x".repeat(990));
+    let mut sent = 0;
+    // A minute of a phone that sends whenever it is read, by what its rate is.
+    while world.now < 60_000 {
+        while world.relay.wants_read(phone) {
+            world.text(phone, &text);
+            sent += 1000;
+        }
+        assert!(world.relay.wants_read(binary), "it has sent nothing since");
+        world.text(other_phone, "1");
+        world.text(other_binary, "{}");
+        assert!(world.relay.wants_read(other_phone) && world.relay.wants_read(other_binary));
+        world.pass(100);
+        world.received.get_mut(&binary).unwrap().clear();
+    }
+    assert!((610_000..=622_000).contains(&sent), "{sent}");
+    let slowed = world.metrics.total(Series::Slowed);
+    assert!((200..=700).contains(&slowed), "{slowed}");
+    assert_eq!(world.counts(), (2, 2));
+    // Its binary is charged to the same bucket, and waits in its turn.
+    let id = world.conn_id(phone);
+    world.text(binary, &format!(r#"{{"conn_id":"{id}","frame":{text}}}"#));
+    assert!(!world.relay.wants_read(binary));
+    world.pass(500);
+    assert!(world.relay.wants_read(binary) && world.relay.wants_read(phone));
+}
+
+#[test]
+fn time_that_a_peer_was_kept_waiting_is_not_held_against_it() {
+    let limits = Limits { heartbeat_interval_ms: 3000, grace_ms: 3_600_000, ..rated(1024, 1024) };
+    let mut world = World::with(limits, 64 * 1024 * 1024, 1);
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    let message = masked(1, format!("\"{}\"", "x".repeat(150_000)).as_bytes());
+    let (first, rest) = message.split_at(100_000);
+    world.bytes(phone, first);
+    world.text(binary, "{}");
+    // A hundred seconds of its rate: no pong and no rest of its message is heard meanwhile.
+    world.pass(90_000);
+    assert!(!world.relay.wants_read(phone) && !world.relay.wants_read(binary));
+    world.pass(7_000);
+    assert!(world.relay.wants_read(phone) && world.relay.wants_read(binary));
+    world.bytes(phone, rest);
+    world.pass(40_000);
+    assert_eq!(world.metrics.total(Series::FramesPhoneToBinary), 1);
+    assert_eq!(world.counts().1, 1, "{:?}", world.frames(phone));
+    // Once it is read again, it owes its pong.
+    world.pass(40_000);
+    assert_eq!(world.counts().1, 0);
+}
+
+#[test]
+fn a_holder_that_must_prove_that_it_lives_is_heard_whatever_its_id_has_sent() {
+    let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+    let holder = world.binary("a");
+    world.text(holder, &"x".repeat(60_000));
+    assert!(!world.relay.wants_read(holder));
+    let newcomer = world.upgrade("/v1/server", "a");
+    assert!(world.relay.wants_read(holder), "it is asked whether it lives");
+    // What is under way from before is no proof against it, however much that is.
+    world.bytes(holder, &masked(1, &[b'x'; 60_000])[..50_000]);
+    assert!(world.relay.wants_read(holder));
+    world.bytes(holder, &masked(1, &[b'x'; 60_000])[50_000..]);
+    assert_eq!(world.closed(newcomer), pair(4409, "server-id already claimed"));
+    assert!(!world.relay.wants_read(holder), "it has proved it");
+    // A newcomer is charged to nobody: its holder does not pay for what strangers send.
+    let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+    let holder = world.binary("a");
+    let newcomer = world.upgrade("/v1/server", "a");
+    world.text(newcomer, &"x".repeat(8_000));
+    world.text(holder, "{}");
+    assert!(world.relay.wants_read(holder));
+}
+
+#[test]
+fn a_rate_that_was_lifted_is_felt_within_a_second_and_backlogs_still_hold() {
+    let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    world.appetite.insert(binary, 0);
+    let text = format!("\"{}\"", "x".repeat(150_000));
+    (0..10).for_each(|_| world.text(phone, &text));
+    world.relay.set_limits(Limits::default());
+    world.pass(1000);
+    assert!(!world.relay.wants_read(phone), "its binary's outbox is full");
+    world.feed(binary);
+    assert!(world.relay.wants_read(phone));
+    // The other way round: the backlog is gone, and the rate still holds.
+    world.relay.set_limits(rated(1024, 1024));
+    world.appetite.insert(binary, 0);
+    (0..10).for_each(|_| world.text(phone, &text));
+    world.feed(binary);
+    assert!(!world.relay.wants_read(phone));
+    world.relay.set_limits(Limits::default());
+    world.pass(1000);
+    assert!(world.relay.wants_read(phone));
+}
+
+// ---- Claims that somebody is asked about
+
+fn verified(on_failure: OnFailure) -> Limits {
+    let verify = Verify { is_on: true, timeout_ms: 3000, on_failure };
+    Limits { verify, ..Limits::default() }
+}
+
+fn status(world: &World, key: Key) -> String {
+    let answer = String::from_utf8_lossy(&world.received[&key]);
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_claim_waits_for_its_verdict_with_all_that_came_behind_it() {
+    let mut world = World::with(verified(OnFailure::Deny), 64 * 1024 * 1024, 1);
+    let binary = world.connect();
+    let mut bytes = head("/v1/server", "a").into_bytes();
+    bytes.extend(masked(PING, b"early"));
+    world.bytes(binary, &bytes);
+    assert!(!world.relay.wants_read(binary) && status(&world, binary).is_empty());
+    assert!(world.relay.charged_bytes() >= 11);
+    assert_eq!(world.relay.admission.live(), 0, "it has no place yet");
+    let question = world.questions.pop().unwrap();
+    assert_eq!(question.server_id.as_str(), "a");
+    assert_eq!(question.address.to_string(), "192.0.2.1");
+    // Phones are not asked about: without a binary there is nothing for them.
+    let phone = world.phone("a");
+    assert_eq!(world.closed(phone), pair(4404, "no server with that id"));
+    assert!(world.questions.is_empty());
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(status(&world, binary).starts_with("HTTP/1.1 101 "));
+    assert!(world.received[&binary].ends_with(b"\x8a\x05early"));
+    assert!(world.relay.wants_read(binary));
+    // The phone, which is closing, has a place as well.
+    assert_eq!((world.counts(), world.relay.admission.live()), ((1, 0), 2));
+    // It was told once, and what is told later means nothing.
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Denied);
+    world.settle();
+    assert_eq!(world.counts(), (1, 0));
+    assert_eq!(world.metrics.total(Series::VerifiedAllowed), 1);
+}
+
+#[test]
+fn a_claim_is_refused_by_its_verdict_and_by_the_rule_where_there_is_none() {
+    let turned_away = |verdict: Option<Verdict>, on_failure| {
+        let mut world = World::with(verified(on_failure), 64 * 1024 * 1024, 1);
+        let binary = world.connect();
+        world.bytes(binary, head("/v1/server", "a").as_bytes());
+        let question = world.questions.pop().unwrap();
+        match verdict {
+            Some(verdict) => world.relay.on_verdict(world.now, question.ticket, verdict),
+            None => {
+                world.pass(2999);
+                assert!(status(&world, binary).is_empty());
+                world.pass(2);
+            }
+        }
+        world.settle();
+        let answer = status(&world, binary);
+        assert_eq!(world.relay.admission.live() as u64, world.counts().0);
+        assert!(world.relay.wants_read(binary), "its end is to be heard");
+        assert_eq!(world.relay.check_books(), Ok(()));
+        answer
+    };
+    let (denied, later) = ("HTTP/1.1 403 Forbidden", "HTTP/1.1 503 Service Unavailable");
+    for rule in [OnFailure::Allow, OnFailure::Deny] {
+        assert_eq!(turned_away(Some(Verdict::Denied), rule), denied);
+        assert_eq!(turned_away(Some(Verdict::TooMany), rule), later);
+    }
+    for verdict in [Some(Verdict::NoAnswer), None] {
+        assert_eq!(turned_away(verdict, OnFailure::Deny), later);
+        assert!(turned_away(verdict, OnFailure::Allow).starts_with("HTTP/1.1 101 "));
+    }
+}
+
+#[test]
+fn a_verdict_is_for_the_claim_that_it_was_asked_for() {
+    let mut world = World::with(verified(OnFailure::Deny), 64 * 1024 * 1024, 1);
+    let first = world.connect();
+    world.bytes(first, head("/v1/server", "known").as_bytes());
+    let question = world.questions.pop().unwrap();
+    world.relay.on_end(world.now, first, false);
+    world.settle();
+    let second = world.connect();
+    assert_eq!(second, first, "its number is used again");
+    world.bytes(second, head("/v1/server", "stranger").as_bytes());
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(status(&world, second).is_empty(), "it waits for its own");
+    // A peer that ends its direction meanwhile is upgraded and has then ended, as it would without.
+    world.end(second);
+    let question = world.questions.pop().unwrap();
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(world.ended.contains(&second));
+    assert_eq!((world.counts(), world.relay.registry.len()), ((0, 0), 1));
+}
+
+#[test]
+fn claims_that_wait_are_sockets_before_their_upgrade_and_are_driven_out_like_them() {
+    let mut world = World::with(verified(OnFailure::Deny), 64 * 1024 * 1024, 1);
+    let limits = AdmissionLimits { max_visitors: 3, ..AdmissionLimits::NONE };
+    world.relay.admission.set(limits);
+    let waiting: Vec<Key> = (0..3)
+        .map(|number| {
+            let key = world.connect();
+            world.bytes(key, head("/v1/server", &format!("id-{number}")).as_bytes());
+            key
+        })
+        .collect();
+    assert!(world.ended.is_empty());
+    let next = world.connect();
+    world.settle();
+    assert_eq!(world.ended, [waiting[0]]);
+    world.bytes(next, b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
+    assert_eq!(status(&world, next), "HTTP/1.1 200 OK");
+    // What is said about one that is gone meets nobody.
+    for question in std::mem::take(&mut world.questions) {
+        world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+        world.settle();
+    }
+    assert_eq!(world.counts(), (2, 0));
 }

@@ -410,11 +410,28 @@ impl Pass {
         let address = Address::from(caller);
         let mut tables = self.admission.tables();
         tables.keep_out(now, caller)?;
-        if claims && tables.draining {
-            return Err(Refusal { cause: Cause::Draining, retry_after_s: RETRY_WHEN_DRAINING_S });
+        if claims {
+            tables.let_claim()?;
         }
         tables.take_token(now, address)?;
         tables.take_arrival(now)?;
+        tables.take_place(address)?;
+        tables.leave(self.standing);
+        self.standing = Standing::Live(address);
+        Ok(())
+    }
+
+    /// A binary that has stepped back because its claim had to wait is let in after all: takes a
+    /// place again, but no further token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pass::admit`].
+    pub fn go_on(&mut self, now: Millis, caller: IpAddr) -> Result<(), Refusal> {
+        let address = Address::from(caller);
+        let mut tables = self.admission.tables();
+        tables.keep_out(now, caller)?;
+        tables.let_claim()?;
         tables.take_place(address)?;
         tables.leave(self.standing);
         self.standing = Standing::Live(address);
@@ -468,6 +485,13 @@ impl Tables {
     fn keep_out(&self, now: Millis, address: IpAddr) -> Result<(), Refusal> {
         if self.blocks.holds(now, address) {
             return Err(Refusal::full(Cause::Blocked));
+        }
+        Ok(())
+    }
+
+    fn let_claim(&self) -> Result<(), Refusal> {
+        if self.draining {
+            return Err(Refusal { cause: Cause::Draining, retry_after_s: RETRY_WHEN_DRAINING_S });
         }
         Ok(())
     }

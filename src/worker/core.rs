@@ -5,6 +5,7 @@ use crate::handover::state;
 use crate::protocol::close::Close;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
+use crate::relay::verify::{Ticket, Verdict};
 use crate::relay::{
     Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Settings, Whom,
 };
@@ -69,6 +70,8 @@ pub trait Core {
     fn take_census(&self);
     /// See [`Relay::set_limits`].
     fn set_limits(&mut self, limits: Limits);
+    /// See [`Relay::on_verdict`].
+    fn on_verdict(&mut self, now: Millis, ticket: Ticket, verdict: Verdict);
     /// See [`Relay::describe`].
     fn describe(&self, now: Millis, first: usize) -> Described;
     /// See [`Relay::disconnect`].
@@ -231,6 +234,11 @@ impl Core for Relay {
     #[inline]
     fn set_limits(&mut self, limits: Limits) {
         self.set_limits(limits);
+    }
+
+    #[inline]
+    fn on_verdict(&mut self, now: Millis, ticket: Ticket, verdict: Verdict) {
+        self.on_verdict(now, ticket, verdict);
     }
 
     #[inline]

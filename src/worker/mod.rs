@@ -52,6 +52,7 @@ use crate::protocol::close::Close;
 use crate::protocol::preamble::Preamble;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
+use crate::relay::verify::{Ticket, Verdict, Verification};
 use crate::relay::wakes::Wake;
 use crate::relay::{
     Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Settings, Whom, broken,
@@ -92,6 +93,13 @@ pub enum Mail {
     Census(UnboundedSender<()>),
     /// Apply these limits from now on.
     Limits(Limits),
+    /// What was found out about a claim.
+    Verdict {
+        /// Which.
+        ticket: Ticket,
+        /// What.
+        verdict: Verdict,
+    },
     /// Describe connections from this slot on, but no more than a turn has time for.
     Describe {
         /// The slot to begin with.
@@ -144,6 +152,12 @@ pub enum Mail {
     Leave,
 }
 
+/// Turns that are counted for having taken longer.
+const SLOW_TURNS: [(Duration, Series); 2] = [
+    (Duration::from_millis(1), Series::TurnsOver1Ms),
+    (Duration::from_millis(5), Series::TurnsOver5Ms),
+];
+
 /// Which connections begin with a PROXY header (PROTOCOL.md, chapter 6).
 #[derive(Debug, Clone)]
 pub enum ProxyHeaders {
@@ -185,6 +199,8 @@ pub struct Start {
     pub epoch: Instant,
     /// Takes wake requests, which are dropped where there is no room.
     pub wakes: Sender<Box<Wake>>,
+    /// Takes questions about claims.
+    pub verifications: Sender<Box<Verification>>,
     /// What a predecessor had, to go on with.
     pub inherited: Option<Inherited>,
 }
@@ -331,6 +347,7 @@ struct Worker<C> {
     runtime_ready: bool,
     mailboxes: Vec<UnboundedSender<Mail>>,
     wakes: Sender<Box<Wake>>,
+    verifications: Sender<Box<Verification>>,
     metrics: Arc<Metrics>,
     counters: Arc<WorkerMetrics>,
     epoch: Instant,
@@ -376,7 +393,16 @@ impl<C: Core> Worker<C> {
         make: impl FnOnce(Settings) -> Result<(C, Vec<Option<Link>>), String>,
     ) -> io::Result<Result<Self, String>> {
         let Start {
-            settings, listeners, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
+            settings,
+            listeners,
+            proxy_headers,
+            tls,
+            mailbox,
+            mailboxes,
+            epoch,
+            wakes,
+            verifications,
+            ..
         } = start;
         let (number, metrics) = (settings.worker, settings.metrics.clone());
         let counters = metrics.worker(number);
@@ -403,6 +429,7 @@ impl<C: Core> Worker<C> {
             runtime_ready: false,
             mailboxes,
             wakes,
+            verifications,
             metrics,
             counters,
             epoch,
@@ -528,8 +555,14 @@ impl<C: Core> Worker<C> {
         self.counters.add(Series::Completions, completions);
         self.counters.raise(Series::CompletionsMax, completions);
         let forwarded = self.forwarded().wrapping_sub(forwarded_before);
+        let took = begun.elapsed();
         if forwarded > 0 {
-            self.counters.delays().record(forwarded, begun.elapsed().as_micros() as u64);
+            self.counters.delays().record(forwarded, took.as_micros() as u64);
+        }
+        for (bound, series) in SLOW_TURNS {
+            if took > bound {
+                self.counters.count(series);
+            }
         }
     }
 
@@ -632,6 +665,7 @@ impl<C: Core> Worker<C> {
                 let _ = done.send(());
             }
             Mail::Limits(limits) => self.core.set_limits(limits),
+            Mail::Verdict { ticket, verdict } => self.core.on_verdict(now, ticket, verdict),
             Mail::Describe { first, done } => {
                 let _ = done.send(self.core.describe(now, first));
             }
@@ -720,6 +754,12 @@ impl<C: Core> Worker<C> {
             Action::Wake(wake) => {
                 if self.wakes.try_send(wake).is_err() {
                     self.metrics.push().count(PushOutcome::Dropped);
+                }
+            }
+            Action::Verify(verification) => {
+                let ticket = verification.ticket;
+                if self.verifications.try_send(verification).is_err() {
+                    self.core.on_verdict(now, ticket, Verdict::TooMany);
                 }
             }
         }

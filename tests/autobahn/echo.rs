@@ -17,6 +17,7 @@ use pyrycode_relay::protocol::upgrade::{
 use pyrycode_relay::relay::outbox::{Outbox, Write};
 use pyrycode_relay::relay::spare::SpareBuffers;
 use pyrycode_relay::relay::timers::Millis;
+use pyrycode_relay::relay::verify::{Ticket, Verdict};
 use pyrycode_relay::relay::{
     Action, Described, Disconnected, HandOver, Key, Owners, SentAway, Settings, Whom,
 };
@@ -66,6 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         epoch: Instant::now(),
         wakes: channel(1).0,
         inherited: None,
+        verifications: channel(1).0,
     };
     let rings = Rings::make(ring::MAX_ENTRIES, RingFeatures::ALL, u64::MAX, 1)?;
     Ok(worker::run_core(start, rings, |_| Echo::default())?)
@@ -223,6 +225,8 @@ impl Core for Echo {
     fn take_census(&self) {}
 
     fn set_limits(&mut self, _limits: Limits) {}
+
+    fn on_verdict(&mut self, _now: Millis, _ticket: Ticket, _verdict: Verdict) {}
 
     fn disconnect(
         &mut self,

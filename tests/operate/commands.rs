@@ -425,7 +425,14 @@ fn unpacked(path: &std::path::Path) -> BTreeMap<String, String> {
 
 #[tokio::test]
 async fn diagnose_packs_what_a_bug_report_needs_and_hides_who_is_concerned() {
-    let args = ["--trust-x-forwarded-for", "10.0.0.0/8,127.0.0.1", "--max-phones", "1"];
+    let args = [
+        "--trust-x-forwarded-for",
+        "10.0.0.0/8,127.0.0.1",
+        "--max-phones=1",
+        "--verify-url=http://verifier.invalid/?key=any-token",
+        "--verify-timeout=50ms",
+        "--verify-on-failure=allow",
+    ];
     let controlled = Controlled::start(&args).await;
     let relay = &controlled.relay;
     let _binary = Raw::binary(relay, "my-server").await;
@@ -455,7 +462,9 @@ async fn diagnose_packs_what_a_bug_report_needs_and_hides_who_is_concerned() {
         assert!(files[name].contains(says), "{name}: {}", files[name]);
     }
     for (name, text) in &files {
-        for hidden in ["192.0.2.77", "my-server", "198.51.100", "10.0.0.0", "any-token"] {
+        for hidden in
+            ["192.0.2.77", "my-server", "198.51.100", "10.0.0.0", "verifier.invalid", "any-token"]
+        {
             assert!(!text.contains(hidden), "{name} has {hidden}");
         }
     }

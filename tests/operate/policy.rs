@@ -14,7 +14,7 @@ async fn asked(relay: &Relay, request: Request) -> Response {
     raw.response().await
 }
 
-fn has_line(metrics: &str, line: &str) {
+pub(crate) fn has_line(metrics: &str, line: &str) {
     assert!(metrics.lines().any(|other| other == line), "{line}\n{metrics}");
 }
 
@@ -24,7 +24,7 @@ fn sha_256(id: &str) -> String {
 }
 
 /// Reloads, and waits until this setting has changed.
-async fn reload(relay: &Relay, setting: &str) {
+pub(crate) async fn reload(relay: &Relay, setting: &str) {
     let told = || {
         let of = |line: &&crate::common::LogLine| line.get("path") == Some(setting);
         relay.logs().iter().filter(|line| line.event() == "reloaded").filter(of).count()

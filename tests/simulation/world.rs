@@ -583,6 +583,9 @@ impl World {
             }
             // The model knows of none: which are granted is tested elsewhere.
             Action::Wake(_) => {}
+            Action::Verify(_) => {
+                check!(false, "verify", "nobody is to be asked in these scenarios")
+            }
             Action::AskToShed(to) => {
                 check!(self.scenario.tight, "shed", "memory is ample");
                 self.workers[to].mailboxes[worker].push_back(Mail::Shed);

@@ -134,6 +134,7 @@ impl Fleet {
                 mailboxes: mailboxes.clone(),
                 epoch,
                 wakes: channel(1).0,
+                verifications: channel(1).0,
                 inherited,
             };
             thread::spawn(move || {

@@ -168,6 +168,7 @@ async fn nonsense_is_refused_at_each_step() {
         tenure: Tenure::Held(7),
         phones: Vec::new(),
         wakes: Default::default(),
+        rate_missing: 0,
         faults: Default::default(),
     };
     other.give(Worker { server_ids: vec![held_by_nobody], ..Worker::default() }, 1);

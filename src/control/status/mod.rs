@@ -12,7 +12,8 @@
 //! - `process`: an object. `version`; `started_at_seconds` (since 1970), `uptime_seconds`; `ready`,
 //!   `draining` (it was asked to stop), `drain` (null, or `server_ids_left` and
 //!   `server_ids_sent_away`), `one_of_many`; `blocked`, an array of objects of `network`,
-//!   `is_configured` and `seconds_left`; `allowed_server_ids`; `resident_bytes`,
+//!   `is_configured` and `seconds_left`; `allowed_server_ids`; `server_id_rate` (null, or
+//!   `bytes_per_second` and `burst_bytes`), `verify_url` (its query hidden); `resident_bytes`,
 //!   `memory_budget_bytes`; `open_descriptors`, `max_descriptors`; `max_connections`;
 //!   `upgrades`, an object of `succeeded`, `failed`, `last` (null, or `at_seconds` since 1970,
 //!   `connections` and `pause_ms`) and `last_failure` (null, or `at_seconds` and `why`);

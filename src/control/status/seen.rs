@@ -1,6 +1,6 @@
 //! The JSON of a relay as `pyrycode-relay status` reads it, and what has changed between two of it.
 
-use crate::metrics::snapshot::{Blocked, Count, Drain, Upgrades};
+use crate::metrics::snapshot::{Blocked, ByteRate, Count, Drain, Upgrades};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -22,6 +22,8 @@ pub(super) struct Process {
     pub(super) drain: Option<Drain>,
     pub(super) blocked: Vec<Blocked>,
     pub(super) allowed_server_ids: Option<u64>,
+    pub(super) server_id_rate: Option<ByteRate>,
+    pub(super) verify_url: Option<String>,
     pub(super) resident_bytes: u64,
     pub(super) open_descriptors: u64,
     pub(super) max_descriptors: u64,

@@ -147,6 +147,16 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
         let days = (i64::try_from(expires_at).unwrap_or(i64::MAX) - now_s).div_euclid(86400);
         text.line(format_args!("{:<13}expires in {days} days", "Certificate"));
     }
+    policy(text, seen);
+    if process.log_lines_lost > 0 {
+        let lost = count(process.log_lines_lost);
+        text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
+    }
+}
+
+/// Whom the operator lets in, and how much they may send.
+fn policy(text: &mut Text, seen: &Seen) {
+    let process = &seen.process;
     if !process.blocked.is_empty() {
         let (networks, refused) = (
             count(process.blocked.len() as u64),
@@ -159,9 +169,22 @@ fn figures(text: &mut Text, over: &Interval, now_s: i64) {
         let (allowed, refused) = (count(allowed), count(refused));
         text.line(format_args!("{:<13}{allowed} served, {refused} requests refused", "Server-ids"));
     }
-    if process.log_lines_lost > 0 {
-        let lost = count(process.log_lines_lost);
-        text.line(format_args!("{:<13}{lost} lines lost since the start", "Log"));
+    if let Some(rate) = process.server_id_rate {
+        let (rate, burst) = (bytes(rate.bytes_per_second), bytes(rate.burst_bytes));
+        let pauses = count(seen.value("server_id_rate_pauses_total", &[]));
+        text.line(format_args!(
+            "{:<13}{rate}/s and {burst} at once for each server-id, {pauses} pauses",
+            "Rate"
+        ));
+    }
+    if let Some(url) = &process.verify_url {
+        let outcomes = ["allowed", "denied", "no_answer", "too_many"].map(|outcome| {
+            let outcomes = seen.value("claim_verifications_total", &[outcome]);
+            format!("{} {}, ", outcome.replace('_', " "), count(outcomes))
+        });
+        let waiting = count(seen.value("connections", &["verifying"]));
+        text.line(format_args!("{:<13}{}waiting {waiting}", "Claims", outcomes.concat()));
+        text.line(format_args!("{:<13}by {}", "", plain(url)));
     }
 }
 

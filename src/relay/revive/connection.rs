@@ -4,11 +4,12 @@ use super::super::Relay;
 use super::super::ahead::Ahead;
 use super::super::connection::{
     Closing, Connection, Drain, Due, HeadBuffer, Hearing, Heartbeat, Newcomer, PendingHandOver,
-    Stage, Traffic,
+    PendingVerification, Stage, Traffic,
 };
 use super::super::outbox::Outbox;
 use super::super::timers::{Millis, NEVER};
-use super::{PartIn, Revived, due_in, server_id};
+use super::super::verify::Ticket;
+use super::{MAX_COUNT, PartIn, Revived, due_in, server_id};
 use crate::handover::state::{self, Inconsistent};
 use crate::protocol::close::Close;
 use crate::protocol::frames::{Decoder, HalfRead, HalfReadFrame, HalfReadMessage};
@@ -18,9 +19,6 @@ use crate::shared::admission::{Admission, Pass, Standing};
 use crate::telemetry::Remote;
 use std::net::SocketAddr;
 use std::sync::Arc;
-
-/// Counts of messages and bytes are less than this.
-const MAX_COUNT: u64 = 1 << 62;
 
 impl Relay {
     /// A connection with its part in a server-id.
@@ -45,6 +43,7 @@ impl Relay {
             heartbeat: Heartbeat::revive(now, given.heartbeat),
             ended: given.ended,
             paused: given.paused,
+            slowed: given.slowed,
             ..Connection::new(now, revive_remote(given.remote, given.scope_id), None)
         };
         check_stage(&connection)?;
@@ -66,7 +65,14 @@ impl Relay {
                 scanner: HeadScanner::default(),
             })),
             (state::Stage::HandingOver(request), None) => {
-                Stage::HandingOver(Box::new(self.pending(*request)?))
+                let (upgrade, unread) = revive_request(*request)?;
+                let worker = self.owners.owner_of(&upgrade.server_id);
+                Stage::HandingOver(Box::new(PendingHandOver { worker, upgrade, unread }))
+            }
+            (state::Stage::Verifying(request), None) => {
+                let (upgrade, unread) = revive_request(*request)?;
+                let ticket = Ticket::not_asked(self.worker);
+                Stage::Verifying(Box::new(PendingVerification { ticket, upgrade, unread }))
             }
             (
                 state::Stage::Newcomer { conn_id, ahead },
@@ -89,21 +95,20 @@ impl Relay {
             _ => return Err(Inconsistent("a connection's stage is not that of its part in an id")),
         })
     }
+}
 
-    fn pending(&self, request: state::Request) -> Result<PendingHandOver, Inconsistent> {
-        let state::Request { server_id: id, accept_key, role, unread } = request;
-        let server_id = server_id(&id)?;
-        if !accept_key.iter().all(u8::is_ascii_graphic) {
-            return Err(Inconsistent("an accept key is none"));
-        }
-        let role = match role {
-            state::Role::Binary(version) => Role::Binary { version: version.into() },
-            state::Role::Phone(name) => Role::Phone { device_name: name.map(Into::into) },
-        };
-        let worker = self.owners.owner_of(&server_id);
-        let upgrade = Upgrade { server_id, accept_key, role };
-        Ok(PendingHandOver { worker, upgrade, unread: unread.0 })
+/// A checked request, and what followed it.
+fn revive_request(request: state::Request) -> Result<(Upgrade, Vec<u8>), Inconsistent> {
+    let state::Request { server_id: id, accept_key, role, unread } = request;
+    let server_id = server_id(&id)?;
+    if !accept_key.iter().all(u8::is_ascii_graphic) {
+        return Err(Inconsistent("an accept key is none"));
     }
+    let role = match role {
+        state::Role::Binary(version) => Role::Binary { version: version.into() },
+        state::Role::Phone(name) => Role::Phone { device_name: name.map(Into::into) },
+    };
+    Ok((Upgrade { server_id, accept_key, role }, unread.0))
 }
 
 fn readmit(admission: &Arc<Admission>, standing: state::Standing) -> Pass {
@@ -126,7 +131,7 @@ fn check_stage(connection: &Connection) -> Result<(), Inconsistent> {
     let due = &connection.due;
     let is_begun = connection.decoder.is_mid_message();
     match &connection.stage {
-        stage if stage.is_open() && due.stage != NEVER => {
+        stage if stage.is_open() && (due.stage != NEVER) != connection.slowed => {
             return Err(Inconsistent("an open connection has a deadline of another stage"));
         }
         stage if stage.is_open() => {}

@@ -33,6 +33,11 @@ impl World {
 
     /// Another process takes over all that there is; the peers stay.
     fn restart(&mut self) {
+        self.restart_with(Limits::default(), true);
+    }
+
+    /// The same, with these limits, which may be others than before.
+    fn restart_with(&mut self, limits: Limits, are_same: bool) {
         let given = self.given();
         let limit_bytes = self.budget.limit_bytes();
         self.budget = SharedBudget::for_events_of(512 * 1024, limit_bytes, 1);
@@ -40,16 +45,24 @@ impl World {
         self.now = LATER;
         let slots: Vec<u32> = given.connections.iter().map(|connection| connection.slot).collect();
         let again = given.encode().unwrap();
-        let (relay, keys) =
-            Relay::revive(settings(0, &self.budget, &self.metrics), self.now, given).unwrap();
+        let (relay, keys) = Relay::revive(
+            Settings { limits, ..settings(0, &self.budget, &self.metrics) },
+            self.now,
+            given,
+        )
+        .unwrap();
         assert_eq!(keys.iter().map(|key| key.0).collect::<Vec<_>>(), slots);
         self.relay = relay;
         let mut actions = Vec::new();
         self.relay.take_actions(&mut actions);
-        assert!(self.given().encode().unwrap() == again, "what came is what is there");
+        if are_same {
+            assert!(self.given().encode().unwrap() == again, "what came is what is there");
+        }
         for action in actions {
             match action {
                 Action::Write(key) => self.write(key),
+                Action::Verify(question) => self.questions.push(*question),
+                Action::Read(_) if !are_same => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -246,6 +259,57 @@ fn a_phone_that_is_not_read_for_its_binary_s_sake_is_read_again_in_another_proce
     world.feed(binary);
     assert!(world.relay.wants_read(phone), "its binary has read");
     assert_eq!(world.texts(binary).len(), 6);
+}
+
+#[test]
+fn a_server_id_that_is_over_its_rate_waits_as_long_in_another_process() {
+    let limits = rated(1000, 1000);
+    let mut world = World::with(limits, 64 * 1024 * 1024, 1);
+    let (_, phone) = (world.binary("a"), world.phone("a"));
+    world.pass(5_000);
+    world.text(phone, &format!("\"{}\"", "x".repeat(6_000)));
+    world.pass(2_000);
+    assert!(!world.relay.wants_read(phone));
+    world.restart_with(limits, true);
+    world.pass(2_500);
+    assert!(!world.relay.wants_read(phone), "it has sent for five seconds");
+    world.pass(1_500);
+    assert!(world.relay.wants_read(phone));
+    // Where there is no rate any more, it is read within a second.
+    world.text(phone, &format!("\"{}\"", "x".repeat(6_000)));
+    assert!(!world.relay.wants_read(phone));
+    world.restart_with(Limits::default(), false);
+    world.pass(1_100);
+    assert!(world.relay.wants_read(phone));
+}
+
+#[test]
+fn a_claim_that_waits_for_its_verdict_is_asked_about_in_another_process() {
+    let limits = verified(OnFailure::Deny);
+    let mut world = World::with(limits, 64 * 1024 * 1024, 1);
+    let binary = world.connect();
+    world.bytes(binary, head("/v1/server", "a").as_bytes());
+    let before = world.questions.pop().unwrap();
+    world.pass(1_000);
+    world.restart_with(limits, true);
+    let question = world.questions.pop().unwrap();
+    assert_eq!((question.server_id.as_str(), question.address), ("a", before.address));
+    assert!(world.received[&binary].is_empty());
+    world.relay.on_verdict(world.now, question.ticket, Verdict::Allowed);
+    world.settle();
+    assert!(world.received[&binary].starts_with(b"HTTP/1.1 101 "));
+    // Its time is that which was left of it.
+    let late = world.connect();
+    world.bytes(late, head("/v1/server", "b").as_bytes());
+    world.pass(2_000);
+    world.restart_with(limits, true);
+    world.pass(1_100);
+    assert!(world.received[&late].starts_with(b"HTTP/1.1 503 "));
+    // Where nobody is asked any more, it is let in.
+    let last = world.connect();
+    world.bytes(last, head("/v1/server", "c").as_bytes());
+    world.restart_with(Limits::default(), false);
+    assert!(world.received[&last].starts_with(b"HTTP/1.1 101 "));
 }
 
 /// Both processes together are to take no more than twice the memory of one.
