@@ -13,21 +13,24 @@
 //!   proxies put before them
 //! - [`relay`]: what one worker knows and decides: registry, outboxes, memory, deadlines; no I/O, no
 //!   clock
+//! - [`handover`]: all that a worker knows, as plain data for another process
 //! - [`shared`]: the little that workers share: who may connect, and the memory budget
 //! - [`worker`]: the io_uring shell around it: one thread, ring, listener and event loop per core,
 //!   and TLS
 //! - [`control`]: the other plane: starts and stops the workers, hears the signals, keeps
 //!   certificates, wakes phones, and tells how the relay is doing
+//! - [`handover`]: what a process gives to its successor, so that no connection ends
 //! - [`metrics`]: counters that workers write and everyone else reads
 //! - [`words`]: errors of libraries, as an operator can read them
 //!
 //! Arrows point downward only: `main`, then [`control`], which starts the workers, then [`worker`],
-//! then [`relay`], then [`shared`], then [`protocol`]; and `config`, `metrics`, `telemetry`, `clock`
-//! and `words` are the ground that all of them stand on.
+//! then [`relay`], then [`shared`], then [`protocol`]; and `config`, `handover`, `metrics`, `telemetry`,
+//! `clock` and `words` are the ground that all of them stand on.
 
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod handover;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;

@@ -1,7 +1,7 @@
 //! Arguments to a [`Command`] and its [`Config`], then run; nothing else.
 
 use pyrycode_relay::config::{self, Command, Config, Exit, Operator};
-use pyrycode_relay::control::{STATUS_SCHEME, assets, balancer, demo, manual};
+use pyrycode_relay::control::{Invocation, STATUS_SCHEME, assets, balancer, demo, manual};
 use pyrycode_relay::{control, telemetry};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -59,7 +59,8 @@ fn help(command: Command, args: &[OsString]) -> Option<String> {
 /// Does what is asked.
 fn obey(command: Command, args: Vec<OsString>) -> Result<Ended, Exit> {
     match command {
-        Command::Serve => serve(args),
+        Command::Serve => serve(args, false),
+        Command::TakeOver => serve(args, true),
         Command::Demo => {
             Config::from_args(args).and_then(|_| demo::demo()).map(|()| Ended::silently())
         }
@@ -81,10 +82,15 @@ fn obey(command: Command, args: Vec<OsString>) -> Result<Ended, Exit> {
     }
 }
 
-fn serve(args: Vec<OsString>) -> Result<Ended, Exit> {
-    let config = Config::from_args(args.clone())?;
+fn serve(args: Vec<OsString>, takes_over: bool) -> Result<Ended, Exit> {
+    let config = Config::from_args(args.clone()).inspect_err(|exit| {
+        if takes_over {
+            control::decline(exit);
+        }
+    })?;
     let log = telemetry::init(config.log_format, config.log_level);
-    control::run(&config, &log, || Config::from_args(args.clone()))
+    let invocation = Invocation { args: args.iter().skip(1).cloned().collect(), takes_over };
+    control::run(&config, &log, || Config::from_args(args.clone()), invocation)
         .map_err(|exit| config.locate(exit))
         .map(|()| Ended::silently())
 }

@@ -205,7 +205,7 @@ pub fn fire_all((wheel, ids): &mut (Wheel<u32>, Vec<TimerId>)) -> usize {
 
 /// A whole core with one binary and its 16 phones.
 pub struct Crowd {
-    relay: Relay,
+    pub relay: Relay,
     binary: Key,
     phones: Vec<Key>,
     /// A phone's frame.
@@ -216,8 +216,8 @@ pub struct Crowd {
     scratch: Vec<u8>,
 }
 
-pub fn crowd(bytes: usize) -> Crowd {
-    let relay = Relay::new(Settings {
+pub fn settings() -> Settings {
+    Settings {
         worker: 0,
         owners: Owners::new([1, 2, 3, 4], 1),
         domain: None,
@@ -227,7 +227,11 @@ pub fn crowd(bytes: usize) -> Crowd {
         metrics: Metrics::new(1),
         seed: [7; 32],
         push: false,
-    });
+    }
+}
+
+pub fn crowd(bytes: usize) -> Crowd {
+    let relay = Relay::new(settings());
     let mut crowd = Crowd {
         relay,
         binary: Key(0),
@@ -255,7 +259,7 @@ impl Crowd {
     }
 
     /// Bytes arrive; whatever that causes to be written is taken by the kernel and returned.
-    fn receive(&mut self, key: Key, bytes: &[u8]) -> Vec<u8> {
+    pub fn receive(&mut self, key: Key, bytes: &[u8]) -> Vec<u8> {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         scratch.extend_from_slice(bytes);

@@ -5,7 +5,8 @@ use crate::crowd::Crowd;
 use crate::launch::{self, Cpus, usable_cpus};
 use crate::net::Net;
 use crate::plan::Plan;
-use crate::spec::{Counts, Play, Said, Shape, Spec, Told};
+use crate::round_trips::RoundTrips;
+use crate::spec::{Counts, Lap, Play, Said, Shape, Spec, Told};
 use crate::tls::Handshakes;
 use crate::wire::Target;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -63,6 +64,7 @@ impl Agents {
                 run: run.clone(),
                 patience: plan.patience,
                 spin: plan.spin,
+                upgrades: plan.upgrades,
                 sources: sources(target, number, share, play),
             };
             agents.push(Agent::start(&spec, cpus)?);
@@ -91,6 +93,20 @@ impl Agents {
             _ => 0,
         };
         Ok(self.ask(Told::Progress)?.into_iter().map(messages).sum())
+    }
+
+    /// What arrived at all of them since this was last asked, with the round trips apart.
+    pub(crate) fn lap(&mut self) -> Outcome<(Lap, RoundTrips)> {
+        let (mut whole, mut round_trips) = (Lap::default(), RoundTrips::default());
+        for said in self.ask(Told::Lap)? {
+            let Said::Lap(lap) = said else {
+                return Err(format!("an agent answered {said:?} to Lap").into());
+            };
+            whole.messages += lap.messages;
+            whole.cut_handshakes += lap.cut_handshakes;
+            round_trips.merge(&lap.round_trips);
+        }
+        Ok((whole, round_trips))
     }
 
     /// The TLS handshakes of all of them since they began.

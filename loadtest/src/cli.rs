@@ -4,6 +4,7 @@ use crate::cgroup::parse_size;
 use crate::frame;
 use crate::launch::Launch;
 use crate::plan::Plan;
+use crate::restart::{Over, Peers, Workers};
 use crate::spec::{Play, Shape};
 use crate::subject::Subject;
 use crate::tls::{Offer, Version};
@@ -75,9 +76,11 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         frames: u32,
     },
-    /// Half of the phones come and go, the others ask on, and other peers misbehave: what the relay
-    /// holds must not grow [64x16, 30 min]
+    /// Half of the phones come and go, the others ask on, other peers misbehave, and the relay is
+    /// upgraded every 10 s: what it holds must not grow [64x16, 30 min]
     ///
+    /// Only a relay that this tool has started is upgraded. Its CPU time lacks what each process used
+    /// from its last look at it on.
     /// The peers that misbehave speak plain WebSocket: over TLS there are none.
     Soak {
         #[command(flatten)]
@@ -153,6 +156,17 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// A relay that is upgraded again and again under load: what is felt of it
+    ///
+    /// Peers echo, push, come and go, and sit, over plain TCP and TLS, while the relay is upgraded
+    /// (`pyrycode-relay upgrade`). Every frame is checked, and nobody may be closed but amid a TLS
+    /// handshake, which is told. Who sits is asked in the end; meanwhile 16 pairs beside them ask 500
+    /// times a second. Says how long the relay stood still and what its peers felt, and what both
+    /// processes held.
+    ///
+    /// Example: loadtest restart --times 3 --scenario echo --over plain,tls13 --report restart.html
+    #[command(after_help = SUBJECTS)]
+    Restart(Restarts),
     /// Three relays behind HAProxy: what is felt while relays and balancers come and go [2 min]
     ///
     /// Starts all of them on this machine, HAProxy with the configuration that `pyrycode-relay haproxy`
@@ -182,6 +196,59 @@ pub(crate) enum Command {
     Agent,
     #[command(hide = true)]
     Launch(Launch),
+}
+
+/// How a relay is upgraded, and under what.
+#[derive(Debug, Args)]
+pub(crate) struct Restarts {
+    /// Upgrades in a row
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) times: u32,
+    /// From the beginning of one to that of the next
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    pub(crate) seconds: f64,
+    /// Binaries x phones of each
+    #[arg(long, default_value = "64x16")]
+    pub(crate) shape: Shape,
+    /// Bytes of JSON in each frame, at least 83
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(83..=262_000))]
+    pub(crate) size: u32,
+    /// What the peers do, in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Peers::Echo, Peers::Push, Peers::Churn, Peers::Idle])]
+    pub(crate) scenario: Vec<Peers>,
+    /// Over what, in turn
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Over::Plain, Over::Tls12, Over::Tls13])]
+    pub(crate) over: Vec<Over>,
+    /// The relay's worker threads, in turn; 1-2: one, and two after every other upgrade
+    #[arg(long, value_delimiter = ',', default_values = ["1", "2"])]
+    pub(crate) workers: Vec<Workers>,
+    /// Processes that play the peers, at least
+    #[arg(long, default_value_t = 1)]
+    pub(crate) agents: u32,
+    /// How long a frame may be overdue before the run has failed, in seconds
+    #[arg(long, default_value_t = 15.0, value_parser = positive)]
+    pub(crate) patience: f64,
+    /// The relay, see below
+    #[arg(long, default_value = "relay")]
+    pub(crate) relay: Subject,
+    /// The control socket of a relay that is named by its URL
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control_socket: Option<PathBuf>,
+    /// The process of a relay that is named by its URL
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// Upgrade to this program [default: to what is installed where the relay's program was]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) to: Option<PathBuf>,
+    /// Append what the relay writes to standard error to this file
+    #[arg(long)]
+    pub(crate) log: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write a page with plots here; it opens offline
+    #[arg(long)]
+    pub(crate) report: Option<PathBuf>,
 }
 
 /// What is done to a cluster.
@@ -398,6 +465,7 @@ impl Load {
             syscalls: self.syscalls,
             cgroup: self.cgroup_memory,
             log: self.log.clone(),
+            upgrades: false,
             faults: None,
         }
     }

@@ -6,7 +6,7 @@ use crate::net::{Load, Net};
 use crate::peers::{Phone, Streams};
 use crate::proc;
 use crate::round_trips::RoundTrips;
-use crate::spec::{Counts, Play, Said, Spec, Told};
+use crate::spec::{Counts, Lap, Play, Said, Spec, Told};
 use crate::wire::{Ended, Handle, Tag};
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -255,6 +255,14 @@ impl Crowd {
         counts
     }
 
+    /// What has arrived since the last lap.
+    fn lap(&mut self) -> Lap {
+        let counts = std::mem::take(&mut self.counts);
+        let round_trips = self.round_trips.pairs();
+        self.round_trips.reset();
+        Lap { messages: counts.messages, cut_handshakes: counts.cut_handshakes, round_trips }
+    }
+
     fn mark(&mut self, net: &Net) {
         self.counts = Counts::default();
         self.round_trips.reset();
@@ -286,6 +294,11 @@ impl Load for Crowd {
         let number = match tag {
             Tag::Phone(phone) | Tag::Binary(phone) => phone as usize,
         };
+        if let (Tag::Phone(phone), Ended::Unanswered(_), true) = (tag, &ended, self.spec.upgrades) {
+            self.opening -= 1;
+            self.counts.cut_handshakes += 1;
+            return self.redial(net, phone);
+        }
         let leaving = self.phones.get(number).is_some_and(|phone| phone.leaving);
         let expected = match &ended {
             Ended::Close { code: Some(1000), .. } | Ended::Cut(_) => leaving,
@@ -334,6 +347,12 @@ impl Load for Crowd {
             }
             Ok(Told::Mark) => {
                 self.mark(net);
+                say(&Said::Done);
+            }
+            Ok(Told::Lap) => say(&Said::Lap(self.lap())),
+            Ok(Told::AskAll) => {
+                let now = net.now();
+                (0..self.phones.len() as u32).for_each(|phone| self.ask(net, phone, now));
                 say(&Said::Done);
             }
             Ok(Told::Progress) => say(&Said::Progress { messages: self.counts.messages }),

@@ -11,6 +11,7 @@
 //! - [`agents`], [`spec`], [`lines`]: the processes that play the peers, and what they are told
 //! - [`crowd`], [`peers`], [`play`], [`frame`]: the peers of one such process, and every check
 //! - [`net`], [`wire`], [`codec`], [`tls`]: their connections
+//! - [`restart`], [`upgrade`]: a relay that is upgraded under load
 //! - [`cluster`]: several relays behind HAProxy, and what is felt while they come and go
 //! - [`faults`]: peers that misbehave beside them; [`hostile`]: attacks, and what bystanders feel of
 //!   them; [`peer`]: one of either
@@ -40,6 +41,7 @@ mod play;
 mod plot;
 mod proc;
 mod progress;
+mod restart;
 mod round_trips;
 mod run;
 mod sample;
@@ -51,6 +53,7 @@ mod syscalls;
 mod table;
 mod tables;
 mod tls;
+mod upgrade;
 mod verdict;
 mod wire;
 

@@ -12,6 +12,7 @@ use crate::spec::Counts;
 use crate::storms::Costs;
 use crate::syscalls::Calls;
 use crate::tls::Handshakes;
+use crate::upgrade::Upgrades;
 use crate::verdict::{Bottleneck, Share, judge};
 use serde::Serialize;
 use std::time::Duration;
@@ -50,6 +51,9 @@ pub(crate) struct Measured {
     /// What was done to it meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) faults: Option<Faults>,
+    /// How often it was upgraded meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) upgrades: Option<Upgrades>,
     /// Whether what it holds has grown.
     pub(crate) drift: Vec<Drift>,
     pub(crate) samples: Vec<Sample>,

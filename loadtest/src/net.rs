@@ -314,17 +314,32 @@ impl Net {
     fn write(&mut self, handle: Handle, load: &mut impl Load) {
         let Some(conn) = self.get_mut(handle) else { return };
         let Err(error) = conn.write() else { return };
+        let ended = match conn.phase {
+            Phase::Open | Phase::Connecting => Ended::Cut(error.to_string()),
+            Phase::Upgrading => conn.ended(&error.to_string()),
+        };
         // What the relay said before it ended is still to be read.
         if conn.phase == Phase::Open {
             conn.outbox.clear();
             conn.sent = 0;
             self.read(handle, true, load);
         }
-        self.end(handle, Ended::Cut(error.to_string()), load);
+        self.end(handle, ended, load);
     }
 }
 
 impl Conn {
+    /// How it ended, where TCP or TLS did and no frame or answer said so.
+    fn ended(&self, why: &str) -> Ended {
+        match self.phase {
+            Phase::Open => Ended::Cut(why.to_owned()),
+            Phase::Upgrading if self.tls.is_some() && self.inbox.is_empty() => {
+                Ended::Unanswered(why.to_owned())
+            }
+            Phase::Upgrading | Phase::Connecting => Ended::Refused(why.to_owned()),
+        }
+    }
+
     fn has_to_write(&self) -> bool {
         let tls = self.tls.as_ref().is_some_and(|tls| tls.wants_write());
         tls || self.sent < self.outbox.len()

@@ -15,7 +15,7 @@ max-width:60em;padding:0 1em}table{border-collapse:collapse;margin:1em 0}\
 td,th{padding:.15em .8em;text-align:right;border-bottom:1px solid #8884}\
 th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto}\
 svg text{font-size:11px;fill:currentColor}.end{text-anchor:end}.middle{text-anchor:middle}\
-.grid{stroke:#8884;fill:none}polyline{fill:none;stroke-width:1.5}.legend span{margin-right:1em}\
+.grid{stroke:#8884;fill:none}.mark{stroke:#888;stroke-dasharray:3;fill:none}polyline{fill:none;stroke-width:1.5}.legend span{margin-right:1em}\
 .wide{overflow-x:auto}</style></head><body><h1>loadtest</h1>";
 
 /// Where percentiles stand on their axis, so that 90, 99 and 99.9 are equally far apart.
@@ -33,14 +33,21 @@ const PERCENT_TICKS: [(f64, &str); 5] = [
 ///
 /// When the file cannot be written.
 pub(crate) fn write(path: &Path, summary: &str, all: &[Measured]) -> Outcome<()> {
+    let sections: String = all.iter().map(section).collect();
+    write_with(path, summary, &(plots(all) + &sections))
+}
+
+/// Writes the page: `summary`, then `body`, which is HTML.
+///
+/// # Errors
+///
+/// When the file cannot be written.
+pub(crate) fn write_with(path: &Path, summary: &str, body: &str) -> Outcome<()> {
     let mut page = String::from(HEAD);
     if !summary.is_empty() {
         let _ = write!(page, "<pre class=\"wide\">{}</pre>", escape(summary));
     }
-    page.push_str(&plots(all));
-    for measured in all {
-        page.push_str(&section(measured));
-    }
+    page.push_str(body);
     page.push_str("</body></html>\n");
     std::fs::write(path, page).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(())
@@ -63,7 +70,7 @@ fn plots(all: &[Measured]) -> String {
         let points = |measured: &Measured| {
             measured.samples.iter().filter_map(|s| Some((s.second, of(s)?))).collect()
         };
-        Plot { title, ticks: None, lines: lines(all, &points) }.svg()
+        Plot { title, ticks: None, marks: Vec::new(), lines: lines(all, &points) }.svg()
     };
     let tail = |percent: f64| -(1.0 - percent.min(99.99) / 100.0).log10();
     let latency =
@@ -71,6 +78,7 @@ fn plots(all: &[Measured]) -> String {
     let round_trips = Plot {
         title: "Round trip by percentile, µs",
         ticks: Some(&PERCENT_TICKS),
+        marks: Vec::new(),
         lines: lines(all, &latency),
     };
     [

@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) cgroup: Option<u64>,
     /// Where the relay's standard error goes.
     pub(crate) log: Option<PathBuf>,
+    /// The relay is upgraded meanwhile.
+    pub(crate) upgrades: bool,
     /// Peers misbehave beside those that are measured, drawn from this seed; and what the relay
     /// holds must not grow.
     pub(crate) faults: Option<u64>,

@@ -15,6 +15,8 @@ pub(crate) struct Plot<'a> {
     pub(crate) title: &'a str,
     /// What stands below the horizontal axis, at these places.
     pub(crate) ticks: Option<&'a [(f64, &'a str)]>,
+    /// What is marked on the horizontal axis.
+    pub(crate) marks: Vec<f64>,
     pub(crate) lines: Vec<Line>,
 }
 
@@ -55,6 +57,9 @@ impl Plot<'_> {
         for (x, text) in ticks.iter().filter(|(x, _)| *x <= most_x) {
             let _ =
                 write!(svg, "<text x=\"{}\" y=\"290\" class=\"middle\">{text}</text>", x_of(*x));
+        }
+        for x in self.marks.iter().filter(|x| **x <= most_x).map(|x| x_of(*x)) {
+            let _ = write!(svg, "<path class=\"mark\" d=\"M{x:.1} {TOP}V{BOTTOM}\"/>");
         }
         for (at, line) in self.lines.iter().enumerate() {
             let colour = COLOURS.get(at % COLOURS.len()).copied().unwrap_or_default();
@@ -105,7 +110,7 @@ mod tests {
 
     fn plot(points: &[(f64, f64)]) -> String {
         let lines = vec![Line { name: "a<b".into(), points: points.to_vec() }];
-        Plot { title: "t", ticks: None, lines }.svg()
+        Plot { title: "t", ticks: None, marks: vec![5.0, 50.0], lines }.svg()
     }
 
     #[test]
@@ -114,6 +119,7 @@ mod tests {
         let line = svg.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(line.trim(), "70.0,270.0 430.0,38.8 790.0,20.0");
         assert!(svg.contains("a&lt;b") && !svg.contains("a<b"));
+        assert_eq!(svg.matches("class=\"mark\"").count(), 1);
     }
 
     #[test]

@@ -86,6 +86,34 @@ pub(crate) fn resident_bytes(pid: u32) -> Outcome<u64> {
     Ok(kib.ok_or("no Rss in /proc")? * 1024)
 }
 
+/// Resident memory in bytes, at a glance: a few pages of each thread may not be counted yet.
+pub(crate) fn resident_bytes_about(pid: u32) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    Ok(pages.ok_or("no pages in statm")? * rustix::param::page_size() as u64)
+}
+
+/// The processes that a process has started and that have become another program since.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let command_line = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let own = command_line(pid);
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let started = tasks.flatten().filter_map(|task| {
+        let children = fs::read_to_string(task.path().join("children")).ok()?;
+        let numbers = children.split_whitespace().filter_map(|child| child.parse().ok());
+        Some(numbers.collect::<Vec<u32>>())
+    });
+    started.flatten().filter(|child| command_line(*child) != own).collect()
+}
+
+/// How many descriptors it may have.
+pub(crate) fn descriptor_limit(pid: u32) -> Outcome<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    soft.ok_or_else(|| format!("no limit of descriptors in /proc/{pid}/limits").into())
+}
+
 /// The most resident memory that there was at a time, in bytes (`VmHWM`).
 pub(crate) fn peak_bytes(pid: u32) -> Outcome<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -129,6 +157,17 @@ mod tests {
         assert!(resident_bytes(own).unwrap() > 100_000);
         assert!(peak_bytes(own).unwrap() > 100_000);
         assert!(descriptors(own).unwrap() >= 3);
+        assert!(descriptor_limit(own).unwrap() > 3);
+        assert!(resident_bytes_about(own).unwrap() > 100_000);
+    }
+
+    #[test]
+    fn a_process_is_known_by_who_started_it() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let known = children(std::process::id()).contains(&child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(known);
         assert!(machine_busy().unwrap() > Duration::ZERO);
     }
 

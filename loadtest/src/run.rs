@@ -15,12 +15,15 @@ use crate::storms::{self, Costs, Storm};
 use crate::subject::{Running, Subject};
 use crate::syscalls::{self, Calls};
 use crate::tls::Handshakes;
+use crate::upgrade::Upgrades;
 use std::time::{Duration, Instant};
 
 /// How often the relay is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often it is asked for its tables, in seconds.
 const TABLES_EVERY: u64 = 5;
+/// From one upgrade of the relay to the next, at most: a short run has one, too.
+const UPGRADE_EVERY: Duration = Duration::from_secs(10);
 /// What upgrades leave behind (closed buffers, log lines) is done with by then.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long the relay has to let go of the descriptors of phones that were cut.
@@ -37,7 +40,8 @@ pub(crate) fn measure(subject: &Subject, plan: &Plan, progress: &Progress) -> Ou
     let cgroup_path = cgroup.as_ref().map(MemoryCgroup::path);
     let running = subject.start(plan.workers, plan.size, cgroup_path, plan.log.as_deref())?;
     let agents = Agents::start(&running.target, plan)?;
-    let mut session = Session { plan, saboteurs: None, running, agents, progress };
+    let (saboteurs, upgrades) = (None, None);
+    let mut session = Session { plan, saboteurs, upgrades, running, agents, progress };
     let told = session.run(subject.to_string());
     let usage = cgroup.as_ref().map(MemoryCgroup::usage).transpose()?;
     match (told, usage) {
@@ -58,6 +62,8 @@ pub(crate) fn measure(subject: &Subject, plan: &Plan, progress: &Progress) -> Ou
 struct Session<'a> {
     plan: &'a Plan,
     saboteurs: Option<Saboteurs>,
+    /// How they went, once there are any to be.
+    upgrades: Option<Upgrades>,
     running: Running,
     agents: Agents,
     progress: &'a Progress,
@@ -92,24 +98,23 @@ impl Session<'_> {
         let then = self.look()?;
         let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
         self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
+        let is_upgraded = plan.upgrades && self.running.can_be_upgraded();
+        self.upgrades = is_upgraded.then(Upgrades::default);
         match plan.play {
             Play::Connect => storms = self.storms(&mut samples)?,
             _ => self.wait(plan.time, &mut samples)?,
         }
         let now = self.look()?;
         let faults = self.saboteurs.take().map(Saboteurs::stop).transpose()?;
+        let upgrades = self.upgrades.take();
         let drift = self.drift(&samples)?;
         let counts = self.agents.count()?;
+        upgrades.map(|upgrades| upgrades.check(&counts)).transpose()?;
         let calls = self.calls()?;
         let resident = self.running.resident_bytes()?;
         let before = storms.first().filter(|_| plan.play == Play::Idle);
         let idle_resident = self.grown_per_phone(before.and_then(|storm| storm.resident_before))?;
-        let costs = match plan.play {
-            Play::Connect => storms::costs(&storms, resume),
-            _ => Costs::default(),
-        };
-        let handshakes = self.handshakes()?;
-        let tls = self.running.target.tls.is_some().then_some(Tls { handshakes, costs });
+        let tls = self.tls(&storms)?;
         if plan.play.has_traffic() {
             self.agents.tell(Told::Stop)?;
         }
@@ -137,6 +142,7 @@ impl Session<'_> {
             load: measured::load(plan, &then, &now, &counts),
             cgroup: None,
             faults,
+            upgrades,
             drift,
             samples,
             percentiles: match traffic {
@@ -144,6 +150,16 @@ impl Session<'_> {
                 None => Vec::new(),
             },
         })
+    }
+
+    /// What TLS was agreed and what it cost, where there is any.
+    fn tls(&mut self, storms: &[Storm]) -> Outcome<Option<Tls>> {
+        let costs = match self.plan.play {
+            Play::Connect => storms::costs(storms, self.plan.offer.resume),
+            _ => Costs::default(),
+        };
+        let handshakes = self.handshakes()?;
+        Ok(self.running.target.tls.is_some().then_some(Tls { handshakes, costs }))
     }
 
     /// Whether what the relay holds has grown, where that is asked.
@@ -273,11 +289,13 @@ impl Session<'_> {
     fn wait(&mut self, time: Duration, samples: &mut Vec<Sample>) -> Outcome<()> {
         let began = Instant::now();
         let done = self.progress.position();
+        let every = UPGRADE_EVERY.min(time / 2);
         let mut last = (began, self.agents.progress()?, self.running.cpu_time()?);
         while let Some(left) = time.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
             self.progress.sleep(left.min(LOOK_EVERY))?;
             self.running.check()?;
             self.saboteurs.as_ref().map(Saboteurs::check).transpose()?;
+            self.upgrade_if_due(began.elapsed(), every)?;
             let (now, messages) = (Instant::now(), self.agents.progress()?);
             let seconds = (now - last.0).as_secs_f64();
             let rate = messages.saturating_sub(last.1) as f64 / seconds;
@@ -287,6 +305,16 @@ impl Session<'_> {
             samples.push(self.sample(began, now, rate, cpus)?);
             self.progress.at(done + began.elapsed().min(time), rate, "messages/s");
             last = (now, messages, cpu);
+        }
+        Ok(())
+    }
+
+    /// Upgrades the relay where that is asked, after every so long.
+    fn upgrade_if_due(&mut self, elapsed: Duration, every: Duration) -> Outcome<()> {
+        if let Some(upgrades) = &mut self.upgrades
+            && elapsed >= every * (upgrades.done + 1)
+        {
+            upgrades.count(&self.running.upgrade()?);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::run;
 use crate::spec::{Play, Shape};
 use crate::tls::certificate::server_config;
-use crate::{Outcome, agents, baseline, cluster, floor, hostile, launch, page, table};
+use crate::{Outcome, agents, baseline, cluster, floor, hostile, launch, page, restart, table};
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
         Command::Soak { load, seed } => {
             let plan = load.plan(Play::Churn { frames: 20, every: 2 }, "64x16", 1800.0);
             let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(()) >> 32);
-            one(&load, Plan { faults: Some(seed), ..plan })
+            one(&load, Plan { faults: Some(seed), upgrades: true, ..plan })
         }
         Command::Crowd { load, phones, memory } => {
             let plan = load.plan(Play::Closed { window: 1 }, "1x1", 10.0);
@@ -55,6 +55,7 @@ pub(crate) fn run(command: Command) -> Outcome<()> {
             }
             Ok(())
         }
+        Command::Restart(asked) => restart::run(&asked),
         Command::Cluster(tour) => cluster::run(&tour),
         Command::Baseline { serve, tls_cert, tls_key } => {
             let files = tls_cert.zip(tls_key);

@@ -114,6 +114,8 @@ pub(crate) struct Spec {
     pub(crate) patience: Duration,
     /// Never sleeps, so that nobody has to wake it.
     pub(crate) spin: bool,
+    /// The relay is upgraded meanwhile, which may cost phones their TLS handshakes: they dial again.
+    pub(crate) upgrades: bool,
     /// Addresses to dial from, in turn; none for any.
     pub(crate) sources: Vec<IpAddr>,
 }
@@ -135,6 +137,10 @@ pub(crate) enum Told {
     Count,
     /// Say how far it is.
     Progress,
+    /// Say what arrived since this was last told; marks and counts are for others.
+    Lap,
+    /// Have each phone ask once.
+    AskAll,
     /// Say what handshakes there were, ever.
     Handshakes,
     /// Send nothing new, and wait until everything under way has arrived.
@@ -148,6 +154,8 @@ pub(crate) enum Said {
     Done,
     /// Frames that arrived since the mark.
     Progress { messages: u64 },
+    /// See [`Lap`].
+    Lap(Lap),
     /// TLS handshakes since this agent began.
     Handshakes(Handshakes),
     /// See [`Counts`].
@@ -156,11 +164,24 @@ pub(crate) enum Said {
     Fault(String),
 }
 
+/// What arrived at an agent since the last lap.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Lap {
+    /// Frames that arrived.
+    pub(crate) messages: u64,
+    /// Phones that dialled again, because their TLS handshake was cut.
+    pub(crate) cut_handshakes: u64,
+    /// Round trips, in nanoseconds: value and how often.
+    pub(crate) round_trips: Vec<(u64, u64)>,
+}
+
 /// What an agent counted since the mark.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Frames that arrived, at phones and at binaries; each was checked.
     pub(crate) messages: u64,
+    /// Phones that dialled again, because their TLS handshake was cut.
+    pub(crate) cut_handshakes: u64,
     /// Connections that were upgraded.
     pub(crate) upgrades: u64,
     /// How late questions of an open loop left, in nanoseconds: value and how often. It is the

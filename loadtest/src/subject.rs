@@ -7,16 +7,19 @@ use crate::proc::{self, Threads};
 use crate::tables::Tables;
 use crate::tls::certificate::{self, Certificate};
 use crate::tls::{Dialler, Offer, Trust};
+use crate::upgrade::{Control, Lineage, Report, Upgrading};
 use crate::wire::{Target, Wire};
 use std::fmt;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+/// What times of processes that are gone are known by, among those of threads.
+const NO_THREAD: u32 = 0;
 /// How long a subject has to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How this project's relay is told where to listen without TLS, and with it.
@@ -25,8 +28,6 @@ const TLS_ARGUMENTS: [&str; 6] =
     ["--https-listen", "{listen}", "--tls-cert", "{cert}", "--tls-key", "{key}"];
 /// On how many threads, and that it is not to hold this load for an attack.
 const RELAY_ARGUMENTS: [&str; 10] = [
-    "--workers",
-    "{workers}",
     "--rate-limit",
     "off",
     "--handshake-rate",
@@ -35,7 +36,12 @@ const RELAY_ARGUMENTS: [&str; 10] = [
     "off",
     "--metrics-listen",
     "{metrics}",
+    "--control-socket",
+    "{control}",
 ];
+/// How many threads it has, and where that stands in a file that can change.
+const WORKERS: [&str; 2] = ["--workers", "{workers}"];
+const WORKERS_IN_FILE: [&str; 2] = ["--config", "{config}"];
 
 /// A relay by name, by URL or by command line, and how many workers it is to have if not as many as
 /// the others.
@@ -44,6 +50,9 @@ pub(crate) struct Subject {
     kind: Kind,
     tls: bool,
     pub(crate) workers: Option<usize>,
+    /// How many workers it begins with, where that stands in its configuration file; see
+    /// [`Running::configure`].
+    first_workers: Option<usize>,
     name: String,
 }
 
@@ -79,7 +88,7 @@ impl FromStr for Subject {
             (_, None) => short(text),
             (_, Some(workers)) => format!("{}@{workers}", short(text)),
         };
-        Ok(Self { kind, tls, workers, name })
+        Ok(Self { kind, tls, workers, first_workers: None, name })
     }
 }
 
@@ -176,6 +185,11 @@ impl Subject {
         self
     }
 
+    /// The same, with so many workers by a file, where it is this project's relay.
+    pub(crate) fn resizable(self, workers: usize) -> Self {
+        Self { first_workers: Some(workers), ..self }
+    }
+
     /// Whether it is spoken to over TLS.
     pub(crate) fn is_tls(&self) -> bool {
         self.tls
@@ -205,6 +219,8 @@ impl Subject {
             return find(url, *pid, name.as_deref(), ca.clone());
         }
         let address = free_address()?;
+        let folder = Folder::new()?;
+        folder.configure(self.first_workers.unwrap_or(workers))?;
         let words = self.words()?;
         let words = match &self.kind {
             Kind::Build(program) => without_unknown(words, &help_of(program)?),
@@ -216,11 +232,14 @@ impl Subject {
         let (cert, key) = certificate.as_ref().map(Certificate::files).unwrap_or_default();
         let fill = |word: &String| {
             word.replace("{listen}", &address.to_string())
+                .replace("{control}", &folder.socket().to_string_lossy())
+                .replace("{config}", &folder.config().to_string_lossy())
                 .replace("{metrics}", &metrics.map_or(String::new(), |at| at.to_string()))
                 .replace("{workers}", &workers.to_string())
                 .replace("{cert}", &cert.to_string_lossy())
                 .replace("{key}", &key.to_string_lossy())
         };
+        let is_controlled = words.iter().any(|word| word.contains("{control}"));
         let mut words = words.iter().map(fill);
         let program = PathBuf::from(words.next().ok_or("an empty command line")?);
         if program.components().count() > 1 && !program.exists() {
@@ -232,7 +251,7 @@ impl Subject {
             None => Stdio::null(),
         };
         command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.spawn()?;
+        let processes = Lineage::start(command)?;
         let wire = match self.kind {
             Kind::Floor(_) => Wire::Floor { record: size },
             _ => Wire::WebSocket,
@@ -246,8 +265,11 @@ impl Subject {
         let mut running = Running {
             target,
             metrics,
-            pid: Some(child.id()),
-            child: Some(child),
+            pid: Some(processes.pid()),
+            processes: Some(processes),
+            before: Past::default(),
+            control: is_controlled.then(|| Control { program, socket: folder.socket(), to: None }),
+            folder: Some(folder),
             name: self.name.clone(),
             _certificate: certificate,
         };
@@ -286,8 +308,9 @@ impl Subject {
     /// The command line of this project's relay.
     fn relay_words(&self, program: &str) -> Vec<String> {
         let listen: &[&str] = if self.tls { &TLS_ARGUMENTS } else { &PLAIN_ARGUMENTS };
-        let words = [program].into_iter().chain(listen.iter().copied()).chain(RELAY_ARGUMENTS);
-        words.map(str::to_owned).collect()
+        let workers = if self.first_workers.is_some() { WORKERS_IN_FILE } else { WORKERS };
+        let words = [program].into_iter().chain(listen.iter().copied());
+        words.chain(workers).chain(RELAY_ARGUMENTS).map(str::to_owned).collect()
     }
 }
 
@@ -307,6 +330,35 @@ fn without_unknown(words: Vec<String>, help: &str) -> Vec<String> {
     program.iter().chain(known.flatten()).cloned().collect()
 }
 
+/// Where a relay has its files: gone with it.
+#[derive(Debug)]
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Outcome<Self> {
+        Ok(Self(tempfile::tempdir()?))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.path().join("control.sock")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.0.path().join("relay.toml")
+    }
+
+    fn configure(&self, workers: usize) -> Outcome<()> {
+        Ok(std::fs::write(self.config(), format!("workers = {workers}\n"))?)
+    }
+}
+
+/// What processes used that others have taken over from, as far as that was seen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Past {
+    times: proc::Times,
+    wakes: u64,
+}
+
 /// A subject that listens. One that we started is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -314,31 +366,30 @@ pub(crate) struct Running {
     /// Where it tells how it is doing, if it is this project's relay and we started it.
     metrics: Option<SocketAddr>,
     pid: Option<u32>,
-    child: Option<Child>,
+    processes: Option<Lineage>,
+    before: Past,
+    /// How it is upgraded, if that is known.
+    control: Option<Control>,
+    folder: Option<Folder>,
     name: String,
     /// Its files are there as long as the relay is.
     _certificate: Option<Certificate>,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            // Both fail only if it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 impl Running {
     /// The times of its threads; empty if its process is not known.
     pub(crate) fn threads(&self) -> Outcome<Threads> {
-        self.pid.map_or(Ok(Threads::new()), proc::threads)
+        let mut threads = self.pid.map_or(Ok(Threads::new()), proc::threads)?;
+        if self.before.wakes > 0 {
+            threads.insert(NO_THREAD, self.before.times);
+        }
+        Ok(threads)
     }
 
     /// CPU time that it has used, if its process is known.
     pub(crate) fn cpu_time(&self) -> Outcome<Option<Duration>> {
-        self.pid.map(|pid| proc::times(pid).map(|times| times.cpu)).transpose()
+        let now = self.pid.map(|pid| proc::times(pid).map(|times| times.cpu)).transpose()?;
+        Ok(now.map(|cpu| cpu + self.before.times.cpu))
     }
 
     /// Its process, if it is known.
@@ -348,7 +399,63 @@ impl Running {
 
     /// How often its threads slept and were woken, if its process is known.
     pub(crate) fn wakes(&self) -> Outcome<Option<u64>> {
-        self.pid.map(proc::wakes).transpose()
+        Ok(self.pid.map(proc::wakes).transpose()?.map(|wakes| wakes + self.before.wakes))
+    }
+
+    /// The same, which is upgraded like this.
+    pub(crate) fn controlled(mut self, control: Control) -> Self {
+        self.control = Some(control);
+        self
+    }
+
+    /// Whether it is known how it is upgraded.
+    pub(crate) fn can_be_upgraded(&self) -> bool {
+        self.control.is_some()
+    }
+
+    /// How many workers the next process is to have, if it is [resizable](Subject::resizable).
+    pub(crate) fn configure(&self, workers: usize) -> Outcome<()> {
+        self.folder.as_ref().map_or(Ok(()), |folder| folder.configure(workers))
+    }
+
+    /// Has another program take over, in the next upgrades.
+    pub(crate) fn upgrade_to(&mut self, program: Option<PathBuf>) {
+        if let Some(control) = &mut self.control {
+            control.to = program;
+        }
+    }
+
+    /// Begins an upgrade; [`Self::follow`] is what comes after it.
+    pub(crate) fn begin_upgrade(&mut self) -> Outcome<Upgrading> {
+        let control = self.control.as_ref().ok_or(
+            "it is not known how this relay is upgraded: name its control socket with \
+             --control-socket",
+        )?;
+        if let Some(pid) = self.pid {
+            let used = proc::times(pid)?;
+            self.before.times.cpu += used.cpu;
+            self.before.times.waited += used.waited;
+            self.before.wakes += proc::wakes(pid)?;
+        }
+        control.upgrade()
+    }
+
+    /// Another process has taken over.
+    pub(crate) fn follow(&mut self, report: &Report) -> Outcome<()> {
+        self.pid = self.pid.map(|_| report.pid);
+        self.processes.as_mut().map_or(Ok(()), |processes| processes.follow(report.pid))
+    }
+
+    /// Upgrades it.
+    pub(crate) fn upgrade(&mut self) -> Outcome<Report> {
+        let mut upgrading = self.begin_upgrade()?;
+        loop {
+            if let Some(report) = upgrading.outcome()? {
+                self.follow(&report)?;
+                return Ok(report);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Its resident memory in bytes, if its process is known.
@@ -373,7 +480,7 @@ impl Running {
 
     /// Whether it still runs, as far as we can tell.
     pub(crate) fn check(&mut self) -> Outcome<()> {
-        let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+        let ended = self.processes.as_mut().map(Lineage::ended).transpose()?.flatten();
         match ended {
             Some(status) => Err(format!(
                 "the relay's fault: {} ended while it was loaded ({status}); --log FILE keeps what \
@@ -388,7 +495,7 @@ impl Running {
     fn await_listener(&mut self) -> Outcome<()> {
         let end = Instant::now() + START_TIMEOUT;
         while TcpStream::connect(self.target.address).is_err() {
-            let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+            let ended = self.processes.as_mut().map(Lineage::ended).transpose()?.flatten();
             let why = match ended {
                 Some(status) => format!("it ended at once ({status})"),
                 None if Instant::now() > end => {
@@ -440,7 +547,10 @@ fn find(url: &str, pid: Option<u32>, name: Option<&str>, ca: Option<PathBuf>) ->
         target,
         metrics: None,
         pid,
-        child: None,
+        processes: None,
+        before: Past::default(),
+        control: None,
+        folder: None,
         name: url.to_owned(),
         _certificate: None,
     })
@@ -525,6 +635,8 @@ mod tests {
         let secure = words(&subject("/opt/pyrycode-relay").over_tls().unwrap());
         assert!(secure.contains("--https-listen {listen} --tls-cert {cert} --tls-key {key}"));
         assert!(!secure.contains("insecure"));
+        let resizable = words(&subject("/opt/pyrycode-relay").resizable(1));
+        assert!(resizable.contains("--config {config}") && !resizable.contains("--workers"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::measured::{Measured, Tls, Traffic};
 use crate::storms::Cost;
 use crate::syscalls::Calls;
 use crate::tls::{Agreed, Handshakes};
+use crate::upgrade::Upgrades;
 
 /// What a value is called, and how it is written.
 type Row = (&'static str, String);
@@ -128,6 +129,7 @@ pub(crate) fn notes(measured: &Measured) -> Vec<String> {
         notes.push(format!("System calls were counted by {means}, after what else was measured."));
     }
     notes.extend(measured.faults.iter().map(faults));
+    notes.extend(measured.upgrades.iter().map(Upgrades::to_string));
     notes.extend(drift(measured));
     notes.extend(measured.tls.iter().map(tls));
     if measured.load.other_cpus > 0.2 {
@@ -221,6 +223,7 @@ pub(crate) mod tests {
             },
             cgroup: None,
             faults: None,
+            upgrades: None,
             drift: Vec::new(),
             samples: (1..=5).map(sample).collect(),
             percentiles: vec![(0.0, 10.0), (50.0, 20.0), (99.0, 40.0)],

@@ -79,6 +79,8 @@ pub(crate) enum Ended {
     Close { code: Option<u16>, reason: String },
     /// It never opened: the HTTP status line, or the error of connect.
     Refused(String),
+    /// It never opened: it ended over TLS, before the relay had answered the upgrade request.
+    Unanswered(String),
     /// TCP ended with no close frame.
     Cut(String),
     /// The relay broke the protocol.
@@ -90,7 +92,7 @@ impl fmt::Display for Ended {
         match self {
             Self::Close { code: Some(code), reason } => write!(f, "closed with {code} `{reason}`"),
             Self::Close { code: None, .. } => write!(f, "closed without a code"),
-            Self::Refused(why) => write!(f, "not upgraded: {why}"),
+            Self::Refused(why) | Self::Unanswered(why) => write!(f, "not upgraded: {why}"),
             Self::Cut(why) => write!(f, "cut without a close frame: {why}"),
             Self::Violation(what) => write!(f, "sent {what}, against the protocol"),
         }

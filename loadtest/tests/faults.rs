@@ -2,6 +2,7 @@
 //! say how; behind an honest one it must pass.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -204,6 +205,7 @@ fn peers_that_misbehave_tell_the_relay_from_one_that_knows_less() {
     let told = String::from_utf8_lossy(&relay.stdout);
     assert!(relay.status.success(), "{}", String::from_utf8_lossy(&relay.stderr));
     assert!(told.contains("faults from seed 1, each answered as it must be"), "{told}");
+    assert!(told.contains("Upgraded 1 times"), "{told}");
 }
 
 /// Whether the relay is beside this tool; says so if not.
@@ -213,6 +215,96 @@ fn relay_is_built() -> bool {
         eprintln!("SKIPPED in part: the relay is not built (cargo test --workspace)");
     }
     is_built
+}
+
+/// A relay with a control socket, and whoever takes over from it: all of them end with this.
+struct Upgradable(Child, SocketAddr, tempfile::TempDir);
+
+impl Drop for Upgradable {
+    fn drop(&mut self) {
+        // The first is not waited for before, so that nobody else can have the group's number.
+        let group = rustix::process::Pid::from_child(&self.0);
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
+
+impl Upgradable {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(Path::new(TOOL).with_file_name("pyrycode-relay"));
+        command.args(["--insecure-listen", "127.0.0.1:0", "--workers", "1"]);
+        command.args(["--rate-limit", "off", "--max-connections-per-address", "off"]);
+        command.args(["--log-format", "json", "--control-socket"]);
+        command.arg(folder.path().join("control.sock")).stderr(Stdio::piped());
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let address = loop {
+            let mut line = String::new();
+            assert!(said.read_line(&mut line).unwrap() > 0, "it ended");
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if event["event"] == "listening" {
+                break event["remote"].as_str().unwrap().parse().unwrap();
+            }
+        };
+        // What it says on must be read, or it would wait.
+        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        Self(child, address, folder)
+    }
+
+    /// What the tool says of upgrades of it, behind a proxy that spoils a frame.
+    fn restart(&self, fault: Fault, scenario: &str, more: &[&str]) -> Output {
+        let mut command = Command::new(TOOL);
+        command.args(["restart", "--times", "2", "--seconds", "0.5", "--shape", "2x2"]);
+        command.args(["--patience", "2", "--over", "plain", "--scenario", scenario]);
+        command.arg("--relay").arg(format!("ws://{}", proxy(self.1, fault)));
+        command.arg("--control-socket").arg(self.2.path().join("control.sock")).args(more);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+}
+
+#[test]
+fn upgrades_are_not_noticed_by_peers_but_as_a_pause() {
+    if !relay_is_built() {
+        return;
+    }
+    let load = "restart --times 3 --seconds 0.3 --shape 4x4 --workers 1-2";
+    let told = told(&format!("{load} --over plain,tls13"));
+    let rows = told.as_array().unwrap();
+    assert_eq!(rows.len(), 8, "{told}");
+    for row in rows {
+        let upgrades = row["upgrades"].as_array().unwrap();
+        assert_eq!(upgrades.len(), 3, "{row}");
+        let pids: BTreeSet<_> = upgrades.iter().map(|one| one["pid"].as_u64()).collect();
+        assert_eq!(pids.len(), 3, "each time another process: {row}");
+        assert!(row["messages"].as_u64().unwrap() > 0, "{row}");
+        assert!(upgrades[0]["footprint"]["both_mib"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
+fn what_goes_wrong_while_a_relay_is_upgraded_fails_the_run() {
+    if !relay_is_built() {
+        return;
+    }
+    let honest = Upgradable::start().restart(Fault::None, "echo", &[]);
+    assert!(honest.status.success(), "{}", String::from_utf8_lossy(&honest.stderr));
+    for (fault, scenario, words) in [
+        (Fault::Lose, "echo", "lost"),
+        (Fault::Lose, "push", "lost"),
+        (Fault::Double, "churn", "doubled"),
+        (Fault::Cut, "echo", "cut without a close frame"),
+        (Fault::AlterPadding, "push", "altered"),
+    ] {
+        let output = Upgradable::start().restart(fault, scenario, &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{fault:?} was not noticed");
+        assert!(said.contains("the relay's fault") && said.contains(words), "{fault:?}: {said}");
+    }
+    let output = Upgradable::start().restart(Fault::None, "idle", &["--to", "/bin/false"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("it was not upgraded"), "{said}");
 }
 
 #[test]

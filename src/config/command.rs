@@ -14,6 +14,8 @@ pub enum Command {
     Status,
     /// Operate the running relay, by its control socket.
     Operate,
+    /// Serve, in the place of the relay that starts this.
+    TakeOver,
     /// Print a Grafana dashboard.
     Grafana,
     /// Print alert rules for Prometheus.
@@ -38,8 +40,11 @@ pub enum Command {
     Man,
 }
 
+/// What a relay starts its successor with: no command for people.
+pub const TAKE_OVER: &str = "take-over";
+
 /// Each by its name, and what it does, for the help.
-pub(super) const COMMANDS: [(&str, Command, &str); 22] = [
+pub(super) const COMMANDS: [(&str, Command, &str); 23] = [
     ("demo", Command::Demo, "Show in a few seconds what a relay does, with a binary and phones"),
     ("check", Command::Check, "Show the effective settings and their sources, or what is wrong"),
     (
@@ -63,6 +68,11 @@ pub(super) const COMMANDS: [(&str, Command, &str); 22] = [
     ("blocked", Command::Operate, "List the blocked networks"),
     ("log-level", Command::Operate, "Change the level of the log, for a while or until a reload"),
     ("diagnose", Command::Operate, "Write an archive for a bug report, without secrets"),
+    (
+        "upgrade",
+        Command::Operate,
+        "Start the installed program, which takes over every connection of the relay that runs",
+    ),
     (
         "drain",
         Command::Operate,
@@ -92,6 +102,10 @@ impl Command {
                 .map(|(_, command, _)| *command)
         });
         match named {
+            None if args.get(1).is_some_and(|arg| arg == TAKE_OVER) => {
+                args.remove(1);
+                (Self::TakeOver, args)
+            }
             Some(Self::Operate) => (Self::Operate, args),
             Some(command) => {
                 args.remove(1);

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 pub use allowed::AllowedIds;
 pub use capacity::Capacity;
-pub use command::{Command, command_line, config_file};
+pub use command::{Command, TAKE_OVER, command_line, config_file};
 pub use flags::help;
 pub use ipnet::IpNet;
 pub use operations::{By, Operation, Operator};

@@ -131,6 +131,22 @@ pub enum Operation {
         with_addresses: bool,
     },
 
+    /// Start the program that is installed now, which takes over every connection of the relay
+    ///
+    /// Nobody is disconnected: the new process gets the listeners, all connections, plain and over TLS,
+    /// and all that the relay knows of them; peers notice a pause. It has the same arguments and
+    /// environment, and reads the configuration file afresh. If it refuses, fails or hangs, the relay
+    /// goes on as it is, and this command says why and exits with 1. SIGUSR2 does the same.
+    Upgrade {
+        /// Start this program instead of the one that is installed where the relay's was
+        #[arg(long, value_name = "PATH")]
+        program: Option<PathBuf>,
+
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+
     /// Drain the relay: refuse new binaries, and disconnect everybody, a few server-ids at a time
     ///
     /// It is not ready from now on (/readyz answers 503) and answers claims of binaries with 503. Then

@@ -3,12 +3,15 @@
 use super::acme::{Acme, Source};
 use super::certificates::{Certificates, Files, server_config};
 use super::challenges::{self, Challenges};
-use super::listening;
+use super::failure;
+use super::listening::{self, HTTP_LISTEN};
+use super::upgrade::lent::Lent;
 use crate::config::{CertificateSource, Exit, Https};
 use crate::words;
 use rustls::ServerConfig;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::net::TcpListener;
 use tracing::info;
 
 /// Provides the certificate and keeps it valid.
@@ -63,27 +66,39 @@ impl CertificateManager {
         self.certificates.clone()
     }
 
-    /// Answers challenges, watches files, orders and renews, from now on and in tasks of their own.
-    /// Needs a tokio runtime.
+    /// The listener for challenges, if there is to be one: that of a predecessor, or one of its own. A
+    /// successor is to have it in `lends`.
     ///
     /// # Errors
     ///
     /// The address of `--http-listen`, which cannot be bound.
-    pub fn start(self) -> Result<(), Exit> {
+    pub(super) fn listen(
+        &self,
+        lent: &mut Lent,
+        lends: &mut Lent,
+    ) -> Result<Option<TcpListener>, Exit> {
+        let Managed::Acme { http_listen: Some(address), .. } = self.source else { return Ok(None) };
+        let inherited = lent.take(HTTP_LISTEN, address);
+        let listener = listening::listen_by_tokio(HTTP_LISTEN, address, inherited)?;
+        let bound = listener.local_addr().unwrap_or(address);
+        info!(remote = %bound, "listening_for_challenges");
+        lends.add(HTTP_LISTEN, address, &listener).map_err(|error| failure(error.to_string()))?;
+        Ok(Some(listener))
+    }
+
+    /// Answers challenges on `listener`, watches files, orders and renews, from now on and in tasks of
+    /// their own. Needs a tokio runtime.
+    pub(super) fn start(self, listener: Option<TcpListener>) {
         match self.source {
             Managed::Files(files) => {
                 tokio::spawn(files.watch());
             }
-            Managed::Acme { acme, challenges, http_listen } => {
-                if let Some(address) = http_listen {
-                    let listener = listening::listen_by_tokio("--http-listen", address)?;
-                    let bound = listener.local_addr().unwrap_or(address);
-                    info!(remote = %bound, "listening_for_challenges");
+            Managed::Acme { acme, challenges, .. } => {
+                if let Some(listener) = listener {
                     tokio::spawn(challenges::serve(listener, challenges));
                 }
                 tokio::spawn(acme.keep());
             }
         }
-        Ok(())
     }
 }

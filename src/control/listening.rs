@@ -3,14 +3,22 @@
 use super::explain::explain_no_listener;
 use super::failure;
 use super::port_owner::PortOwner;
+use super::upgrade::lent::Lent;
 use crate::config::{CertificateSource, Config, Exit, MetricsListen};
+use crate::handover::messages::Place;
 use crate::worker::listener;
 use socket2::Socket;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
+
+/// The flag that says where metrics are served.
+pub(super) const METRICS_LISTEN: &str = "--metrics-listen";
+/// The flag that says where challenges of http-01 are answered.
+pub(super) const HTTP_LISTEN: &str = "--http-listen";
 
 /// How long the kernel may keep the address of a process that was killed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,31 +68,80 @@ pub(super) fn listen(flag: &str, address: SocketAddr, sockets: usize) -> Result<
     }
 }
 
-/// The listener for metrics. A default that is taken is no reason not to serve: another relay of
-/// this machine may have it.
+/// Sockets where `flag` would have a successor serve, in addition to those of its predecessor, where it
+/// has more workers. They do not listen yet.
+///
+/// # Errors
+///
+/// That is another place, or no more can be bound.
+pub(super) fn inherit(
+    (flag, address): (&str, SocketAddr),
+    serving: &Place,
+    workers: usize,
+) -> Result<Vec<Socket>, Exit> {
+    if (flag, address) != (serving.flag.as_str(), serving.asked) {
+        return Err(failure(format!(
+            "the running relay serves at {} {}, and this one is to serve at {flag} {address}: connections \
+             that are there cannot go on elsewhere; restart the relay instead",
+            serving.flag, serving.asked
+        ))
+        .about([flag]));
+    }
+    listener::join(serving.bound, workers.saturating_sub(serving.sockets as usize))
+        .map_err(|error| refusal(flag, serving.bound, &error))
+}
+
+/// Shares out listeners among so many workers, each of which gets one at least where there are enough.
+pub(super) fn share_out(listeners: Vec<Socket>, workers: usize) -> Vec<Vec<Socket>> {
+    let mut shares: Vec<Vec<Socket>> = (0..workers).map(|_| Vec::new()).collect();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        if let Some(share) = shares.get_mut(number % workers.max(1)) {
+            share.push(listener);
+        }
+    }
+    shares
+}
+
+/// The listener for metrics: the one of a predecessor, or one of its own. A default that is taken is
+/// no reason not to serve: another relay of this machine may have it.
 ///
 /// # Errors
 ///
 /// The flag names an address that cannot be bound.
-pub(super) fn for_metrics(listen_on: MetricsListen) -> Result<Option<TcpListener>, Exit> {
+pub(super) fn for_metrics(
+    listen_on: MetricsListen,
+    lent: &mut Lent,
+) -> Result<Option<TcpListener>, Exit> {
     let MetricsListen { addr, is_default } = listen_on;
-    if is_default && let Err(error) = listener::look(addr) {
+    let inherited = lent.take(METRICS_LISTEN, addr);
+    if inherited.is_none()
+        && is_default
+        && let Err(error) = listener::look(addr)
+    {
         no_metrics(addr, &error);
         return Ok(None);
     }
-    let listener = listen_by_tokio("--metrics-listen", addr)?;
+    let listener = listen_by_tokio(METRICS_LISTEN, addr, inherited)?;
     let address = listener.local_addr().unwrap_or(addr);
     info!(remote = %address, "listening_for_metrics");
     Ok(Some(listener))
 }
 
-/// As [`listen`], with one socket for the tokio runtime that this is called in.
+/// As [`listen`], with one socket for the tokio runtime that this is called in: `inherited`, if there
+/// is one.
 ///
 /// # Errors
 ///
 /// As [`listen`].
-pub(super) fn listen_by_tokio(flag: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
-    let listener = listen(flag, address, 1)?.pop().ok_or(io::ErrorKind::AddrNotAvailable.into());
+pub(super) fn listen_by_tokio(
+    flag: &str,
+    address: SocketAddr,
+    inherited: Option<OwnedFd>,
+) -> Result<TcpListener, Exit> {
+    let listener = match inherited {
+        Some(descriptor) => Ok(Socket::from(descriptor)),
+        None => listen(flag, address, 1)?.pop().ok_or(io::ErrorKind::AddrNotAvailable.into()),
+    };
     listener
         .and_then(|socket| TcpListener::from_std(socket.into()))
         .map_err(|error| refusal(flag, address, &error))
@@ -114,12 +171,12 @@ pub(super) fn check(config: &Config) -> Result<(), Exit> {
     if let Some(CertificateSource::Acme { http_listen: Some(address), .. }) =
         config.https.as_ref().map(|https| &https.certificate)
     {
-        places.push(("--http-listen", *address));
+        places.push((HTTP_LISTEN, *address));
     }
     if let Some(MetricsListen { addr, is_default }) = config.metrics_listen {
         match listener::look(addr) {
             Err(error) if is_default => no_metrics(addr, &error),
-            _ => places.push(("--metrics-listen", addr)),
+            _ => places.push((METRICS_LISTEN, addr)),
         }
     }
     for (flag, address) in places {

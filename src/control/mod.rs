@@ -14,6 +14,8 @@
 //! - `socket`, `operations`, `operate`: the control socket, what is asked there, and the commands
 //! - `connections`: who is connected and what they cost; `log_level`: the log's level, for a while
 //! - `watch`: a live view in the terminal; `diagnose`: an archive for a bug report
+//! - `upgrade`: gives everything to a new process, or takes it over
+//! - `doors`: the control plane's own listeners
 //! - `drain`: takes nobody new and sends everybody away
 //! - `notify`: systemd's readiness and watchdog protocol
 //! - `http`: the client and the accept loop that these share
@@ -23,6 +25,7 @@
 
 mod connections;
 mod diagnose;
+mod doors;
 mod drain;
 mod dump;
 mod explain;
@@ -40,6 +43,7 @@ mod port_owner;
 mod production;
 mod reload;
 mod socket;
+mod upgrade;
 mod watch;
 mod worker_threads;
 
@@ -61,26 +65,38 @@ use crate::worker::ring;
 pub use operate::operate;
 
 use certificate_manager::CertificateManager;
+use doors::Doors;
 use drain::Drain;
 use explain::{MEND_DESCRIPTORS, explain_no_ring};
-use fleet::{Fleet, Resources};
+use fleet::{Ends, Resources, worker_failure};
 use log_level::LogLevel;
 use monitoring::Monitoring;
 use operations::Operations;
 use push::Push;
 use reload::{Live, Settings};
 use socket::listener::{self, Bound};
+use socket::server;
+use socket2::Socket;
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
+use upgrade::inheritance::{self, Started};
+use upgrade::predecessor::Predecessor;
+use upgrade::{Heir, Program, Upgrades};
 use worker_threads::WorkerThreads;
 
 /// What begins the URL of a relay that is asked how it is doing.
 pub const STATUS_SCHEME: &str = "http://";
+/// How long what is left to do may take where another process serves already.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// How long the wake requests may take that workers had made until then.
+const LAST_WAKES: Duration = Duration::from_secs(10);
 /// How often the log is asked for what it did not write.
 const UNLOGGED_EVERY: Duration = Duration::from_secs(10);
 
@@ -94,20 +110,63 @@ pub fn run(
     config: &Config,
     log: &telemetry::Guard,
     reread: impl Fn() -> Result<Config, Exit>,
+    invocation: Invocation,
 ) -> Result<(), Exit> {
     let epoch = Instant::now();
+    let Invocation { args, takes_over } = invocation;
+    // Looked up now: once the file is replaced, the kernel tells the path of a deleted one.
+    let program = Program { path: std::env::current_exe().unwrap_or_default(), args };
+    let mut predecessor = takes_over.then(Predecessor::meet).transpose()?;
+    let ended = prepare(config, predecessor.as_ref()).and_then(|prepared| {
+        let runtime = runtime()
+            .map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
+        let served = supervise(config, log, prepared, (epoch, program), &mut predecessor, reread);
+        let ended = runtime.block_on(served);
+        // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
+        runtime.shutdown_background();
+        ended
+    });
+    if let (Err(exit), Some(predecessor)) = (&ended, &mut predecessor) {
+        predecessor.refuse(&exit.reason);
+    }
+    ended
+}
+
+/// Tells the relay that this process was started by that it does not take over, and why.
+pub fn decline(exit: &Exit) {
+    if let Ok(mut predecessor) = Predecessor::meet() {
+        predecessor.refuse(&exit.reason);
+    }
+}
+
+/// How the program was started.
+pub struct Invocation {
+    /// Its arguments, without its name.
+    pub args: Vec<OsString>,
+    /// By a relay, to take its place.
+    pub takes_over: bool,
+}
+
+/// What there is before anything is served.
+struct Prepared {
+    manager: Option<CertificateManager>,
+    push: Option<Push>,
+    threads: WorkerThreads,
+    /// Beside those of a predecessor.
+    listeners: Vec<Socket>,
+}
+
+fn prepare(config: &Config, predecessor: Option<&Predecessor>) -> Result<Prepared, Exit> {
     let (manager, push) = open(config, false)?;
     raise_descriptor_limit(config.workers)?;
     let threads = WorkerThreads::spawn(config)?;
     let (flag, address) = listening::place(config)?;
-    let listeners = listening::listen(flag, address, threads.starts.len())?;
-    let runtime =
-        runtime().map_err(|error| failure(format!("the control runtime cannot start: {error}")))?;
-    let ready = (threads, listeners);
-    let ended = runtime.block_on(supervise(config, log, ready, (manager, push), epoch, reread));
-    // Looking up a name blocks a thread of the runtime, maybe for long: the end does not wait.
-    runtime.shutdown_background();
-    ended
+    let workers = threads.starts.len();
+    let listeners = match predecessor {
+        None => listening::listen(flag, address, workers)?,
+        Some(before) => listening::inherit((flag, address), &before.serving, workers)?,
+    };
+    Ok(Prepared { manager, push, threads, listeners })
 }
 
 /// Refuses what [`run`] would refuse, and warns as it would; listens nowhere, and changes nothing.
@@ -194,26 +253,32 @@ pub fn status_of_all(urls: &[String]) -> Result<(String, bool), Exit> {
 async fn supervise(
     config: &Config,
     log: &telemetry::Guard,
-    (threads, listeners): (WorkerThreads, Vec<socket2::Socket>),
-    (manager, push): (Option<CertificateManager>, Option<Push>),
-    epoch: Instant,
+    prepared: Prepared,
+    (epoch, program): (Instant, Program),
+    predecessor: &mut Option<Predecessor>,
     reread: impl Fn() -> Result<Config, Exit>,
 ) -> Result<(), Exit> {
+    let Prepared { manager, push, threads, listeners } = prepared;
     let no_signals = |error| failure(format!("signal handlers cannot be installed: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(no_signals)?;
     let mut user_1 = signal(SignalKind::user_defined1()).map_err(no_signals)?;
-    let metrics_listener = config.metrics_listen.map(listening::for_metrics).transpose()?.flatten();
-    let control_socket = config.control_socket.as_deref().map(Bound::listen).transpose()?;
+    let mut user_2 = signal(SignalKind::user_defined2()).map_err(no_signals)?;
+    let lent = predecessor.as_mut().map(|before| std::mem::take(&mut before.lent));
+    let Doors { metrics, control_socket, challenges, lends } =
+        Doors::open(config, manager.as_ref(), lent.unwrap_or_default())?;
     let tls = manager.as_ref().map(CertificateManager::server_config);
     let certificates = manager.as_ref().map(CertificateManager::certificates);
+    let has_tls = tls.is_some();
+    let resources = Resources { listeners: Vec::new(), tls, push, epoch, estate: None };
+    let mut stops = [&mut interrupt, &mut terminate];
+    let started =
+        inheritance::start(config, threads, listeners, resources, predecessor, &mut stops).await?;
+    let Started { fleet, mut ends, serving, earlier, record } = started;
     if let Some(manager) = manager {
-        manager.start()?;
+        manager.start(challenges);
     }
-    let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
-    let resources = Resources { listeners, tls, push, epoch };
-    let (fleet, mut ends) = Fleet::start(config, threads, resources);
     let drain = Drain::new(fleet.clone());
     let monitoring = Arc::new(Monitoring {
         fleet: fleet.clone(),
@@ -225,31 +290,51 @@ async fn supervise(
         epoch,
         started_at_seconds: since_1970(epoch),
         draining: AtomicBool::new(false),
+        upgrades: record,
+        earlier,
         last_census: Mutex::default(),
     });
-    if let Some(listener) = metrics_listener {
-        tokio::spawn(monitoring.clone().serve(listener));
-    }
+    let metrics = metrics.map(|listener| tokio::spawn(monitoring.clone().serve(listener)));
+    let address = serving.bound;
+    let upgrades = Arc::new(Upgrades {
+        fleet: fleet.clone(),
+        monitoring: monitoring.clone(),
+        drain: drain.clone(),
+        program,
+        serving,
+        lent: lends,
+        has_tls,
+        place: Semaphore::new(1),
+        is_leaving: AtomicBool::new(false),
+        stopping: Notify::new(),
+        heir: tokio::sync::watch::Sender::new(None),
+    });
     let settings = Settings::new(config);
     let level = LogLevel::new(log.level(), config.log_level);
-    if let Some(bound) = control_socket {
+    let commands = Arc::new(Semaphore::new(server::MAX_CONNECTIONS));
+    let given_away = control_socket.as_ref().map(Bound::given_away);
+    if let Some(given_away) = &given_away {
+        given_away.store(false, Ordering::Relaxed);
+    }
+    let control = control_socket.map(|bound| {
         let operations = Operations {
             fleet: fleet.clone(),
             monitoring: monitoring.clone(),
             drain: drain.clone(),
             level: level.clone(),
             settings: settings.clone(),
+            upgrades: upgrades.clone(),
         };
-        tokio::spawn(socket::server::serve(bound, Arc::new(operations)));
-    }
-    if let Some(address) = bound.and_then(|address| address.as_socket()) {
-        production::warn_of_privileges(config);
-        info!(err = config.show_limits(), "limits");
-        info!(remote = %address, "listening");
-        notify::ready(&format!("serving on {address}"));
-        if config.insecure.is_some_and(|listen| listen.is_default) {
-            print_trial(address);
-        }
+        tokio::spawn(server::serve(bound, Arc::new(operations), commands.clone()))
+    });
+    let leaving =
+        Leaving { doors: metrics.into_iter().chain(control).collect(), commands, given_away };
+    production::warn_of_privileges(config);
+    info!(err = config.show_limits(), "limits");
+    info!(remote = %address, "listening");
+    notify::ready(&format!("serving on {address}"));
+    if config.insecure.is_some_and(|listen| listen.is_default) {
+        print_trial(address);
     }
     let mut live =
         Live { config: config.clone(), fleet: fleet.clone(), certificates, level, settings };
@@ -259,7 +344,10 @@ async fn supervise(
         tokio::select! {
             _ = interrupt.recv() => break info!(err = "SIGINT", "shutting_down"),
             _ = terminate.recv() => break info!(err = "SIGTERM", "shutting_down"),
-            failed = ends.failure() => return Err(failed),
+            heir = upgrades.heir() => return leaving.leave(heir, ends).await,
+            end = ends.next() => if !upgrades.is_leaving() {
+                return Err(worker_failure(end));
+            },
             _ = hang_up.recv() => {
                 notify::reloading();
                 live.reload(&reread);
@@ -269,7 +357,18 @@ async fn supervise(
                 let fleet = fleet.clone();
                 tokio::spawn(async move { dump::dump(&fleet).await });
             }
+            _ = user_2.recv() => {
+                let upgrades = upgrades.clone();
+                tokio::spawn(async move { upgrades.upgrade(None).await });
+            }
         }
+    }
+    if let Some(heir) = upgrades.stop().await {
+        if let Ok(pid) = heir {
+            // Meant for whoever serves.
+            pass_on_terminate(pid);
+        }
+        return leaving.leave(heir, ends).await;
     }
     notify::stopping();
     monitoring.drain();
@@ -278,7 +377,7 @@ async fn supervise(
             drain.spread(live.config.drain_spread).await;
         }
         fleet.shut_down();
-        ends.all(&fleet).await;
+        ends.all().await;
     };
     tokio::select! {
         () = stop => info!("drained"),
@@ -289,6 +388,48 @@ async fn supervise(
         _ = terminate.recv() => warn!(err = "a second signal", "exit_at_once"),
     }
     Ok(())
+}
+
+/// What is left to do for a process that has a successor.
+struct Leaving {
+    /// What accepts for the control plane.
+    doors: Vec<JoinHandle<()>>,
+    /// Commands that are under way: one of them has brought this about.
+    commands: Arc<Semaphore>,
+    /// To be set where the control socket is the successor's.
+    given_away: Option<Arc<AtomicBool>>,
+}
+
+impl Leaving {
+    /// The process `heir` serves: ends, once the commands and the wake requests that are under way have
+    /// their answers.
+    ///
+    /// # Errors
+    ///
+    /// It has ended, and nobody serves.
+    async fn leave(self, heir: Heir, mut ends: Ends) -> Result<(), Exit> {
+        if let (Some(given_away), Ok(_)) = (&self.given_away, &heir) {
+            given_away.store(true, Ordering::Relaxed);
+        }
+        self.doors.iter().for_each(JoinHandle::abort);
+        if let Ok(pid) = heir {
+            notify::taken_over_by(pid);
+        }
+        let all = self.commands.acquire_many(server::MAX_CONNECTIONS as u32);
+        let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
+        let _ = tokio::time::timeout(LAST_ANSWERS, ends.all()).await;
+        let _ = tokio::time::timeout(LAST_WAKES, ends.last_wakes()).await;
+        heir.map(drop).map_err(failure)
+    }
+}
+
+/// Has the process `pid` stop, as this one was asked to.
+fn pass_on_terminate(pid: u32) {
+    use rustix::process::{Pid, Signal, kill_process};
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(Err(errno)) = pid.map(|pid| kill_process(pid, Signal::TERM)) {
+        warn!(err = %errno, "successor_not_told");
+    }
 }
 
 /// When `epoch` was by the wall clock, in seconds since 1970.

@@ -5,8 +5,10 @@ use super::certificates::Certificates;
 use super::drain::Drain;
 use super::fleet::Fleet;
 use super::http::server::{self, Bounds, WhenFull};
+use super::upgrade::record::Record;
 use super::{process, status};
 use crate::config::VERSION;
+use crate::handover::process::Counters;
 use crate::metrics::snapshot::{self, Blocked, Process, Snapshot};
 use crate::protocol::upgrade::Health;
 use crate::relay::timers::Millis;
@@ -61,6 +63,10 @@ pub(super) struct Monitoring {
     pub(super) started_at_seconds: u64,
     /// It was asked to stop.
     pub(super) draining: AtomicBool,
+    /// How upgrades went.
+    pub(super) upgrades: Record,
+    /// What a predecessor had counted.
+    pub(super) earlier: Counters,
     /// When the last census was over.
     pub(super) last_census: Mutex<Option<Instant>>,
 }
@@ -177,10 +183,44 @@ impl Monitoring {
             max_descriptors: process::max_descriptors(),
             max_connections: self.fleet.admission.limits().max_connections as u64,
             memory_budget_bytes: self.memory_budget_bytes,
-            log_lines_lost: self.log.lost_lines(),
-            certificate_failures: certificates.map_or(0, |held| held.failures()),
+            upgrades: self.upgrades.show(),
+            log_lines_lost: self.log_lines_lost(),
+            certificate_failures: self.certificate_failures(),
             certificate_expires_at_seconds: certificates.and_then(|held| held.expires_at()),
-            worker_cpu_seconds: process::worker_cpu_seconds(self.fleet.metrics.workers().len()),
+            worker_cpu_seconds: self.worker_cpu_seconds(),
+        }
+    }
+
+    fn log_lines_lost(&self) -> u64 {
+        self.earlier.log_lines_lost + self.log.lost_lines()
+    }
+
+    fn certificate_failures(&self) -> u64 {
+        let own = self.certificates.as_ref().map_or(0, |held| held.failures());
+        self.earlier.certificate_failures + own
+    }
+
+    fn worker_cpu_seconds(&self) -> Vec<f64> {
+        let mut seconds = process::worker_cpu_seconds(self.fleet.workers());
+        let count = seconds.len().max(1);
+        for (number, us) in self.earlier.cpu_us.iter().enumerate() {
+            if let Some(worker) = seconds.get_mut(number % count) {
+                *worker += *us as f64 / 1e6;
+            }
+        }
+        seconds
+    }
+
+    /// What was counted so far, for a successor.
+    pub(super) fn counters(&self) -> Counters {
+        let cpu_seconds = self.worker_cpu_seconds().into_iter();
+        let cpu_us = cpu_seconds.map(|seconds| (seconds * 1e6) as u64);
+        Counters {
+            cpu_us: cpu_us.collect(),
+            log_lines_lost: self.log_lines_lost(),
+            certificate_failures: self.certificate_failures(),
+            upgrades_failed: self.upgrades.show().failed,
+            ..self.fleet.metrics.give_out()
         }
     }
 }

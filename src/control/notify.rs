@@ -24,6 +24,15 @@ pub(super) fn reloading() {
     }
 }
 
+/// This process serves in the place of the one that is told of, and ends.
+pub(super) fn taken_over_by(pid: u32) {
+    send(&[
+        NotifyState::MainPid(pid),
+        NotifyState::Ready,
+        NotifyState::Status("serving, upgraded"),
+    ]);
+}
+
 /// The relay was asked to stop.
 pub(super) fn stopping() {
     send(&[NotifyState::Stopping, NotifyState::Status("shutting down")]);

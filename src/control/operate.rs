@@ -4,18 +4,22 @@
 use super::connections::{Row, View};
 use super::diagnose::diagnose;
 use super::failure;
-use super::socket::client::{ask, ask_for_items};
+use super::socket::client::{ask, ask_for_items, ask_patiently};
 use super::socket::protocol::{DrainPlan, DrainStatus, Request, Whom};
 use super::status::Seen;
+use super::upgrade::Report;
 use super::watch::watch;
 use crate::config::{By, Exit, IpNet, Operation, Operator};
 use crate::metrics::snapshot::Blocked;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often the relay is asked how far it is drained.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long an upgrade may take in all.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Does what the operator asks, and prints what came of it.
 ///
@@ -43,6 +47,7 @@ pub fn operate(operator: &Operator) -> Result<(), Exit> {
         Operation::Unblock { network } => unblock(path, *network),
         Operation::Blocked { json } => blocked(path, *json),
         Operation::LogLevel { level, for_ms } => log_level(path, level, *for_ms),
+        Operation::Upgrade { program, json } => upgrade(path, program.clone(), *json),
         Operation::Drain { cancel: true, .. } => cancel_drain(path),
         Operation::Drain { batch, every, delay, no_wait, .. } => {
             let plan = DrainPlan { batch: *batch, every_ms: *every, delay_ms: *delay };
@@ -153,6 +158,30 @@ fn drain(path: &Path, plan: DrainPlan, wait: bool) -> Result<(), String> {
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+fn upgrade(path: &Path, program: Option<PathBuf>, json: bool) -> Result<(), String> {
+    // The relay is in another folder than whoever asks it.
+    let program =
+        program.map(std::path::absolute).transpose().map_err(|error| error.to_string())?;
+    let report: Report = ask_patiently(path, &Request::Upgrade { program }, UPGRADE_PATIENCE)?;
+    if json {
+        say(&serde_json::to_string(&report).map_err(|error| error.to_string())?);
+        return Ok(());
+    }
+    let Report { pid, version, connections, server_ids, left_out, pause_ms } = report;
+    let pauses: Vec<String> = pause_ms.iter().map(|pause| format!("{pause:.0} ms")).collect();
+    say(&format!(
+        "upgraded: process {pid} (version {version}) has taken over {connections} connections and \
+         {server_ids} server-ids; each worker stood still for: {}",
+        pauses.join(", ")
+    ));
+    if left_out > 0 {
+        say(&format!(
+            "not taken over: {left_out} connections amid a TLS handshake, which have to dial again"
+        ));
+    }
+    Ok(())
 }
 
 fn cancel_drain(path: &Path) -> Result<(), String> {

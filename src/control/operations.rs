@@ -9,6 +9,7 @@ use super::monitoring::Monitoring;
 use super::reload::Settings;
 use super::socket::protocol::{Request, Whom};
 use super::socket::server::{Answers, Outcome};
+use super::upgrade::Upgrades;
 use crate::config::IpNet;
 use crate::protocol::close::{Close, MAX_REASON_BYTES};
 use crate::protocol::ids::ConnId;
@@ -27,6 +28,7 @@ pub(super) struct Operations {
     pub(super) drain: Arc<Drain>,
     pub(super) level: Arc<LogLevel>,
     pub(super) settings: Arc<Settings>,
+    pub(super) upgrades: Arc<Upgrades>,
 }
 
 impl Operations {
@@ -52,6 +54,7 @@ impl Operations {
             Request::Blocked => done(self.monitoring.blocked()),
             Request::LogLevel { level, for_ms } => self.log_level(&level, for_ms),
             Request::Drain(plan) => done(self.drain.begin(plan).await),
+            Request::Upgrade { program } => self.upgrades.upgrade(program).await.and_then(done),
             Request::DrainStatus => done(self.drain.status()),
             Request::CancelDrain => done(self.drain.cancel()),
         })

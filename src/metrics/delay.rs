@@ -20,20 +20,27 @@ pub struct Delays {
 impl Delays {
     /// So many messages took so long.
     pub fn record(&self, messages: u64, delay_us: u64) {
-        let at = BOUNDS_US.partition_point(|bound| *bound < delay_us);
-        let add = |counter: &AtomicU64, amount: u64| {
-            counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
-        };
-        if let Some(bucket) = self.buckets.get(at) {
-            add(bucket, messages);
-        }
-        add(&self.sum_us, messages.saturating_mul(delay_us));
+        self.add_counts(messages, delay_us);
+        self.add_sum_us(messages.saturating_mul(delay_us));
     }
 
     /// Messages in each bucket, not cumulated.
     #[must_use]
     pub fn counts(&self) -> [u64; BOUNDS_US.len() + 1] {
         self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed))
+    }
+
+    /// All delays together are so many microseconds and what they were before.
+    pub(super) fn add_sum_us(&self, sum_us: u64) {
+        self.sum_us.store(self.sum_us().wrapping_add(sum_us), Ordering::Relaxed);
+    }
+
+    /// So many messages are in the bucket of this delay too, which is in the sum already.
+    pub(super) fn add_counts(&self, messages: u64, delay_us: u64) {
+        let at = BOUNDS_US.partition_point(|bound| *bound < delay_us);
+        if let Some(bucket) = self.buckets.get(at) {
+            bucket.store(bucket.load(Ordering::Relaxed).wrapping_add(messages), Ordering::Relaxed);
+        }
     }
 
     /// All delays together, in microseconds.

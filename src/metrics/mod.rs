@@ -6,7 +6,10 @@
 //! - [`series`]: every metric, with its labels, in one table
 //! - [`delay`]: a histogram of what the relay itself adds to a message's way
 //! - [`push`]: wake requests
+//! - `carry`: what a successor process goes on counting from
 //! - [`snapshot`]: all of it at one moment, as plain data, and as Prometheus reads it
+
+mod carry;
 
 pub mod delay;
 pub mod push;

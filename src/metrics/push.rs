@@ -45,8 +45,13 @@ pub struct PushMetrics {
 impl PushMetrics {
     /// Counts one request.
     pub fn count(&self, outcome: PushOutcome) {
+        self.add(outcome, 1);
+    }
+
+    /// Counts so many.
+    pub(super) fn add(&self, outcome: PushOutcome, count: u64) {
         if let Some(counter) = self.outcomes.get(outcome as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(count, Ordering::Relaxed);
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Process {
     pub max_connections: u64,
     /// What all that is queued or half read may take, as `--memory-budget` has it.
     pub memory_budget_bytes: u64,
+    /// How upgrades went.
+    pub upgrades: Upgrades,
     /// Log lines that were never written.
     pub log_lines_lost: u64,
     /// Attempts to get or to read a certificate that failed.
@@ -48,6 +50,39 @@ pub struct Process {
     /// CPU time of each worker, which tells it by itself.
     #[serde(skip)]
     pub worker_cpu_seconds: Vec<f64>,
+}
+
+/// How upgrades went: those of earlier processes included, which this one has taken over from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Upgrades {
+    /// Those that another process came of.
+    pub succeeded: u64,
+    /// Those after which the process went on.
+    pub failed: u64,
+    /// The one that this process came of.
+    pub last: Option<LastUpgrade>,
+    /// The last one after which this process went on.
+    pub last_failure: Option<UpgradeFailure>,
+}
+
+/// An upgrade that a process came of.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LastUpgrade {
+    /// When it was, since 1970.
+    pub at_seconds: u64,
+    /// Connections that were taken over.
+    pub connections: u64,
+    /// How long no connection was served, in milliseconds.
+    pub pause_ms: f64,
+}
+
+/// An upgrade after which the process went on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeFailure {
+    /// When it was, since 1970.
+    pub at_seconds: u64,
+    /// Why.
+    pub why: String,
 }
 
 /// A network that is kept out.
@@ -324,6 +359,7 @@ impl Exposition {
         let (version, commit) = process.version.split_once('+').unwrap_or((process.version, ""));
         self.sample(build, &format!("version=\"{version}\",commit=\"{commit}\""), 1);
         self.states(process);
+        self.upgrades(&process.upgrades);
         if let Some(expires_at) = process.certificate_expires_at_seconds {
             let help = "When the certificate that is served expires, in seconds since 1970.";
             self.single("certificate_expires_at_seconds", Gauge, help, expires_at);
@@ -345,6 +381,19 @@ impl Exposition {
         ] {
             self.family(name, Gauge, help);
             self.sample(name, "", value);
+        }
+    }
+
+    fn upgrades(&mut self, upgrades: &Upgrades) {
+        let name = "pyrycode_relay_upgrades_total";
+        let help = "Upgrades without dropping a connection, by outcome; after a failed one the relay goes \
+                    on as it was.";
+        self.family(name, Kind::Counter, help);
+        self.sample(name, "outcome=\"succeeded\"", upgrades.succeeded);
+        self.sample(name, "outcome=\"failed\"", upgrades.failed);
+        if let Some(last) = upgrades.last {
+            let help = "How long no connection was served when this process took over.";
+            self.single("upgrade_pause_seconds", Kind::Gauge, help, last.pause_ms / 1000.0);
         }
     }
 

@@ -21,7 +21,7 @@ mod tests;
 
 use std::fmt;
 
-pub use self::decode::{Decoder, ends_in_close};
+pub use self::decode::{Decoder, HalfRead, HalfReadFrame, HalfReadMessage, ends_in_close};
 pub use self::encode::{
     MAX_HEADER_BYTES, frame_extent, header_len, push_close, push_close_code, push_close_with,
     push_ping, push_pong, push_text_header,

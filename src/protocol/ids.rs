@@ -37,7 +37,7 @@ impl fmt::Debug for ServerId {
 /// The relay's opaque name for one phone connection (PROTOCOL.md, chapter 4): 32 lowercase
 /// hexadecimal digits, of which 24 (96 bits) cannot be guessed. The other 8 are the connection's
 /// slot in its worker's table, so that a frame finds its phone without a hash table.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnId([u8; ConnId::LEN]);
 
 impl ConnId {
@@ -48,12 +48,31 @@ impl ConnId {
     /// new for each connection.
     #[must_use]
     pub fn new(slot: u32, nonce: [u8; 12]) -> Self {
+        Self::of(slot.to_be_bytes().into_iter().chain(nonce))
+    }
+
+    /// The one whose [`ConnId::to_bytes`] are these.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self::of(bytes.into_iter())
+    }
+
+    fn of(bytes: impl Iterator<Item = u8>) -> Self {
         let mut digits = [0; Self::LEN];
-        let bytes = slot.to_be_bytes().into_iter().chain(nonce);
         for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
             pair.copy_from_slice(&hex_pair(byte));
         }
         Self(digits)
+    }
+
+    /// What the digits stand for.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(self.0.chunks_exact(2)) {
+            *byte = pair.iter().fold(0, |value, digit| value << 4 | value_of(*digit));
+        }
+        bytes
     }
 
     /// Reads a conn-id as [`ConnId::as_str`] writes it. `None` for any other text: such an id was
@@ -71,13 +90,7 @@ impl ConnId {
     /// The slot that [`ConnId::new`] was given.
     #[must_use]
     pub fn slot(&self) -> u32 {
-        self.0.iter().take(8).fold(0, |slot, digit| {
-            let value = match digit {
-                b'a'..=b'f' => digit - b'a' + 10,
-                _ => digit - b'0',
-            };
-            slot << 4 | u32::from(value)
-        })
+        self.0.iter().take(8).fold(0, |slot, digit| slot << 4 | u32::from(value_of(*digit)))
     }
 
     /// The text form.
@@ -97,6 +110,14 @@ impl ConnId {
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// What a digit stands for.
+const fn value_of(digit: u8) -> u8 {
+    match digit {
+        b'a'..=b'f' => digit - b'a' + 10,
+        _ => digit - b'0',
     }
 }
 
@@ -126,6 +147,7 @@ mod tests {
             let id = ConnId::new(slot, [0xab; 12]);
             assert_eq!(id.slot(), slot);
             assert_eq!(ConnId::parse(id.as_bytes()), Some(id));
+            assert_eq!(ConnId::from_bytes(id.to_bytes()), id);
         }
         assert_eq!(ConnId::new(0x2a, [7; 12]).as_str(), "0000002a070707070707070707070707");
     }

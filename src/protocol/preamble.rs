@@ -15,6 +15,16 @@ pub struct Preamble {
     opening: Option<Opening>,
 }
 
+/// What has come of a preamble that is not over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HalfRead {
+    /// Of a PROXY header, if it is not whole: its fixed part and the addresses, as far as they have
+    /// come, and how many bytes behind them were passed over.
+    pub proxy_header: Option<(Vec<u8>, usize)>,
+    /// The first bytes behind it, if it is not known yet whether they are HTTP in the clear.
+    pub opening: Option<Vec<u8>>,
+}
+
 /// What bytes mean that came first, or behind what did.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Preface {
@@ -58,6 +68,33 @@ impl Preamble {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.proxy_header.is_none() && self.opening.is_none()
+    }
+
+    /// What has come, with which another process can go on.
+    #[must_use]
+    pub fn half_read(&self) -> HalfRead {
+        let proxy_header = self.proxy_header.as_ref().map(|header| {
+            let (kept, skipped_bytes) = header.half_read();
+            (kept.to_vec(), skipped_bytes)
+        });
+        HalfRead { proxy_header, opening: self.opening.map(|opening| opening.held().to_vec()) }
+    }
+
+    /// Goes on where another is. None if none can be there.
+    #[must_use]
+    pub fn resume(half_read: &HalfRead) -> Option<Self> {
+        let HalfRead { proxy_header, opening } = half_read;
+        let mut preamble = Self::new(proxy_header.is_some(), opening.is_some());
+        if let Some((kept, skipped_bytes)) = proxy_header {
+            preamble.proxy_header = Some(Box::new(proxy::Reader::resume(kept, *skipped_bytes)?));
+        }
+        if let (Some(held), Some(opening)) = (opening, &mut preamble.opening)
+            && !held.is_empty()
+            && opening.read(held) != Begins::NeedMore
+        {
+            return None;
+        }
+        Some(preamble)
     }
 
     /// Takes what has come since the last call. Nothing must follow [`Next::NoHeader`].
@@ -160,6 +197,41 @@ mod tests {
         for size in 1..5 {
             let (who, next, _) = read((true, true), b"GET / HTTP/1.1\r\n", size);
             assert_eq!((who, next), (None, Next::NoHeader));
+        }
+    }
+
+    #[test]
+    fn it_goes_on_from_plain_data_wherever_it_is() {
+        let peer = Some("192.0.2.1:5".parse().unwrap());
+        let mut extended = HEADER.to_vec();
+        extended[15] += 3;
+        let extended = [extended.as_slice(), b"ext"].concat();
+        for header in [HEADER, &extended] {
+            let all = [header, b"GETX and so on"].concat();
+            for at in 0..header.len() + 4 {
+                let mut first = Preamble::new(true, true);
+                let Preface { named, next } = first.read(&all[..at]);
+                assert_eq!(next, Next::NeedMore, "{at}");
+                let mut second = Preamble::resume(&first.half_read()).unwrap();
+                let later = second.read(&all[at..]);
+                assert_eq!(named.or(later.named), peer, "{at}");
+                let Next::Data { held, from } = later.next else { panic!("{later:?}") };
+                assert_eq!([&held, &all[at + from..]].concat(), b"GETX and so on", "{at}");
+            }
+        }
+        let bad = |kept: &[u8], skipped_bytes, opening: Option<&[u8]>| HalfRead {
+            proxy_header: Some((kept.to_vec(), skipped_bytes)),
+            opening: opening.map(<[u8]>::to_vec),
+        };
+        for given in [
+            bad(b"\r\nx", 0, None),
+            bad(HEADER, 0, None),
+            bad(&HEADER[..20], 1, None),
+            bad(&HEADER[..3], 0, Some(b"GET /")),
+            bad(&HEADER[..3], 0, Some(b"X")),
+            bad(&extended[..28], 3, None),
+        ] {
+            assert!(Preamble::resume(&given).is_none(), "{given:?}");
         }
     }
 

@@ -89,6 +89,27 @@ impl Reader {
         Proxy::Header { source: self.source(block.addresses), consumed }
     }
 
+    /// What has come of the header, and how many bytes behind that were passed over.
+    #[must_use]
+    pub fn half_read(&self) -> (&[u8], usize) {
+        (self.kept.get(..self.kept_bytes).unwrap_or_default(), self.skipped_bytes)
+    }
+
+    /// Goes on where another is. None if none can be there.
+    #[must_use]
+    pub fn resume(kept: &[u8], skipped_bytes: usize) -> Option<Self> {
+        let mut reader = Self::default();
+        if reader.read(kept) != Proxy::NeedMore || reader.kept_bytes != kept.len() {
+            return None;
+        }
+        let block = reader.block().ok()?;
+        let others = block
+            .filter(|block| reader.kept_bytes == FIXED_BYTES + block.addresses)
+            .map_or(1, |block| block.others);
+        reader.skipped_bytes = skipped_bytes;
+        (skipped_bytes < others).then_some(reader)
+    }
+
     /// Moves bytes from the front of `rest` until `wanted` are kept, or none is left.
     fn keep(&mut self, rest: &mut &[u8], wanted: usize) {
         let missing = wanted.saturating_sub(self.kept_bytes).min(rest.len());

@@ -40,6 +40,23 @@ impl Ahead {
         self.bytes.capacity()
     }
 
+    /// All of them, in order.
+    pub fn messages(&self) -> impl Iterator<Item = &[u8]> {
+        let mut position = 0;
+        std::iter::from_fn(move || self.message_at(&mut position))
+    }
+
+    /// These, in order, in no more memory than they need.
+    #[must_use]
+    pub fn of(messages: &[impl AsRef<[u8]>]) -> Self {
+        let bytes = messages.iter().map(|message| LENGTH_BYTES + message.as_ref().len()).sum();
+        let mut ahead = Self { bytes: Vec::with_capacity(bytes) };
+        for message in messages {
+            ahead.push(message.as_ref());
+        }
+        ahead
+    }
+
     /// The message at `position`, which is 0 for the first and moves on to the next.
     #[must_use]
     pub fn message_at(&self, position: &mut usize) -> Option<&[u8]> {
@@ -55,8 +72,7 @@ mod tests {
     use super::*;
 
     fn messages(ahead: &Ahead) -> Vec<&[u8]> {
-        let mut position = 0;
-        std::iter::from_fn(|| ahead.message_at(&mut position)).collect()
+        ahead.messages().collect()
     }
 
     #[test]
@@ -69,6 +85,8 @@ mod tests {
         }
         assert_eq!(messages(&ahead), sent);
         assert!(!ahead.is_full());
+        let again = Ahead::of(&sent);
+        assert_eq!((messages(&again), again.held_bytes()), (sent.to_vec(), 4 * 4 + 5003));
         let mut ahead = Ahead::default();
         let empty = (0..)
             .take_while(|_| {

@@ -23,9 +23,8 @@ impl Budget {
         let workers = shared.workers().max(1) as u64;
         // Two chunks per worker may lie idle: keep them to a thirty-second of the whole.
         let chunk_bytes = (shared.pool_bytes() / workers / 64).clamp(1, 1024 * 1024);
-        let share_bytes = shared.pool_bytes() / workers / 2;
-        // Refused only to more leases than the budget was made for.
-        let reserve_bytes = if shared.lease(share_bytes) { share_bytes } else { 0 };
+        // Nothing only for more leases than the budget was made for.
+        let reserve_bytes = shared.take_reserve(worker);
         let leased_bytes = reserve_bytes;
         Self { shared, worker, chunk_bytes, reserve_bytes, leased_bytes, charged_bytes: 0 }
     }
@@ -77,6 +76,24 @@ impl Budget {
         if idle > 2 * self.chunk_bytes {
             self.give_back(idle - self.chunk_bytes);
         }
+    }
+
+    /// Leases what `bytes` need, to the byte, for a worker that takes in what another process had.
+    /// False if with that there would be no room for an event.
+    #[must_use]
+    pub fn make_room_for(&mut self, bytes: u64) -> bool {
+        let missing = bytes.saturating_sub(self.leased_bytes);
+        self.leased_bytes += self.shared.lease_up_to(missing);
+        self.publish_lease();
+        bytes <= self.most_bytes()
+    }
+
+    /// What could be charged, with all that is free, so that there is room for an event.
+    #[must_use]
+    pub fn most_bytes(&self) -> u64 {
+        let free = self.shared.pool_bytes().saturating_sub(self.shared.leased_bytes());
+        let may_wait = self.shared.headroom_bytes() - self.shared.event_bytes();
+        self.leased_bytes + free + may_wait
     }
 
     /// Gives back all that is leased and not charged, but for the reserve.
@@ -225,7 +242,10 @@ impl Budget {
 
 impl Drop for Budget {
     fn drop(&mut self) {
-        self.shared.give_back(self.leased_bytes);
+        self.shared.give_back(self.leased_bytes - self.reserve_bytes);
+        if self.reserve_bytes > 0 {
+            self.shared.leave_reserve(self.worker);
+        }
         self.charged_bytes = 0;
         self.leased_bytes = 0;
         self.settle();
@@ -255,7 +275,25 @@ mod tests {
         // The rest is the reserve of the other worker.
         assert!(b.settle() && b.has_room(399) && !b.has_room(400));
         drop((a, b));
-        assert_eq!(shared.leased_bytes(), 0);
+        assert_eq!(shared.leased_bytes(), 1000 / 2, "the reserves");
+    }
+
+    #[test]
+    fn a_worker_that_takes_in_much_leaves_the_others_their_reserves() {
+        let shared = SharedBudget::for_events_of(50, 1200, 2);
+        let mut first = Budget::new(shared.clone(), 0);
+        assert_eq!(first.most_bytes(), 750 + 50);
+        assert!(!first.make_room_for(801), "the rest is the other's reserve");
+        assert!(first.make_room_for(800) && first.charge(800));
+        assert!(first.may_wait());
+        let mut second = Budget::new(shared.clone(), 1);
+        assert!(second.make_room_for(300) && !second.make_room_for(301));
+        let again = Budget::new(shared.clone(), 1);
+        assert!(!again.has_leased(1), "its reserve has somebody");
+        drop((first, again));
+        assert!(second.make_room_for(800));
+        drop(second);
+        assert_eq!(shared.leased_bytes(), 500);
     }
 
     #[test]
@@ -269,7 +307,7 @@ mod tests {
         for _ in 0..500 {
             lease.release(60_000);
         }
-        let reserves = shared.pool_bytes() / 2 / 4;
+        let reserves = shared.pool_bytes() / 2;
         assert!(shared.leased_bytes() <= reserves + shared.limit_bytes() / 32 / 4);
         lease.give_back_idle();
         assert_eq!(shared.leased_bytes(), reserves);

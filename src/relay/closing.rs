@@ -297,7 +297,7 @@ impl Relay {
         }
         match connection.stage {
             Stage::Closing(_) => self.go_on_closing(now, key),
-            Stage::HandingOver(_) => self.hand_over(key),
+            Stage::HandingOver(_) => self.hand_over(now, key),
             Stage::Head(_) => self.resume_heads(now, key),
             // Open ones have said all that they had to say, and those that are closed as well.
             Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } | Stage::Closed => {}
@@ -361,7 +361,7 @@ impl Relay {
         if !is_overdue {
             return;
         }
-        if has_sunk || (bytes > 0 && now - drain.progress_at < close_timeout) {
+        if has_sunk || (bytes > 0 && now.wrapping_sub(drain.progress_at) < close_timeout) {
             connection.due.stage = now + close_timeout.min(LINGER_MS);
             tracking.arm(connection);
         } else if bytes == 0 && closing.finished {

@@ -23,7 +23,8 @@ pub struct Connection {
     pub remote: Remote,
     /// What it counts as until it is released; none if it was turned away at once.
     pub pass: Option<Pass>,
-    /// When it was accepted, or handed over, in seconds.
+    /// When it was accepted, or handed over, in seconds, modulo 2^32: it may have been before the clock
+    /// began, in another process.
     pub since_s: u32,
     /// Messages that it has sent and got.
     pub traffic: Traffic,
@@ -249,7 +250,8 @@ pub enum Hearing {
 pub struct Drain {
     /// Bytes that it held when it was last asked.
     pub unsent: usize,
-    /// When they last became fewer, or were first counted.
+    /// When they last became fewer, or were first counted, modulo 2^64: it may have been in another
+    /// process.
     pub progress_at: Millis,
     /// The peer's time is over, unless the bytes have become fewer: the kernel is being asked.
     pub overdue: bool,
@@ -284,9 +286,9 @@ pub struct Heartbeat {
     /// Number of the last ping answered.
     pub answered: u32,
     /// When the last ping was sent: the lower half of the time in milliseconds.
-    pinged_at: u32,
+    pub(super) pinged_at: u32,
     /// How long the last answer took, in milliseconds, and one more; 0 for none.
-    round_trip: u16,
+    pub(super) round_trip: u16,
 }
 
 impl Heartbeat {
@@ -350,7 +352,7 @@ pub struct Due {
     pub pong: Millis,
     /// The message under way is complete.
     pub message: Millis,
-    /// The write under way has made progress.
+    /// The write under way has made progress, or another one of the same bytes.
     pub write: Millis,
 }
 
@@ -367,6 +369,12 @@ impl Due {
 }
 
 impl Connection {
+    /// How old it is, in seconds.
+    #[must_use]
+    pub fn age_s(&self, now: Millis) -> u32 {
+        ((now / 1000) as u32).wrapping_sub(self.since_s)
+    }
+
     /// A connection whose request head is expected.
     #[must_use]
     pub fn new(now: Millis, remote: Remote, pass: Option<Pass>) -> Self {

@@ -12,14 +12,19 @@
 //! - Whoever names a connection names one that is here. Peers alone may be mistaken, by their
 //!   conn-ids, and lists that say so: they ask [`Connections::find`].
 //!
-//! For another process to go on with a connection, its timer and the counts are made anew.
+//! For another process to go on with a connection, its timer and the counts are made anew. A conn-id
+//! names a slot; where a connection could not have that of its name in the new process, it is found by
+//! a table that is empty otherwise, and looked into only where the slot has somebody else.
 
 use super::Key;
 use super::connection::{Connection, Population, Stage};
 use super::invariants::broken;
 use super::timers::{Millis, NEVER, Wheel};
 use crate::metrics::WorkerMetrics;
+use crate::protocol::ids::ConnId;
+use ahash::RandomState;
 use slab::Slab;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What is wrong where a connection is named that is not here.
@@ -38,6 +43,8 @@ pub struct Connections {
 pub struct Tracking {
     population: Population,
     timers: Wheel<Key>,
+    /// Phones whose slot is not the one that their name tells.
+    displaced: HashMap<ConnId, Key, RandomState>,
 }
 
 impl Tracking {
@@ -47,6 +54,11 @@ impl Tracking {
         self.population.enter(&stage);
         let left = std::mem::replace(&mut connection.stage, stage);
         self.population.leave(&left);
+        if !self.displaced.is_empty()
+            && let Stage::Phone { conn_id, .. } = &left
+        {
+            self.displaced.remove(conn_id);
+        }
         left
     }
 
@@ -84,6 +96,49 @@ impl Connections {
         connection.timer = self.tracking.timers.add(key);
         vacant.insert(connection);
         key
+    }
+
+    /// Takes in those of another process, with their keys, where there are none yet. `displaced` are
+    /// phones whose slot is not the one that their name tells.
+    pub fn restore(
+        &mut self,
+        restored: Vec<(Key, Connection)>,
+        displaced: HashMap<ConnId, Key, RandomState>,
+    ) {
+        let Tracking { population, timers, .. } = &mut self.tracking;
+        let named = restored.into_iter().map(|(key, mut connection)| {
+            population.enter(&connection.stage);
+            connection.key = key;
+            connection.timer = timers.add(key);
+            timers.arm_at(connection.timer, connection.due.earliest());
+            (key.0 as usize, connection)
+        });
+        self.slab = named.collect();
+        self.tracking.displaced = displaced;
+    }
+
+    /// Whether there are phones that have not the slot that their name tells.
+    #[must_use]
+    #[inline]
+    pub fn has_displaced(&self) -> bool {
+        !self.tracking.displaced.is_empty()
+    }
+
+    /// Where a phone of this name is, if there is one.
+    #[must_use]
+    #[cold]
+    pub fn key_of(&self, name: &ConnId) -> Key {
+        let own = Key(name.slot());
+        match self.find(own).map(|connection| &connection.stage) {
+            Some(Stage::Phone { conn_id, .. }) if conn_id == name => own,
+            _ => self.tracking.displaced.get(name).copied().unwrap_or(own),
+        }
+    }
+
+    /// How many phones have not the slot that their name tells.
+    #[must_use]
+    pub fn displaced_phones(&self) -> usize {
+        self.tracking.displaced.len()
     }
 
     /// Lets one go that is closed; its key may be used again.
@@ -152,6 +207,11 @@ impl Connections {
         Some((self.slab.get_mut(key.0 as usize)?, &mut self.tracking))
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.slab.iter().map(|(_, connection)| connection)
+    }
+
     /// All of them, by their keys.
     #[must_use]
     pub fn keys(&self) -> Vec<Key> {
@@ -217,6 +277,12 @@ impl Connections {
                 return Err(format!("{:?} is in slot {slot}", connection.key));
             }
             also(connection.key, connection)?;
+        }
+        for (name, key) in &self.tracking.displaced {
+            let stage = self.find(*key).map(|connection| &connection.stage);
+            if !matches!(stage, Some(Stage::Phone { conn_id, .. }) if conn_id == name) {
+                return Err(format!("{name:?} is displaced to {key:?}, where it is not"));
+            }
         }
         if population != self.tracking.population {
             let counted = &self.tracking.population;

@@ -93,7 +93,7 @@ impl Relay {
             state: connection.stage.phase().name(),
             server_id: entry.and_then(|key| self.registry.entry(key)).map(|entry| entry.id.clone()),
             conn_id,
-            age_s: (now / 1000).saturating_sub(connection.since_s.into()),
+            age_s: connection.age_s(now).into(),
             traffic: connection.traffic,
             backlog_bytes: charges.outbox.into(),
             half_read_bytes: (charges.input + charges.transport).into(),

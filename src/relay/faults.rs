@@ -9,6 +9,7 @@ use super::Relay;
 use super::connection::{Connection, Stage};
 use super::registry::{Entry, EntryKey};
 use super::timers::Millis;
+use crate::handover::state;
 use crate::metrics::Series;
 use crate::protocol::envelope::EnvelopeError;
 use crate::protocol::ids::ConnId;
@@ -24,6 +25,26 @@ pub struct Faults {
     bad_envelopes: Repeats,
     unknown_conn_ids: Repeats,
     wakes_while_off: Repeats,
+}
+
+impl Faults {
+    /// As plain data, and in the order of the fields.
+    pub(super) fn give_out(&self, now: Millis) -> [state::Repeats; 3] {
+        [self.bad_envelopes, self.unknown_conn_ids, self.wakes_while_off].map(|repeats| {
+            let (whole_in_ms, omitted, since_ms) = repeats.relative(now);
+            state::Repeats { whole_in_ms, omitted, since_ms }
+        })
+    }
+
+    /// The opposite of [`Faults::give_out`].
+    pub(super) fn revive(now: Millis, given: [state::Repeats; 3]) -> Self {
+        let [bad_envelopes, unknown_conn_ids, wakes_while_off] = given.map(|repeats| {
+            // No more than a burst of lines can be owed.
+            let whole_in_ms = repeats.whole_in_ms.min(LINES.burst * LINES.refill_ms);
+            Repeats::absolute(now, (whole_in_ms, repeats.omitted, repeats.since_ms))
+        });
+        Self { bad_envelopes, unknown_conn_ids, wakes_while_off }
+    }
 }
 
 impl Relay {

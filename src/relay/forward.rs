@@ -178,7 +178,11 @@ fn find_phone(
     of: EntryKey,
     name: ConnId,
 ) -> Option<&mut Connection> {
-    let phone = connections.find_mut(Key(name.slot()))?;
+    let key = match connections.has_displaced() {
+        true => connections.key_of(&name),
+        false => Key(name.slot()),
+    };
+    let phone = connections.find_mut(key)?;
     match phone.stage {
         Stage::Phone { entry, conn_id, .. } if entry == of && conn_id == name => Some(phone),
         _ => None,

@@ -1,6 +1,7 @@
 //! A relay seen from outside: read-only, for simulations that check it step by step.
 
 pub use super::connection::Phase;
+use super::timers::Millis;
 use super::{Key, Relay};
 use crate::protocol::ids::ServerId;
 
@@ -15,6 +16,8 @@ pub struct Glimpse {
     pub input_bytes: usize,
     /// Memory that what is queued for it takes, as it is charged.
     pub held_bytes: usize,
+    /// When it is pinged next; [`NEVER`](super::timers::NEVER) if it is not.
+    pub ping_due: Millis,
 }
 
 impl Relay {
@@ -30,6 +33,7 @@ impl Relay {
             outbox_bytes,
             input_bytes: charges.input as usize,
             held_bytes: charges.outbox as usize,
+            ping_due: connection.due.ping,
         })
     }
 

@@ -428,8 +428,12 @@ impl Relay {
     }
 
     /// Hands the connection over; earlier answers are with the kernel.
-    pub(super) fn hand_over(&mut self, key: Key) {
+    pub(super) fn hand_over(&mut self, now: Millis, key: Key) {
         let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        if matches!(&connection.stage, Stage::HandingOver(pending) if pending.worker == self.worker)
+        {
+            return self.keep(now, key);
+        }
         let pending = match tracking.enter(connection, Stage::Closed) {
             Stage::HandingOver(pending) => *pending,
             other => {
@@ -444,5 +448,25 @@ impl Relay {
         let PendingHandOver { worker, upgrade, unread } = pending;
         let hand_over = Box::new(HandOver { remote, pass, upgrade, unread });
         self.output.act(Action::HandOver { key, worker, hand_over });
+    }
+
+    /// The owner that a connection was on its way to is this worker, since there are more or fewer of
+    /// them than there were: it is opened here.
+    fn keep(&mut self, now: Millis, key: Key) {
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        let Stage::HandingOver(pending) = tracking.enter(connection, Stage::Head(Box::default()))
+        else {
+            return self.broken("a connection is kept that was not on its way");
+        };
+        // Its end is read again.
+        connection.ended = false;
+        if !self.charge_input(now, key, 0) {
+            return;
+        }
+        let PendingHandOver { upgrade, mut unread, .. } = *pending;
+        self.open(now, key, upgrade, &mut unread);
+        if self.wants_read(key) {
+            self.output.act(Action::Read(key));
+        }
     }
 }

@@ -223,6 +223,12 @@ impl Ledger {
         &self.budget
     }
 
+    /// As [`Budget::make_room_for`].
+    #[must_use]
+    pub fn make_room_for(&mut self, bytes: u64) -> bool {
+        self.budget.make_room_for(bytes)
+    }
+
     /// As [`Budget::settle`].
     pub fn settle(&mut self) -> bool {
         self.budget.settle()

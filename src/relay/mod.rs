@@ -28,6 +28,7 @@
 //! - `departure`: everybody of some server-ids is sent away, as the operator asks
 //! - `deadlines`: heartbeats and everything else that time brings about
 //! - `describe`: connections, for an operator, who may end some
+//! - `give_out`, [`revive`]: all of it as plain data for another process, and back
 //! - [`glimpse`]: how it looks from outside, for simulations
 //! - `invariants`: what cannot happen, and what is done where it does
 //! - [`ahead`]: what a newcomer says before it has won
@@ -47,6 +48,7 @@ mod departure;
 mod describe;
 mod faults;
 mod forward;
+mod give_out;
 mod head;
 mod input;
 mod invariants;
@@ -62,6 +64,7 @@ pub mod glimpse;
 pub mod ledger;
 pub mod outbox;
 pub mod registry;
+pub mod revive;
 pub mod spare;
 pub mod timers;
 pub mod visitors;

@@ -8,6 +8,8 @@
 //! is half sent, to let pings and pongs overtake at the next boundary, and to release each frame's
 //! charge when its last byte is gone.
 
+mod plain;
+
 use super::spare::{self, SpareBuffers};
 use crate::protocol::frames;
 use std::collections::VecDeque;

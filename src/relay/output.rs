@@ -39,6 +39,11 @@ impl Output {
         self.actions.push(action);
     }
 
+    /// Whether the shell was told all that it is to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.actions.is_empty()
+    }
+
     /// Has the shell read a connection again, if that had stopped.
     pub(super) fn resume(&mut self, connection: &mut Connection) -> bool {
         let was_paused = std::mem::take(&mut connection.paused);
@@ -63,7 +68,7 @@ impl Output {
     }
 
     /// Has the shell ask for a write at the end of its turn.
-    fn queue_write(&mut self, connection: &mut Connection) {
+    pub(super) fn queue_write(&mut self, connection: &mut Connection) {
         self.queued_behind |= connection.outbox.in_flight();
         if !connection.outbox.is_empty() && connection.asks_for_write() {
             self.actions.push(Action::Write(connection.key));
@@ -225,9 +230,12 @@ impl Relay {
     pub fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
         let (connection, tracking) = self.connections.tracked(key)?;
         let write = self.output.begin_write(connection, &mut self.ledger)?;
-        let due = now + self.limits.write_timeout_ms;
-        connection.due.write = due;
-        tracking.arm_by(connection, due);
+        // After one that the kernel took nothing of, the time runs that it had.
+        if connection.due.write == NEVER {
+            let due = now + self.limits.write_timeout_ms;
+            connection.due.write = due;
+            tracking.arm_by(connection, due);
+        }
         Some(write)
     }
 
@@ -238,11 +246,13 @@ impl Relay {
         if connection.is_closed() {
             return;
         }
-        connection.due.write = NEVER;
         let Some(taken) = taken else {
             self.lose(now, key, Loss::WriteFailed);
             return self.settle(now);
         };
+        if taken > 0 {
+            connection.due.write = NEVER;
+        }
         connection.outbox.on_written(&mut self.output.spare, buffer, taken);
         charge_outbox(connection, &mut self.ledger);
         let is_empty = connection.outbox.is_empty();

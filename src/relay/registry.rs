@@ -29,11 +29,11 @@ pub struct EntryKey(pub u32);
 
 /// A phone's place among the phones of its id. Another may move there when it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seat(u32);
+pub struct Seat(pub(super) u32);
 
 /// A newcomer's place in the order of claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ClaimId(u64);
+pub struct ClaimId(pub(super) u64);
 
 /// Who holds an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +132,24 @@ pub struct Takeover {
     pub losers: Vec<Key>,
     /// Phones of the connection before; no longer registered.
     pub phones: Vec<Key>,
+}
+
+/// A server-id that comes from another process.
+pub struct Restored {
+    /// The id.
+    pub id: ServerId,
+    /// Who holds it.
+    pub tenure: Tenure,
+    /// When grace or the probe ends, else [`NEVER`].
+    pub due: Millis,
+    /// Its phones, by their seats.
+    pub phones: Vec<Key>,
+    /// As [`Entry::congested`].
+    pub congested: Vec<Key>,
+    /// As [`Entry::wakes`].
+    pub wakes: WakeAllowance,
+    /// As [`Entry::faults`].
+    pub faults: Faults,
 }
 
 /// What is wrong where an entry is named that does not exist.
@@ -372,6 +390,34 @@ impl Registry {
             let timer = entry.timer;
             self.timers.arm_at(timer, NEVER);
         }
+    }
+
+    /// All ids that are held or in grace, and when the timer of each fires.
+    pub fn iter(&self) -> impl Iterator<Item = (&Entry, Millis)> {
+        self.entries.iter().map(|(_, entry)| (entry, self.timers.deadline_ms(entry.timer)))
+    }
+
+    /// The name of the entry that [`Registry::restore`] takes in next.
+    #[must_use]
+    pub fn next_key(&self) -> EntryKey {
+        EntryKey(self.entries.vacant_key() as u32)
+    }
+
+    /// Takes in an id of another process, which is free here, with the phones of these seats.
+    pub fn restore(&mut self, restored: Restored) {
+        let Restored { id, tenure, due, phones, congested, wakes, faults } = restored;
+        let key = self.next_key();
+        let timer = self.timers.add(key);
+        self.timers.arm_at(timer, due);
+        self.phones += phones.len() as u64;
+        let entry = Entry { id, tenure, phones, timer, congested, wakes, faults };
+        self.binaries += u64::from(entry.holder().is_some());
+        if let Tenure::Probed { newcomers, .. } = &entry.tenure {
+            let last = newcomers.last_key_value().map_or(0, |(claim_id, _)| claim_id.0);
+            self.claims = self.claims.max(last);
+        }
+        self.by_id.insert(entry.id.clone(), key);
+        self.entries.insert(entry);
     }
 
     /// Whether nobody has this id: it is neither held nor in grace.

@@ -129,6 +129,11 @@ impl<T: Copy> Wheel<T> {
         self.next_slot().map(|(_, _, tick)| tick * TICK_MS)
     }
 
+    /// When the timer fires; [`NEVER`] if it is not armed.
+    pub fn deadline_ms(&self, id: TimerId) -> Millis {
+        self.nodes.get(id.0 as usize).map_or(NEVER, |node| node.deadline_ms)
+    }
+
     /// How many timers exist, armed or not.
     pub fn len(&self) -> usize {
         self.nodes.len()

@@ -116,6 +116,13 @@ impl Visitors {
         VisitId(id)
     }
 
+    /// All of them with their addresses, the oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = (Key, Address)> {
+        let oldest = self.visits.get(self.all.oldest as usize);
+        std::iter::successors(oldest, |visit| self.visits.get(visit.all.newer as usize))
+            .map(|visit| (visit.key, visit.address))
+    }
+
     /// Takes one out; [`VisitId::NONE`] is in no list.
     pub fn remove(&mut self, VisitId(id): VisitId) {
         if self.visits.contains(id as usize) {

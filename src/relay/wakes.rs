@@ -57,6 +57,20 @@ impl WakeAllowance {
         Verdict::Granted
     }
 
+    /// In how many milliseconds it will be full again, and whether something was refused since the last
+    /// grant.
+    #[must_use]
+    pub fn left(&self, now: Millis) -> (u64, bool) {
+        (self.full_at_ms.saturating_sub(now), self.refused)
+    }
+
+    /// The opposite of [`WakeAllowance::left`].
+    #[must_use]
+    pub fn with_left(now: Millis, (full_in_ms, refused): (u64, bool)) -> Self {
+        let full_at_ms = now + full_in_ms.min(WAKE_BURST * WAKE_REFILL_MS);
+        Self { full_at_ms, refused }
+    }
+
     /// Whether it is as good as a new one.
     #[must_use]
     pub fn is_full(&self, now: Millis) -> bool {

@@ -8,6 +8,7 @@
 mod address;
 mod arrivals;
 mod blocks;
+mod carry;
 mod rates;
 
 use crate::clock::Millis;
@@ -322,6 +323,14 @@ impl Admission {
         Ok(Pass { admission: self.clone(), standing })
     }
 
+    /// A connection has come from another process, where it counted as this: so it does here, whatever
+    /// the limits are.
+    #[must_use]
+    pub fn readmit(self: &Arc<Self>, standing: Standing) -> Pass {
+        self.tables().count(standing);
+        Pass { admission: self.clone(), standing }
+    }
+
     /// Sockets that are not upgraded which each of so many workers may hold, at least 1: its share
     /// of what the process may, and of what the connections that are live leave of all sockets.
     #[must_use]
@@ -346,8 +355,9 @@ pub struct Pass {
     standing: Standing,
 }
 
+/// What a connection counts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub enum Standing {
     /// A proxy's, and for whom is not known yet.
     Unknown,
     /// Not upgraded.
@@ -357,6 +367,12 @@ enum Standing {
 }
 
 impl Pass {
+    /// What the connection counts as.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
     /// The PROXY header has named the caller.
     ///
     /// # Errors
@@ -499,6 +515,17 @@ impl Tables {
         self.holding(address).live += 1;
         self.live += 1;
         Ok(())
+    }
+
+    fn count(&mut self, standing: Standing) {
+        match standing {
+            Standing::Unknown => {}
+            Standing::Visitor(address) => self.holding(address).visitors += 1,
+            Standing::Live(address) => {
+                self.holding(address).live += 1;
+                self.live += 1;
+            }
+        }
     }
 
     fn leave(&mut self, standing: Standing) {

@@ -21,6 +21,9 @@ pub struct SharedBudget {
     event_bytes: u64,
     headroom_bytes: u64,
     pool_bytes: u64,
+    /// What each worker has of the pool, whether it charges it or not.
+    reserve_bytes: u64,
+    /// The reserves included, from the start.
     leased_bytes: AtomicU64,
     workers: Vec<Standing>,
 }
@@ -38,6 +41,8 @@ struct Standing {
     is_asked: AtomicBool,
     /// It has nothing to give, until it takes more.
     gives_nothing: AtomicBool,
+    /// Somebody has its reserve.
+    is_taken: AtomicBool,
 }
 
 impl SharedBudget {
@@ -53,12 +58,16 @@ impl SharedBudget {
     pub fn for_events_of(event_bytes: u64, limit_bytes: u64, workers: usize) -> Arc<Self> {
         // With others, a worker goes on while one of them is asked to pay.
         let headroom_bytes = if workers > 1 { 2 * event_bytes } else { event_bytes };
+        let pool_bytes = limit_bytes.saturating_sub(headroom_bytes * workers as u64);
+        let reserve_bytes = pool_bytes / workers.max(1) as u64 / 2;
         Arc::new(Self {
             limit_bytes,
             event_bytes,
             headroom_bytes,
-            pool_bytes: limit_bytes.saturating_sub(headroom_bytes * workers as u64),
-            leased_bytes: AtomicU64::new(0),
+            pool_bytes,
+            reserve_bytes,
+            // No worker comes too late for its reserve, whatever those before it take in.
+            leased_bytes: AtomicU64::new(reserve_bytes * workers as u64),
             workers: (0..workers).map(|_| Standing::default()).collect(),
         })
     }
@@ -102,6 +111,18 @@ impl SharedBudget {
     pub(crate) fn is_short(&self) -> bool {
         let wanted = self.workers.iter().map(|w| w.wanted_bytes.load(Ordering::Relaxed));
         wanted.sum::<u64>() > self.pool_bytes.saturating_sub(self.leased_bytes())
+    }
+
+    /// Gives a worker its reserve; nothing if somebody has it.
+    pub(crate) fn take_reserve(&self, worker: usize) -> u64 {
+        let standing = self.workers.get(worker);
+        let is_free = standing.is_some_and(|w| !w.is_taken.swap(true, Ordering::Relaxed));
+        if is_free { self.reserve_bytes } else { 0 }
+    }
+
+    /// Takes back the reserve of a worker that has it.
+    pub(crate) fn leave_reserve(&self, worker: usize) {
+        self.with(worker, |standing| standing.is_taken.store(false, Ordering::Relaxed));
     }
 
     /// Leases `bytes`, or nothing.

@@ -61,6 +61,22 @@ impl Repeats {
         Some(std::mem::take(&mut self.omitted))
     }
 
+    /// As plain data that knows no clock: in how many milliseconds all lines may be written again, how
+    /// many were left out, and for how many milliseconds.
+    #[must_use]
+    pub fn relative(&self, now_ms: u64) -> (u64, u64, u64) {
+        let since_ms = if self.omitted == 0 { 0 } else { now_ms.saturating_sub(self.since_ms) };
+        (self.whole_at_ms.saturating_sub(now_ms), self.omitted, since_ms)
+    }
+
+    /// The opposite of [`Repeats::relative`]. By a clock that began later, the time since they were
+    /// left out counts from its beginning.
+    #[must_use]
+    pub fn absolute(now_ms: u64, (whole_in_ms, omitted, since_ms): (u64, u64, u64)) -> Self {
+        let whole_at_ms = now_ms.saturating_add(whole_in_ms);
+        Self { whole_at_ms, omitted, since_ms: now_ms.saturating_sub(since_ms) }
+    }
+
     /// Whether some were left out and nobody was told.
     #[must_use]
     pub fn has_omitted(&self) -> bool {

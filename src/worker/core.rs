@@ -1,10 +1,13 @@
 //! What the shell asks of the sans-IO core.
 
 use crate::config::Limits;
+use crate::handover::state;
 use crate::protocol::close::Close;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
-use crate::relay::{Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Whom};
+use crate::relay::{
+    Action, Described, Disconnected, HandOver, Key, Relay, SentAway, Settings, Whom,
+};
 use crate::telemetry::Remote;
 use std::fmt::Display;
 
@@ -78,6 +81,25 @@ pub trait Core {
     ) -> Disconnected;
     /// See [`Relay::send_away`].
     fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway;
+    /// See [`Relay::give_out`].
+    fn give_out(&self, _now: Millis, _leave_out: &dyn Fn(Key) -> bool) -> state::Worker {
+        state::Worker::default()
+    }
+    /// See [`Relay::revive`].
+    ///
+    /// # Errors
+    ///
+    /// As there, in words.
+    fn revive(
+        _settings: Settings,
+        _now: Millis,
+        _state: state::Worker,
+    ) -> Result<(Self, Vec<Key>), String>
+    where
+        Self: Sized,
+    {
+        Err("this core does not go on with what another has given out".to_owned())
+    }
 }
 
 impl Core for Relay {
@@ -230,5 +252,17 @@ impl Core for Relay {
     #[inline]
     fn send_away(&mut self, now: Millis, slots: (usize, usize), close: Close) -> SentAway {
         self.send_away(now, slots, close)
+    }
+
+    fn give_out(&self, now: Millis, leave_out: &dyn Fn(Key) -> bool) -> state::Worker {
+        self.give_out(now, leave_out)
+    }
+
+    fn revive(
+        settings: Settings,
+        now: Millis,
+        state: state::Worker,
+    ) -> Result<(Self, Vec<Key>), String> {
+        Self::revive(settings, now, state).map_err(|refusal| refusal.to_string())
     }
 }

@@ -29,8 +29,19 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// The address cannot be bound: taken by another process, not an address of this machine, or a
 /// port that needs a privilege.
 pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
-    let address = look(address)?;
-    (0..workers)
+    let listeners = join(look(address)?, workers)?;
+    listeners.iter().try_for_each(listen)?;
+    Ok(listeners)
+}
+
+/// Binds more of them where there are some already, of this user. They do not listen yet: from then
+/// on, the kernel gives them their share of the connections that come.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn join(address: SocketAddr, more: usize) -> io::Result<Vec<Socket>> {
+    (0..more)
         .map(|_| {
             let listener = socket(address)?;
             listener.set_reuse_port(true)?;
@@ -40,10 +51,18 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
             listener.set_recv_buffer_size(RECEIVE_BYTES)?;
             listener.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
             listener.bind(&address.into())?;
-            listener.listen(BACKLOG)?;
             Ok(listener)
         })
         .collect()
+}
+
+/// Listens.
+///
+/// # Errors
+///
+/// Another user's process listens there, or one that does not share.
+pub fn listen(listener: &Socket) -> io::Result<()> {
+    listener.listen(BACKLOG)
 }
 
 /// Whether `address` can be listened on now, and what it then comes to: with port 0, the kernel

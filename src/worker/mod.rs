@@ -17,9 +17,11 @@
 //! - `link`: a socket, and what the kernel is doing with it
 //! - `unsent`: what the kernel still holds for a peer
 //! - `tls_link`: the TLS of a connection, as plain data: bytes in, and what next out
+//! - `handover`: giving everything to a successor, and going on where a predecessor stopped
 //! - `layers`, `tls_io`: what may lie between a socket and the core, carried out
 
 mod accept;
+mod handover;
 mod layers;
 mod link;
 mod receive;
@@ -35,13 +37,16 @@ pub mod listener;
 pub mod ring;
 pub mod tls;
 
+pub use self::handover::GivenOut;
 pub use self::tls_link::TlsLink;
 
 use self::accept::Accepting;
 use self::core::Core;
+use self::handover::Takeover;
 use self::link::Link;
 use self::tls_io::Warm;
 use crate::config::{IpNet, Limits, RingFeatures};
+use crate::handover::state;
 use crate::metrics::{Metrics, PushOutcome, Series, WorkerMetrics};
 use crate::protocol::close::Close;
 use crate::protocol::preamble::Preamble;
@@ -53,7 +58,7 @@ use crate::relay::{
 };
 use crate::telemetry;
 use buffers::BufferGroup;
-use ring::{Completion, Counts, Outgoing, Ring, Wait};
+use ring::{Completion, Counts, Manner, Outgoing, Ring, Wait};
 use runtime::Mailbox;
 use rustix::thread::CpuSet;
 use rustls::ServerConfig;
@@ -118,6 +123,25 @@ pub enum Mail {
     },
     /// Stop accepting, tell everybody, and end when the last connection is gone.
     ShutDown,
+    /// Accept no more for now: what comes waits in the kernel.
+    StopAccepting,
+    /// Stop accepting and reading, have everything written that the kernel takes, and say so, with the
+    /// worker's number, when the kernel has no operation on any socket.
+    Quiesce {
+        /// Whom to tell.
+        done: UnboundedSender<usize>,
+    },
+    /// As [`Mail::Quiesce`], then give out everything, and be still until [`Mail::Resume`] or
+    /// [`Mail::Leave`]: other mail waits, but for [`Mail::Census`].
+    GiveOut {
+        /// Whom to give it.
+        done: UnboundedSender<GivenOut>,
+    },
+    /// There will be no successor: go on as if nothing had happened.
+    Resume,
+    /// The successor has everything that was given out: let go of it and end, without a word to
+    /// anyone.
+    Leave,
 }
 
 /// Which connections begin with a PROXY header (PROTOCOL.md, chapter 6).
@@ -145,8 +169,8 @@ impl ProxyHeaders {
 pub struct Start {
     /// What the core is made of.
     pub settings: Settings,
-    /// The worker's listener.
-    pub listener: Socket,
+    /// The worker's listeners.
+    pub listeners: Vec<Socket>,
     /// Which connections begin with a PROXY header.
     pub proxy_headers: ProxyHeaders,
     /// What is spoken on them: TLS, or WebSocket in the clear.
@@ -161,6 +185,21 @@ pub struct Start {
     pub epoch: Instant,
     /// Takes wake requests, which are dropped where there is no room.
     pub wakes: Sender<Box<Wake>>,
+    /// What a predecessor had, to go on with.
+    pub inherited: Option<Inherited>,
+}
+
+/// What a worker goes on with that a predecessor had.
+pub struct Inherited {
+    /// What it gave out.
+    pub state: state::Worker,
+    /// The sockets of the connections, in their order. They are not touched before `go`.
+    pub sockets: Vec<Socket>,
+    /// Told whether the worker can go on with this, or why not. If not, it ends.
+    pub ready: std::sync::mpsc::Sender<Result<(), String>>,
+    /// The predecessor has stopped for good. If this never comes because the sender is dropped, the
+    /// worker ends.
+    pub go: std::sync::mpsc::Receiver<()>,
 }
 
 /// What a worker has of the kernel. It belongs to the thread that made it, because the ring does
@@ -229,7 +268,9 @@ pub fn run_core<C: Core>(
     let Rings { runtime, ring, small, large } = rings;
     info!(err = ring.features().to_string(), "io_uring_features");
     runtime.block_on(async {
-        let mut worker = Worker::new(start, (ring, small, large), make)?;
+        let made = Worker::make(start, (ring, small, large), make)?;
+        let Some(mut worker) = made else { return Ok(()) };
+        worker.begin()?;
         loop {
             runtime::turn(&mut worker.mailbox).await;
             if worker.serve()? == Served::ToTheEnd {
@@ -248,6 +289,11 @@ enum Served {
     ToTheEnd,
 }
 
+/// The clock's time at `instant`, of a clock that started at `epoch`.
+fn millis_since(epoch: Instant, instant: Instant) -> Millis {
+    instant.duration_since(epoch).as_millis() as Millis
+}
+
 fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
@@ -257,10 +303,10 @@ fn pin(cpu: usize) {
 }
 
 struct Worker<C> {
+    number: usize,
     core: C,
     ring: Ring,
     links: Vec<Option<Link>>,
-    listener: Option<Socket>,
     accepting: Accepting,
     proxy_headers: ProxyHeaders,
     tls: Option<Arc<ServerConfig>>,
@@ -289,6 +335,7 @@ struct Worker<C> {
     counters: Arc<WorkerMetrics>,
     epoch: Instant,
     shutting_down: bool,
+    takeover: Takeover,
     // Kept for their capacity.
     completed: Vec<Completion>,
     actions: Vec<Action>,
@@ -299,29 +346,46 @@ struct Worker<C> {
 }
 
 impl<C: Core> Worker<C> {
+    /// A worker that begins anew, or goes on with what it has inherited; none if it cannot, or is not
+    /// to.
+    fn make(
+        mut start: Start,
+        parts: (Ring, BufferGroup, BufferGroup),
+        make: impl FnOnce(Settings) -> C,
+    ) -> io::Result<Option<Self>> {
+        let Some(inherited) = start.inherited.take() else {
+            let core = |settings| Ok((make(settings), Vec::new()));
+            return Ok(Self::new(start, parts, core)?.ok());
+        };
+        let Inherited { state, sockets, ready, go } = inherited;
+        let (tls, now) = (start.tls.clone(), millis_since(start.epoch, Instant::now()));
+        let taken = |settings| handover::take_in((settings, now), tls.as_ref(), state, sockets);
+        Ok(match Self::new(start, parts, taken)? {
+            Ok(worker) => handover::await_go(&ready, &go).then_some(worker),
+            Err(why) => {
+                // Whoever asked may be gone, and the worker is of no use then either.
+                let _ = ready.send(Err(why));
+                None
+            }
+        })
+    }
+
     fn new(
         start: Start,
-        (mut ring, small, large): (Ring, BufferGroup, BufferGroup),
-        make: impl FnOnce(Settings) -> C,
-    ) -> io::Result<Self> {
+        (ring, small, large): (Ring, BufferGroup, BufferGroup),
+        make: impl FnOnce(Settings) -> Result<(C, Vec<Option<Link>>), String>,
+    ) -> io::Result<Result<Self, String>> {
         let Start {
-            settings, listener, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
+            settings, listeners, proxy_headers, tls, mailbox, mailboxes, epoch, wakes, ..
         } = start;
-        let metrics = settings.metrics.clone();
-        let counters = metrics.worker(settings.worker);
-        let mailbox = Mailbox::new(mailbox);
+        let (number, metrics) = (settings.worker, settings.metrics.clone());
+        let counters = metrics.worker(number);
         let runtime = runtime::descriptor()?;
-        ring.watch_runtime(runtime);
-        // Or accepting would fail where there is nothing to accept.
-        listener.set_nonblocking(false)?;
-        for _ in 0..accept::ACCEPTS_IN_FLIGHT {
-            ring.accept(listener.as_raw_fd());
-        }
-        Ok(Self {
-            core: make(settings),
-            links: Vec::new(),
-            listener: Some(listener),
-            accepting: Accepting::default(),
+        Ok(make(settings).map(|(core, links)| Self {
+            number,
+            core,
+            links,
+            accepting: Accepting::new(listeners),
             proxy_headers,
             tls,
             small,
@@ -334,7 +398,7 @@ impl<C: Core> Worker<C> {
             skip_wait: false,
             handing_over: VecDeque::new(),
             handshakes_left: 0,
-            mailbox,
+            mailbox: Mailbox::new(mailbox),
             runtime,
             runtime_ready: false,
             mailboxes,
@@ -343,12 +407,13 @@ impl<C: Core> Worker<C> {
             counters,
             epoch,
             shutting_down: false,
+            takeover: Takeover::default(),
             completed: Vec::new(),
             actions: Vec::new(),
             warm: Warm::default(),
             unflushed: Vec::new(),
             spare: Vec::new(),
-        })
+        }))
     }
 
     /// Turns of the loop.
@@ -356,7 +421,7 @@ impl<C: Core> Worker<C> {
         loop {
             let wait = self.next_wait();
             self.turn(wait)?;
-            if self.shutting_down && self.core.connections() == 0 {
+            if self.takeover.is_over() || self.shutting_down && self.core.connections() == 0 {
                 return Ok(Served::ToTheEnd);
             }
             if std::mem::take(&mut self.runtime_ready) {
@@ -368,12 +433,18 @@ impl<C: Core> Worker<C> {
 
     /// How long the next turn waits where nothing has completed.
     fn next_wait(&mut self) -> Wait {
+        if self.takeover.is_still() {
+            return if self.has_mail() { Wait::No } else { Wait::Indefinitely };
+        }
         let queues = [&self.starved, &self.deferred, &self.handshakes];
-        let is_busy = queues.iter().any(|queue| !queue.is_empty());
+        let is_busy = match self.takeover.allows_reading() {
+            true => queues.iter().any(|queue| !queue.is_empty()),
+            false => self.takeover.is_hurried(),
+        };
         // What waits behind a quick send goes on when that is over, of which nothing tells.
         let is_queued = self.core.take_queued_behind() | std::mem::take(&mut self.skip_wait);
         let is_behind = is_queued && self.ring.has_quick_sends();
-        if is_behind || is_busy || !self.mailbox.is_empty() {
+        if is_behind || is_busy || self.has_mail() {
             return Wait::No;
         }
         let overdue = self.handing_over.front().map(|(due, _)| *due);
@@ -388,12 +459,14 @@ impl<C: Core> Worker<C> {
         let mut completed = std::mem::take(&mut self.completed);
         self.ring.turn(&mut completed, wait)?;
         let begun = Instant::now();
-        let now = begun.duration_since(self.epoch).as_millis() as Millis;
+        let now = millis_since(self.epoch, begun);
         let forwarded = self.forwarded();
-        let completions = completed.len() as u64;
+        let completions = completed.len();
         self.turn_number = self.turn_number.wrapping_add(1);
         self.handshakes_left = receive::HANDSHAKES_PER_TURN;
-        self.read_deferred(now);
+        if self.takeover.allows_reading() {
+            self.read_deferred(now);
+        }
         for completion in completed.drain(..) {
             match completion {
                 Completion::Received { key, mode, result, buffer, more, sock_nonempty } => {
@@ -403,32 +476,39 @@ impl<C: Core> Worker<C> {
                     }
                     self.on_received(now, key, mode, result, (more, sock_nonempty));
                 }
-                Completion::CancelFailed { key } => self.on_cancel_failed(Key(key)),
+                Completion::ReceiveNotCancelled { key } => {
+                    self.on_receive_not_cancelled(Key(key));
+                }
+                Completion::SendNotCancelled { key } => self.on_send_not_cancelled(Key(key)),
                 Completion::Sent { key, outgoing, result } => {
                     self.on_sent(now, Key(key), outgoing, result);
                 }
-                Completion::Accepted { socket } => self.on_accepted(now, socket),
+                Completion::Accepted { listener, socket } => {
+                    self.on_accepted(now, listener, socket);
+                }
                 Completion::RuntimeReady => self.runtime_ready = true,
             }
         }
         self.completed = completed;
         self.read_mail(now);
-        self.core.on_timers(now);
+        if self.takeover.is_still() {
+            return Ok(());
+        }
+        if !self.takeover.defers_timers(completions) {
+            self.core.on_timers(now);
+        }
         self.resume_accepting(now);
         self.end_overdue_hand_overs(now);
         self.carry_out(now);
         self.flush_the_rest();
-        for _ in 0..receive::STARVED_PER_TURN.min(self.starved.len()) {
-            if let Some(key) = self.starved.pop_front() {
-                self.receive(key);
-            }
-        }
-        self.count_turn(begun, completions, forwarded);
+        self.receive_starved();
+        self.become_quiet(now, completions);
+        self.count_turn(begun, completions as u64, forwarded);
         Ok(())
     }
 
     fn read_mail(&mut self, now: Millis) {
-        while let Some(mail) = self.mailbox.take() {
+        while let Some(mail) = self.next_mail() {
             self.on_mail(now, mail);
         }
     }
@@ -440,11 +520,11 @@ impl<C: Core> Worker<C> {
     }
 
     /// Counts a turn that began at `begun`, when `forwarded_before` messages had been passed on.
-    fn count_turn(&self, begun: Instant, completions: u64, forwarded_before: u64) {
-        let Counts { enters, waits } = self.ring.counts();
+    fn count_turn(&mut self, begun: Instant, completions: u64, forwarded_before: u64) {
+        let Counts { enters, waits } = self.ring.take_counts();
         self.counters.count(Series::Turns);
-        self.counters.set(Series::RingEnters, enters);
-        self.counters.set(Series::RingWaits, waits);
+        self.counters.add(Series::RingEnters, enters);
+        self.counters.add(Series::RingWaits, waits);
         self.counters.add(Series::Completions, completions);
         self.counters.raise(Series::CompletionsMax, completions);
         let forwarded = self.forwarded().wrapping_sub(forwarded_before);
@@ -472,14 +552,20 @@ impl<C: Core> Worker<C> {
     /// completion can wait.
     fn send(&mut self, key: Key, outgoing: Outgoing, all: bool) {
         let is_open = self.core.is_open(key);
+        let may_wait = self.takeover.allows_waiting();
         let Some(link) = self.held_link(key) else { return };
-        let quick = all && is_open && !link.is_slow;
+        let manner = match may_wait {
+            true if all && is_open && !link.is_slow => Manner::Quick,
+            true => Manner::Patient,
+            false => Manner::AtOnce,
+        };
         link.is_sending = true;
         let socket = link.socket.as_raw_fd();
-        self.ring.send(socket, outgoing, key.0, quick);
+        self.ring.send(socket, outgoing, key.0, manner);
     }
 
     fn on_sent(&mut self, now: Millis, key: Key, outgoing: Outgoing, result: i32) {
+        let may_wait = self.takeover.allows_waiting();
         let Some(link) = self.held_link(key) else { return };
         link.is_sending = false;
         if link.is_closing {
@@ -488,10 +574,16 @@ impl<C: Core> Worker<C> {
         let Outgoing { buffer, from, to } = outgoing;
         let taken = match result {
             0.. => Some(result as usize),
-            _ if matches!(-result, libc::EINTR | libc::EAGAIN) => Some(0),
+            _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => Some(0),
             _ => None,
         };
         link.is_slow = taken.is_some_and(|taken| taken < to - from);
+        if let Some(taken) = taken
+            && link.is_slow
+            && !may_wait
+        {
+            return self.hold_back(now, key, Outgoing { buffer, from, to }, taken);
+        }
         if taken == Some(0) {
             // From now on the kernel waits until it can take some.
             return self.send(key, Outgoing { buffer, from, to }, false);
@@ -554,6 +646,11 @@ impl<C: Core> Worker<C> {
                 self.stop_accepting();
                 self.core.shut_down(now);
             }
+            Mail::StopAccepting => self.hold_back_accepts(),
+            Mail::Quiesce { done } => self.quiesce(done),
+            Mail::GiveOut { done } => self.give_out_when_quiet(done),
+            Mail::Resume => self.resume(now),
+            Mail::Leave => self.leave(),
         }
     }
 
@@ -574,6 +671,7 @@ impl<C: Core> Worker<C> {
 
     fn act(&mut self, now: Millis, action: Action) {
         match action {
+            Action::Write(key) if self.link(key).is_some_and(|link| link.is_held_up) => {}
             Action::Write(key) => {
                 let Some(write) = self.core.begin_write(now, key) else { return };
                 let Some(link) = self.held_link(key) else { return };

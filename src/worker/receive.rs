@@ -34,7 +34,7 @@ pub(super) const LOCKED_BYTES: u64 = BufferGroup::entries_bytes(SMALL_BUFFERS)
 pub(super) const HANDSHAKES_PER_TURN: u32 = 8;
 
 /// Receives that found no buffer and are tried again in one turn: about as many as will find one.
-pub(super) const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
+const STARVED_PER_TURN: usize = SMALL_BUFFERS as usize / 2;
 
 /// The small buffers of a worker, one of `workers`, and its large ones. These take a thirty-second
 /// of the memory budget, beside it; or 2 MiB, if that is more.
@@ -124,15 +124,20 @@ impl<C: Core> Worker<C> {
         } else {
             self.on_layered_bytes(now, key, received, &mut held, &mut messages)
         };
+        let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
+        let mut is_left = false;
+        if let Some(link) = link.filter(|link| !link.is_closing) {
+            link.share.spend(messages);
+            is_left = !left.is_read();
+            if is_left && place == Place::Held {
+                link.share.keep_held(held);
+            }
+        }
         if place == Place::Held {
             self.charge_tls(now, key);
         }
-        let link = self.links.get_mut(key.0 as usize).and_then(Option::as_mut);
-        if let Some(link) = link.filter(|link| !link.is_closing) {
-            link.share.spend(messages);
-            if !left.is_read() {
-                return Some(left);
-            }
+        if is_left {
+            return Some(left);
         }
         self.give_back(place);
         None
@@ -158,9 +163,15 @@ impl<C: Core> Worker<C> {
     fn defer(&mut self, key: Key, rest: Received) {
         let Some(link) = self.link(key) else { return };
         link.share.defer(rest);
-        match rest.place {
-            Place::Held => self.handshakes.push_back(key),
-            _ => self.deferred.push_back(key),
+        self.await_turn(key);
+    }
+
+    /// What a connection has deferred waits until its turn comes.
+    pub(super) fn await_turn(&mut self, key: Key) {
+        let Some(link) = self.link(key) else { return };
+        match link.is_handshaking() {
+            true => self.handshakes.push_back(key),
+            false => self.deferred.push_back(key),
         }
     }
 
@@ -253,18 +264,32 @@ impl<C: Core> Worker<C> {
         let Some(link) = self.link(key) else { return };
         let is_unwanted =
             !wants_read || link.next != ReceiveMode::Multishot || link.share.is_throttled();
-        if is_unwanted && link.reading != Reading::Stopping {
-            link.reading = Reading::Stopping;
-            self.ring.cancel_receive(key.0);
+        if is_unwanted {
+            self.stop_receiving(key);
         }
     }
 
-    /// A multishot receive could not be cancelled. If it still runs, its next completion tries again.
-    pub(super) fn on_cancel_failed(&mut self, key: Key) {
+    /// Has the kernel cancel the receive that is under way.
+    pub(super) fn stop_receiving(&mut self, key: Key) {
+        let Some(link) = self.links.get_mut(key.0 as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        if let Reading::Armed(mode) = link.reading {
+            link.reading = Reading::Stopping(mode);
+            self.ring.cancel_receive(key.0, mode);
+        }
+    }
+
+    /// A receive could not be cancelled. If it still runs, its next completion tries again.
+    pub(super) fn on_receive_not_cancelled(&mut self, key: Key) {
         if let Some(link) = self.link(key)
-            && link.reading == Reading::Stopping
+            && let Reading::Stopping(mode) = link.reading
         {
-            link.reading = Reading::Armed(ReceiveMode::Multishot);
+            link.reading = Reading::Armed(mode);
+            if !self.takeover.allows_reading() {
+                // It may bring nothing for long.
+                self.stop_receiving(key);
+            }
         }
     }
 
@@ -280,9 +305,18 @@ impl<C: Core> Worker<C> {
         self.starved.push_back(key);
     }
 
+    /// Tries again for connections whose receives found no buffer.
+    pub(super) fn receive_starved(&mut self) {
+        for _ in 0..STARVED_PER_TURN.min(self.starved.len()) {
+            if let Some(key) = self.starved.pop_front() {
+                self.receive(key);
+            }
+        }
+    }
+
     /// Starts a receive, if the core wants one and none is under way.
     pub(super) fn receive(&mut self, key: Key) {
-        if !self.core.wants_read(key) {
+        if !self.core.wants_read(key) || !self.takeover.allows_reading() {
             return;
         }
         let is_open = self.core.is_open(key);

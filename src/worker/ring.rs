@@ -32,7 +32,7 @@ pub const MIN_ENTRIES: u32 = 64;
 const COMPLETIONS_PER_ENTRY: u32 = 8;
 /// The most completions of one turn: others wait for the next. Fewer than there are
 /// small receive buffers.
-const COMPLETIONS_PER_TURN: usize = 256;
+pub(super) const COMPLETIONS_PER_TURN: usize = 256;
 
 const PAGE_BYTES: u64 = 4096;
 
@@ -59,6 +59,16 @@ pub enum ReceiveMode {
     OnceLarge,
 }
 
+impl ReceiveMode {
+    fn kind(self) -> u64 {
+        match self {
+            Self::Multishot => RECEIVE_MULTISHOT,
+            Self::OnceSmall => RECEIVE_ONCE_SMALL,
+            Self::OnceLarge => RECEIVE_ONCE_LARGE,
+        }
+    }
+}
+
 /// What completed, for the connection `key`.
 #[derive(Debug)]
 pub enum Completion {
@@ -77,8 +87,13 @@ pub enum Completion {
         /// There is more to receive (`IORING_CQE_F_SOCK_NONEMPTY`).
         sock_nonempty: bool,
     },
-    /// A multishot receive could not be cancelled: the kernel was running it, or it had ended.
-    CancelFailed {
+    /// A receive could not be cancelled: the kernel was running it, or it had ended.
+    ReceiveNotCancelled {
+        /// The connection.
+        key: u32,
+    },
+    /// As [`Completion::ReceiveNotCancelled`], of a send.
+    SendNotCancelled {
         /// The connection.
         key: u32,
     },
@@ -93,6 +108,8 @@ pub enum Completion {
     },
     /// A connection was accepted, or accepting has failed.
     Accepted {
+        /// The listener's number.
+        listener: u32,
         /// The connection.
         socket: io::Result<OwnedFd>,
     },
@@ -109,6 +126,18 @@ pub struct Outgoing {
     pub from: usize,
     /// The end.
     pub to: usize,
+}
+
+/// How a send is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// The kernel waits until it can take some.
+    Patient,
+    /// The kernel is expected to take it whole at once, and it may be heard of in the next turn that
+    /// something else brings about. If it is not taken whole, it ends at once with what was.
+    Quick,
+    /// It ends at once with what the kernel takes.
+    AtOnce,
 }
 
 /// How long [`Ring::turn`] waits where nothing has completed.
@@ -132,6 +161,7 @@ const CANCEL_ACCEPTS: u64 = 6;
 const RUNTIME: u64 = 7;
 const DEADLINE: u64 = 8;
 const UPDATE_DEADLINE: u64 = 9;
+const CANCEL_SEND: u64 = 10;
 
 /// What a completion says of its operation.
 fn user_data(kind: u64, key: u32) -> u64 {
@@ -161,7 +191,7 @@ pub struct Ring {
     counts: Counts,
 }
 
-/// System calls of a ring so far.
+/// System calls of a ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// All of them.
@@ -216,10 +246,10 @@ impl Ring {
         !self.quick_sends.is_empty()
     }
 
-    /// System calls so far.
+    /// System calls since this was asked last.
     #[must_use]
-    pub fn counts(&self) -> Counts {
-        self.counts
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
     }
 
     /// Submits what was queued, waits where nothing has completed, and appends to `into` what has.
@@ -370,37 +400,43 @@ impl Ring {
                 .flags(squeue::Flags::BUFFER_SELECT)
         };
         let entry = match mode {
-            ReceiveMode::Multishot => opcode::RecvMulti::new(fd, group)
-                .build()
-                .user_data(user_data(RECEIVE_MULTISHOT, key)),
-            ReceiveMode::OnceSmall => once().user_data(user_data(RECEIVE_ONCE_SMALL, key)),
-            ReceiveMode::OnceLarge => once().user_data(user_data(RECEIVE_ONCE_LARGE, key)),
+            ReceiveMode::Multishot => opcode::RecvMulti::new(fd, group).build(),
+            ReceiveMode::OnceSmall | ReceiveMode::OnceLarge => once(),
         };
-        self.push(&entry);
+        self.push(&entry.user_data(user_data(mode.kind(), key)));
     }
 
-    /// Cancels a multishot receive: its last completion will come soon, perhaps behind others, or
-    /// [`Completion::CancelFailed`].
-    pub fn cancel_receive(&mut self, key: u32) {
-        let entry = opcode::AsyncCancel::new(user_data(RECEIVE_MULTISHOT, key)).build();
-        let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(&entry.user_data(user_data(CANCEL_RECEIVE, key)));
+    /// Cancels a receive: its last completion will come soon, perhaps behind others, or
+    /// [`Completion::ReceiveNotCancelled`].
+    pub fn cancel_receive(&mut self, key: u32, mode: ReceiveMode) {
+        self.cancel(user_data(mode.kind(), key), user_data(CANCEL_RECEIVE, key));
     }
 
-    /// Sends `outgoing`, or a first part of it. A `quick` send is one that the kernel is expected
-    /// to take whole at once, and that may be heard of in the next turn that something else brings
-    /// about. If the kernel does not take it whole, it ends at once with what was taken.
+    /// Cancels a send: it completes soon, or there is [`Completion::SendNotCancelled`].
+    pub fn cancel_send(&mut self, key: u32) {
+        self.cancel(user_data(SEND, key), user_data(CANCEL_SEND, key));
+    }
+
+    fn cancel(&mut self, what: u64, told_as: u64) {
+        let entry = opcode::AsyncCancel::new(what).build().flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(&entry.user_data(told_as));
+    }
+
+    /// Sends `outgoing`, or a first part of it.
     ///
     /// # Panics
     ///
     /// If the connection is sending already.
-    pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, quick: bool) {
-        let quick = quick && self.features.quick_sends;
+    pub fn send(&mut self, fd: RawFd, outgoing: Outgoing, key: u32, manner: Manner) {
+        let quick = manner == Manner::Quick && self.features.quick_sends;
         let bytes = outgoing.buffer.get(outgoing.from..outgoing.to).unwrap_or_default();
-        let (flags, posts) = match quick {
+        let (flags, posts) = match manner {
             // With MSG_WAITALL, less than all is a failure, which completes in any case.
-            true => (libc::MSG_DONTWAIT | libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS),
-            false => (0, squeue::Flags::empty()),
+            Manner::Quick if quick => {
+                (libc::MSG_DONTWAIT | libc::MSG_WAITALL, squeue::Flags::SKIP_SUCCESS)
+            }
+            Manner::Quick | Manner::Patient => (0, squeue::Flags::empty()),
+            Manner::AtOnce => (libc::MSG_DONTWAIT, squeue::Flags::empty()),
         };
         let entry = opcode::Send::new(types::Fd(fd), bytes.as_ptr(), bytes.len() as u32)
             .flags(libc::MSG_NOSIGNAL | flags)
@@ -424,16 +460,16 @@ impl Ring {
 
     /// Accepts one connection of a listener, unless it fails or is stopped. The kernel takes in no
     /// more than it was asked for: what is not accepted yet waits where it costs no descriptor.
-    pub fn accept(&mut self, listener: RawFd) {
+    pub fn accept(&mut self, fd: RawFd, listener: u32) {
         let nobody = std::ptr::null_mut();
-        let entry = opcode::Accept::new(types::Fd(listener), nobody, std::ptr::null_mut());
+        let entry = opcode::Accept::new(types::Fd(fd), nobody, std::ptr::null_mut());
         let entry = entry.flags(libc::SOCK_CLOEXEC).build();
-        self.push(&entry.user_data(user_data(ACCEPT, 0)));
+        self.push(&entry.user_data(user_data(ACCEPT, listener)));
     }
 
-    /// Ends accepting: its last completions will come soon, perhaps behind others.
-    pub fn stop_accepting(&mut self) {
-        let all = types::CancelBuilder::user_data(user_data(ACCEPT, 0)).all();
+    /// Cancels all accepts of a listener: their completions will come soon, perhaps behind others.
+    pub fn cancel_accepts(&mut self, listener: u32) {
+        let all = types::CancelBuilder::user_data(user_data(ACCEPT, listener)).all();
         let entry = opcode::AsyncCancel2::new(all).build();
         self.push(&entry.user_data(user_data(CANCEL_ACCEPTS, 0)));
     }
@@ -476,10 +512,11 @@ fn decode(entry: &cqueue::Entry, sending: &mut [Option<Outgoing>]) -> Option<Com
             return Some(Completion::Sent { key, outgoing, result });
         }
         ACCEPT => {
-            return Some(Completion::Accepted { socket: accepted(result) });
+            return Some(Completion::Accepted { listener: key, socket: accepted(result) });
         }
         RUNTIME => return Some(Completion::RuntimeReady),
-        CANCEL_RECEIVE => return Some(Completion::CancelFailed { key }),
+        CANCEL_RECEIVE => return Some(Completion::ReceiveNotCancelled { key }),
+        CANCEL_SEND => return Some(Completion::SendNotCancelled { key }),
         _ => return None,
     };
     Some(Completion::Received {
@@ -623,12 +660,12 @@ mod tests {
         let mut ring = ring(64);
         let (near, _far) = UnixStream::pair().unwrap();
         let (full, _reads_nothing) = full();
-        ring.send(near.as_raw_fd(), outgoing(1000), 3, true);
+        ring.send(near.as_raw_fd(), outgoing(1000), 3, Manner::Quick);
         let begun = Instant::now();
         let sent = turn(&mut ring, Wait::Until(begun + Duration::from_millis(20)));
         assert_eq!(sent, [(3, 1000)]);
         assert!(begun.elapsed() >= Duration::from_millis(19), "it has waited");
-        ring.send(full.as_raw_fd(), outgoing(1000), 4, true);
+        ring.send(full.as_raw_fd(), outgoing(1000), 4, Manner::Quick);
         assert_eq!(turn(&mut ring, Wait::Indefinitely), [(4, -libc::EAGAIN)]);
     }
 
@@ -640,13 +677,13 @@ mod tests {
         let mut ring = ring(64);
         let (full, far) = full();
         let (near, _far) = UnixStream::pair().unwrap();
-        ring.send(full.as_raw_fd(), outgoing(1000), 0, true);
-        ring.send(near.as_raw_fd(), outgoing(10), 1, true);
+        ring.send(full.as_raw_fd(), outgoing(1000), 0, Manner::Quick);
+        ring.send(near.as_raw_fd(), outgoing(10), 1, Manner::Quick);
         for _ in 0..2 * 64 * COMPLETIONS_PER_ENTRY {
             ring.push(&opcode::Nop::new().build().user_data(user_data(NOBODY, 0)));
         }
         assert_eq!(turn(&mut ring, Wait::No), [(0, -libc::EAGAIN)]);
-        ring.send(full.as_raw_fd(), outgoing(500), 0, false);
+        ring.send(full.as_raw_fd(), outgoing(500), 0, Manner::Patient);
         let mut sent = Vec::new();
         for _ in 0..10 {
             sent.extend(turn(&mut ring, Wait::No));
@@ -662,10 +699,10 @@ mod tests {
         let begun = Instant::now();
         let mut at = begun + Duration::from_secs(600);
         for _ in 0..5 {
-            let waits = ring.counts().waits;
+            let waits = ring.counts.waits;
             assert_eq!(turn(&mut ring, Wait::No), []);
             ring.queue_timer(Wait::Until(at));
-            assert_eq!(ring.counts().waits, waits);
+            assert_eq!(ring.counts.waits, waits);
             at = begun + (at - begun) / 4;
         }
         let soon = Instant::now() + Duration::from_millis(30);

@@ -37,6 +37,17 @@ impl Mailbox {
         self.come.pop_front()
     }
 
+    /// As [`Mailbox::take`], the first that is wanted: others wait.
+    pub(super) fn take_if(&mut self, is_wanted: impl Fn(&Mail) -> bool) -> Option<Mail> {
+        let at = self.come.iter().position(is_wanted)?;
+        self.come.remove(at)
+    }
+
+    /// Whether there is one that is wanted.
+    pub(super) fn has(&self, is_wanted: impl Fn(&Mail) -> bool) -> bool {
+        self.come.iter().any(is_wanted)
+    }
+
     /// Takes in what has come. What comes from then on wakes the `runtime`.
     fn hear(&mut self, runtime: &Waker) {
         let thread = thread::current().id();

@@ -5,6 +5,8 @@
 //! kernel: it is read by small receives, one at a time. So whoever sends ten thousand messages at
 //! once takes turns with everybody else.
 
+use crate::handover::link::{End, Waiting};
+use crate::handover::state::Bytes;
 use std::collections::VecDeque;
 
 /// Messages of one connection in one turn: more than a binary of sixteen busy phones sends in one,
@@ -53,12 +55,6 @@ impl Received {
     pub(super) fn read(self) -> Self {
         Self { opened: (0, 0), from: self.to, ..self }
     }
-}
-
-/// The end of a stream, reported after what came before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct End {
-    pub(super) is_clean: bool,
 }
 
 /// What a connection may still have of this turn, and what waits for the next.
@@ -128,6 +124,11 @@ impl Share {
         Received::new(Place::Held, bytes.len())
     }
 
+    /// Holds on to what [`Share::take_held`] gave, of which not all was read.
+    pub(super) fn keep_held(&mut self, held: Vec<u8>) {
+        self.deferred.get_or_insert_default().held = held;
+    }
+
     /// Gives up what is held.
     pub(super) fn take_held(&mut self) -> Vec<u8> {
         self.deferred
@@ -139,6 +140,53 @@ impl Share {
     /// The memory of what is held, in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         self.deferred.as_ref().map_or(0, |deferred| deferred.held.capacity())
+    }
+
+    /// What waits, with which another process goes on: `bytes` has what is in a place. And for how
+    /// many receives it is throttled.
+    pub(super) fn give_out(&self, mut bytes: impl FnMut(Place, usize) -> Vec<u8>) -> (Waiting, u8) {
+        let mut waiting = Waiting::default();
+        let Some(deferred) = &self.deferred else { return (waiting, self.throttled_for) };
+        for Received { place, opened, from, to } in &deferred.received {
+            let copied;
+            let bytes = match place {
+                Place::Held => deferred.held.as_slice(),
+                place => {
+                    copied = bytes(*place, *to);
+                    copied.as_slice()
+                }
+            };
+            // Of what comes behind the first, nothing is opened.
+            waiting.opened.0.extend_from_slice(bytes.get(opened.0..opened.1).unwrap_or_default());
+            waiting.received.0.extend_from_slice(bytes.get(*from..*to).unwrap_or_default());
+        }
+        waiting.end = deferred.end;
+        (waiting, self.throttled_for)
+    }
+
+    /// Goes on with what has been given out.
+    pub(super) fn take_in(waiting: Waiting, throttled_for: u8) -> Self {
+        let Waiting { opened: Bytes(opened), received: Bytes(mut received), end } = waiting;
+        let mut share =
+            Self { throttled_for: throttled_for.min(THROTTLED_RECEIVES), ..Self::default() };
+        let opened_bytes = opened.len();
+        if opened_bytes > 0 {
+            received.splice(..0, opened);
+        }
+        if !received.is_empty() {
+            let all = received.len();
+            share.keep_held(received);
+            share.defer(Received {
+                place: Place::Held,
+                opened: (0, opened_bytes),
+                from: opened_bytes,
+                to: all,
+            });
+        }
+        if let Some(End { is_clean }) = end {
+            share.end_with(is_clean);
+        }
+        share
     }
 
     /// The stream ends behind what waits.
@@ -197,5 +245,29 @@ mod tests {
         assert!(share.is_deferred());
         assert_eq!(share.take_end(), Some(End { is_clean: true }));
         assert!(!share.is_deferred());
+    }
+
+    #[test]
+    fn what_waits_goes_on_waiting_in_another_process() {
+        let mut share = Share::default();
+        share.spend(0);
+        share.defer(Received { opened: (2, 4), from: 6, to: 8, ..received(1) });
+        share.defer_behind(Received { to: 3, ..received(2) });
+        share.end_with(false);
+        let (waiting, throttled) = share.give_out(|place, bytes| match place {
+            Place::Small(1) => b"--op--re"[..bytes].to_vec(),
+            _ => b"ceived"[..bytes].to_vec(),
+        });
+        let mut other = Share::take_in(waiting, throttled);
+        assert!(other.is_throttled());
+        // And on in a third one.
+        let (waiting, throttled) = other.give_out(|_, _| panic!("it has no buffer"));
+        other = Share::take_in(waiting, throttled);
+        let next = other.next().unwrap();
+        assert_eq!(next, Received { place: Place::Held, opened: (0, 2), from: 2, to: 7 });
+        assert_eq!(other.take_held(), b"oprecei");
+        assert!(other.next().is_none());
+        assert_eq!(other.take_end(), Some(End { is_clean: false }));
+        assert!(!Share::take_in(Waiting::default(), 0).is_deferred());
     }
 }

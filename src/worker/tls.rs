@@ -10,10 +10,12 @@
 //! - `secrets`: what the keys are made of
 //! - `record`: one record, one direction's keys
 //! - `traffic`: what records say
+//! - `state`: all of that, with which another process goes on
 
 mod handshake;
 mod record;
 mod secrets;
+mod state;
 mod traffic;
 
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub(super) mod tests;
 
 pub use record::{Keys, RECORD_BYTES};
 pub use secrets::give_away;
+pub(super) use state::Unusable;
 pub use traffic::{Data, State};
 
 use handshake::{Handshake, Shaken, Taken};

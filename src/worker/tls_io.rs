@@ -171,8 +171,11 @@ impl<C: Core> Worker<C> {
         let Some(tls) = self.tls(key) else { return };
         // They are listed where it came from.
         tls.cool();
-        let peer_closed = tls.peer_closed();
+        let (peer_closed, has_output) = (tls.peer_closed(), tls.has_output());
         self.charge_tls(now, key);
+        if has_output {
+            self.unflushed.push(key);
+        }
         if peer_closed {
             self.core.on_end(now, key, true);
         }
@@ -187,10 +190,10 @@ impl<C: Core> Worker<C> {
 
     /// Sends what is encrypted, unless a send is under way; without any, takes the step that
     /// waits for that.
-    fn flush_tls(&mut self, key: Key) {
+    pub(super) fn flush_tls(&mut self, key: Key) {
         let Some(link) = self.link(key) else { return };
         let Some(tls) = link.tls.as_deref_mut() else { return };
-        if link.is_closing {
+        if link.is_closing || link.is_held_up {
             return;
         }
         if link.is_sending {

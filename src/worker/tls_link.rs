@@ -3,11 +3,15 @@
 //! socket.
 
 use super::ring::Outgoing;
-use super::tls::{Plain, RECORD_BYTES, Received, Session};
+use super::tls::{Plain, RECORD_BYTES, Received, Session, Unusable};
+use crate::handover::link::{Output, Tls};
+use crate::handover::state::Bytes;
 use crate::relay::HandOver;
 use crate::relay::outbox::Write;
 use crate::relay::timers::Millis;
+use rustls::ServerConfig;
 use std::fmt;
+use std::sync::Arc;
 
 /// Application data in one send, over TLS: what a peer that reads slowly keeps us from saying
 /// anything else.
@@ -26,6 +30,8 @@ pub struct TlsLink {
     sent: usize,
     /// The core's write, whose bytes are in `out` or in the send under way.
     write: Option<EncryptedWrite>,
+    /// Bytes of `out`, or of the send under way, that no write stands for any more.
+    left_over: usize,
     /// The last send was not taken whole.
     slow: bool,
     /// Uses of the session, each soon after the one before it.
@@ -39,17 +45,6 @@ pub struct TlsLink {
     /// The peer has said that it will send nothing more.
     peer_closed: bool,
     then: Then,
-}
-
-/// What may still be said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Output {
-    /// Anything.
-    Open,
-    /// Nothing: the alert that ends the session (close_notify) is among the output.
-    Closed,
-    /// Nothing, on either side.
-    Failed,
 }
 
 /// What is to be done once everything is with the kernel.
@@ -112,6 +107,7 @@ impl TlsLink {
             out: Vec::new(),
             sent: 0,
             write: None,
+            left_over: 0,
             slow: false,
             uses: 0,
             last_use: 0,
@@ -181,7 +177,8 @@ impl TlsLink {
 
     /// What is to be charged for it beside what the core knows.
     pub(super) fn held_bytes(&self) -> usize {
-        self.session.held_bytes() + self.write.as_ref().map_or(0, |write| write.bytes)
+        let written = self.write.as_ref().map_or(0, |write| write.bytes);
+        self.session.held_bytes() + self.left_over + written
     }
 
     /// What `input` holds of application data, which is left where it lies, as far as that takes no
@@ -276,10 +273,70 @@ impl TlsLink {
         }
     }
 
+    /// What is left of a send, which the kernel does not take for now, waits here before what was
+    /// encrypted meanwhile. The core's write comes back, as much of it as was encrypted: its bytes
+    /// will leave from here.
+    pub(super) fn hold_back(&mut self, outgoing: Outgoing) -> Option<(Vec<u8>, usize)> {
+        let Outgoing { mut buffer, from, to } = outgoing;
+        buffer.truncate(to);
+        buffer.drain(..from);
+        buffer.append(&mut self.out);
+        self.out = buffer;
+        self.sent = 0;
+        self.left_over = self.out.len();
+        self.write.take().map(|write| (write.buffer, write.bytes))
+    }
+
+    /// Where it is to go, if it is to go to another worker, though not everything is with the kernel:
+    /// the other will send the rest. No send may be under way.
+    pub(super) fn take_hand_over(&mut self) -> Option<(usize, Box<HandOver>)> {
+        match std::mem::replace(&mut self.then, Then::GoOn) {
+            Then::HandOver(PendingHandOver { worker, hand_over, .. }) => Some((worker, hand_over)),
+            other => {
+                self.then = other;
+                None
+            }
+        }
+    }
+
+    /// Everything, with which another process goes on. None amid a handshake. There must be no send
+    /// under way, and no write or hand-over of the core.
+    pub(super) fn give_out(&self) -> Option<Tls> {
+        debug_assert!(
+            self.write.is_none() && self.hand_over_due().is_none(),
+            "given out while busy"
+        );
+        Some(Tls {
+            session: self.session.give_out()?,
+            partial: Bytes(self.session.partial().to_vec()),
+            out: Bytes(self.out.clone()),
+            output: self.output,
+            peer_closed: self.peer_closed,
+            finishes: matches!(self.then, Then::Finish),
+        })
+    }
+
+    /// Goes on with what another has given out.
+    ///
+    /// # Errors
+    ///
+    /// There can be no such session under this configuration.
+    pub(super) fn take_in(given: Tls, config: &Arc<ServerConfig>) -> Result<Box<Self>, Unusable> {
+        let Tls { session, partial, out: Bytes(out), output, peer_closed, finishes } = given;
+        let mut link = Self::new(Session::take_in(&session, partial.0, config)?);
+        link.left_over = out.len();
+        link.out = out;
+        link.output = output;
+        link.peer_closed = peer_closed;
+        link.then = if finishes { Then::Finish } else { Then::GoOn };
+        Ok(link)
+    }
+
     /// The kernel took `taken` bytes of what was left of `out`, which is encrypted, or failed.
     pub(super) fn on_sent(&mut self, out: Vec<u8>, taken: Option<usize>) -> Sent {
         let Some(taken) = taken else {
             self.out.clear();
+            self.left_over = 0;
             self.output = Output::Failed;
             return Sent::Failed { write: self.write.take().map(|write| write.buffer) };
         };
@@ -289,6 +346,8 @@ impl TlsLink {
             let outgoing = Outgoing { from: self.sent, to: out.len(), buffer: out };
             return Sent::Rest { outgoing, moves: taken > 0 };
         }
+        // A send takes all that is encrypted, and what is left over comes first.
+        self.left_over = 0;
         let write = self.write.take_if(|write| write.in_flight);
         Sent::All { write: write.map(|write| (write.buffer, write.bytes)), buffer: out }
     }
@@ -421,6 +480,56 @@ mod tests {
         assert!(!link.has_output());
         let plain = link.decrypt(&mut sealed(&mut client), u32::MAX);
         assert!(plain.data.is_empty());
+    }
+
+    /// The link in another process.
+    fn moved(link: &TlsLink) -> Box<TlsLink> {
+        let bytes = postcard::to_allocvec(&link.give_out().unwrap()).unwrap();
+        let configs: Configs = configs(suites()[0]);
+        TlsLink::take_in(postcard::from_bytes(&bytes).unwrap(), &configs.server).unwrap()
+    }
+
+    /// The core's writes come back as written, and their bytes leave in their order.
+    #[test]
+    fn what_is_held_back_is_sent_by_another_before_all_else() {
+        let (mut link, mut client) = open();
+        link.encrypt(write(100), || None).unwrap();
+        let Next::Send { outgoing, .. } = link.next() else { panic!("nothing is sent") };
+        let head = outgoing.buffer[..30].to_vec();
+        client.send_close_notify();
+        link.decrypt(&mut sealed(&mut client), u32::MAX);
+        let Sent::Rest { outgoing, .. } = link.on_sent(outgoing.buffer, Some(30)) else {
+            panic!("all")
+        };
+        assert_eq!(link.hold_back(outgoing).unwrap().1, 100);
+        let held = link.held_bytes();
+        assert!(held > 70, "the core is not charged for it");
+        let mut link = moved(&link);
+        assert!(link.has_output() && link.held_bytes() == held && link.peer_closed());
+        link.encrypt(Write { buffer: vec![8; 50], from: 0, to: 50, all: true }, || None).unwrap();
+        let Next::Send { outgoing: Outgoing { buffer, from, to }, .. } = link.next() else {
+            panic!("nothing is sent")
+        };
+        let data = opened(&mut client, &[&head, &buffer[from..to]].concat());
+        assert_eq!(data, [vec![7; 100], vec![8; 50]].concat());
+        let Sent::All { write: Some((_, 50)), .. } = link.on_sent(buffer, Some(to)) else {
+            panic!("the write comes back")
+        };
+        assert_eq!(link.held_bytes(), 0);
+    }
+
+    #[test]
+    fn a_session_that_ends_does_so_in_another_process() {
+        let (mut link, mut client) = open();
+        link.finish();
+        let mut link = moved(&link);
+        assert!(link.encrypt(write(1), || None).is_err());
+        send(&mut link, &mut client);
+        assert!(client.process_new_packets().unwrap().peer_has_closed());
+        let mut link = moved(&link);
+        assert!(matches!(link.next(), Next::FinishWriting));
+        let mut link = moved(&link);
+        assert!(matches!(link.next(), Next::Rest) && link.close_notify().is_none());
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let start = Start {
         settings,
-        listener,
+        listeners: vec![listener],
         proxy_headers: ProxyHeaders::From(Arc::default()),
         tls: None,
         cpu: None,
@@ -65,6 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         mailboxes: vec![mailbox],
         epoch: Instant::now(),
         wakes: channel(1).0,
+        inherited: None,
     };
     let rings = Rings::make(ring::MAX_ENTRIES, RingFeatures::ALL, u64::MAX, 1)?;
     Ok(worker::run_core(start, rings, |_| Echo::default())?)

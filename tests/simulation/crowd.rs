@@ -1,6 +1,7 @@
 //! The peers: what they say, how they answer, and how they misbehave.
 
 use crate::model::{FRAME_OVERHEAD, Link, Seen, Who};
+use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::wire::{self, Item, Msg, Payload};
 use crate::world::{At, World, note};
@@ -33,8 +34,8 @@ impl Crowd {
         Self { world, peers: Vec::new(), serial: 0 }
     }
 
-    /// The whole run.
-    pub fn run(&mut self) {
+    /// The whole run. `restarts` says whether other processes take over, and when.
+    pub fn run(&mut self, restarts: &mut Rng) {
         for step in 0..self.world.scenario.steps {
             if self.world.scenario.shut_down_at == Some(step) {
                 note!(self.world, "the process is asked to stop");
@@ -44,6 +45,9 @@ impl Crowd {
         }
         if self.world.scenario.shut_down_at.is_none() && self.world.rng.percent(30) {
             self.be_operated();
+        }
+        if self.world.scenario.shut_down_at.is_none() && restarts.percent(50) {
+            self.be_restarted(restarts);
         }
         if self.world.rng.percent(50) {
             self.calm_down();
@@ -59,6 +63,22 @@ impl Crowd {
         for _ in 0..self.world.rng.range(20, 120) {
             if self.world.rng.percent(12) {
                 self.world.operator_acts();
+            }
+            self.step();
+        }
+        self.world.writes_go_on = false;
+    }
+
+    /// Life goes on while one process after the other takes over. At the end of a run, as the
+    /// operator's work is, and for as long as the rest.
+    fn be_restarted(&mut self, restarts: &mut Rng) {
+        self.world.writes_go_on = restarts.percent(30);
+        for _ in 0..restarts.range(60, 360) {
+            if restarts.percent(5) {
+                let same = self.world.workers.len();
+                let count = if restarts.percent(60) { same } else { restarts.range(1, 4) as usize };
+                self.world.restart(count, restarts.percent(10));
+                self.react();
             }
             self.step();
         }

@@ -112,6 +112,11 @@ impl Conn {
         matches!(self.state, State::Newcomer | State::Binary | State::Phone)
     }
 
+    /// Whether it is pinged next when the relay says. What has passed by now is as good as now.
+    pub fn is_pinged_at(&self, due: Ms, now: Ms) -> bool {
+        self.ping_due.map(|due| due.max(now)) == (due != Ms::MAX).then_some(due.max(now))
+    }
+
     /// Bytes of a head or frame that is not all there.
     pub fn partial_bytes(&self) -> usize {
         (self.delivered - self.last_end) as usize
@@ -813,9 +818,12 @@ impl Model {
         let due = now + self.limits.close_timeout_ms;
         let (tight, names) = (self.tight, &mut self.names);
         let conn = Rc::make_mut(&mut self.conns[link]);
-        conn.write_due = None;
+        if !bytes.is_empty() {
+            conn.write_due = None;
+        }
         let seen = conn.out.taken(link, bytes, tight, conn.binary, &conn.closing, names);
-        if conn.state == State::HandingOver && conn.out.http.is_empty() {
+        let arrives = conn.state == State::HandingOver && conn.out.http.is_empty();
+        if arrives {
             conn.stage_due = None;
         }
         if conn.state == State::Closing && !bytes.is_empty() {
@@ -823,6 +831,9 @@ impl Model {
         }
         if conn.state == State::Closing && conn.out.got_close && conn.stage_due.is_none() {
             conn.stage_due = Some(due);
+        }
+        if arrives {
+            self.arrive(link, now);
         }
         self.cut_if_over(link, now);
         seen

@@ -35,9 +35,9 @@ pub struct Socket {
     pub sent_end: u64,
     /// A receive is under way.
     armed: bool,
-    inflight: Option<Write>,
+    pub inflight: Option<Write>,
     /// The relay has called it dead; waits for what is under way.
-    ended: bool,
+    pub ended: bool,
     finished: bool,
     /// The peer has ended its direction.
     pub fin: bool,
@@ -67,6 +67,26 @@ pub struct Worker {
     pub next_slot: usize,
 }
 
+impl Worker {
+    pub fn new(relay: Relay, count: usize) -> Self {
+        Self {
+            relay,
+            mailboxes: (0..=count).map(|_| VecDeque::new()).collect(),
+            links: Vec::new(),
+            by_key: Vec::new(),
+            in_turn: false,
+            over: false,
+            next_slot: 0,
+        }
+    }
+
+    /// Of all its connections.
+    pub fn keys(&self) -> Vec<Key> {
+        let slots = self.by_key.iter().zip(0..);
+        slots.filter(|(link, _)| link.is_some()).map(|(_, slot)| Key(slot)).collect()
+    }
+}
+
 pub struct World {
     pub rng: Rng,
     pub now: Ms,
@@ -77,9 +97,13 @@ pub struct World {
     /// Of some writes the kernel takes a part, and the rest later, as with TLS.
     pub writes_go_on: bool,
     pub workers: Vec<Worker>,
-    budget: Arc<SharedBudget>,
+    pub budget: Arc<SharedBudget>,
     pub admission: Arc<Admission>,
-    metrics: Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
+    /// No operation is begun, because another process is to take over.
+    pub standing: bool,
+    /// Processes that were to take over so far.
+    pub restarts: u8,
     seen: Vec<(Link, Seen)>,
     trace: Option<VecDeque<String>>,
 }
@@ -110,34 +134,13 @@ impl World {
             Admission::new(scenario.admission, Proxies::default(), scenario.owner_seeds);
         let metrics = Metrics::new(count);
         let owners = Owners::new(scenario.owner_seeds, count);
-        let worker = |number: usize| {
-            let mut seed = [0; 32];
-            seed[0] = number as u8;
-            Worker {
-                relay: Relay::new(Settings {
-                    worker: number,
-                    owners: owners.clone(),
-                    domain: None,
-                    limits: scenario.limits,
-                    budget: budget.clone(),
-                    admission: admission.clone(),
-                    metrics: metrics.clone(),
-                    seed,
-                    push: true,
-                }),
-                mailboxes: (0..=count).map(|_| VecDeque::new()).collect(),
-                links: Vec::new(),
-                by_key: Vec::new(),
-                in_turn: false,
-                over: false,
-                next_slot: 0,
-            }
-        };
         let model = Model::new(&scenario, &scenario.owners(&owners));
-        Self {
-            workers: (0..count).map(worker).collect(),
+        let mut world = Self {
+            workers: Vec::new(),
             trace: traces.then(VecDeque::new),
             now: scenario.start_ms,
+            standing: false,
+            restarts: 0,
             sockets: Vec::new(),
             events: 0,
             writes_go_on: false,
@@ -148,6 +151,34 @@ impl World {
             budget,
             admission,
             metrics,
+        };
+        for number in 0..count {
+            let settings = world.settings(number, &owners, &world.budget, &world.metrics);
+            world.workers.push(Worker::new(Relay::new(settings), count));
+        }
+        world
+    }
+
+    /// What a worker is made of.
+    pub fn settings(
+        &self,
+        worker: usize,
+        owners: &Owners,
+        budget: &Arc<SharedBudget>,
+        metrics: &Arc<Metrics>,
+    ) -> Settings {
+        let mut seed = [0; 32];
+        (seed[0], seed[1]) = (worker as u8, self.restarts);
+        Settings {
+            worker,
+            owners: owners.clone(),
+            domain: None,
+            limits: self.scenario.limits,
+            budget: budget.clone(),
+            admission: self.admission.clone(),
+            metrics: metrics.clone(),
+            seed,
+            push: true,
         }
     }
 
@@ -210,7 +241,7 @@ impl World {
         Some(link)
     }
 
-    fn settle_in(&mut self, worker: usize, link: Link, key: Key) {
+    pub fn settle_in(&mut self, worker: usize, link: Link, key: Key) {
         let slots = &mut self.workers[worker].by_key;
         let index = key.0 as usize;
         if slots.len() <= index {
@@ -340,8 +371,10 @@ impl World {
             return self.commit(worker, &Event::WriteFailed(link), before);
         }
         let there = write.to - write.from;
+        let is_cancelled = self.standing && !self.sockets[link].reading;
         let taken = match self.rng.below(10) {
             _ if whole => there,
+            0..=6 if is_cancelled => 0,
             0 => 1,
             1..=3 => self.rng.range(1, there as u64) as usize,
             _ => there,
@@ -357,6 +390,16 @@ impl World {
         let before = self.before(0, false);
         self.workers[worker].relay.on_write_progress(self.now, key);
         self.commit(worker, &Event::Progress(link), before);
+    }
+
+    /// What is under way with it is completed, if need be by being cancelled.
+    pub fn complete(&mut self, link: Link) {
+        let At::Worker(worker, key) = self.sockets[link].at else { return };
+        if self.sockets[link].ended {
+            self.complete_cut(link);
+        } else {
+            self.on_sent(worker, link, key, false);
+        }
     }
 
     fn complete_cut(&mut self, link: Link) {
@@ -472,8 +515,10 @@ impl World {
 
     // One arm for each action.
     #[allow(clippy::too_many_lines)]
-    fn act(&mut self, worker: usize, action: Action) {
+    pub fn act(&mut self, worker: usize, action: Action) {
         match action {
+            // It is told again, by whichever process goes on.
+            Action::Write(_) if self.standing => {}
             Action::Write(key) => {
                 let Some(write) = self.workers[worker].relay.begin_write(self.now, key) else {
                     return;
@@ -485,7 +530,9 @@ impl World {
                 check!(write.to > write.from, "writes", "{link}: nothing to write");
                 self.sockets[link].inflight = Some(write);
                 let due = self.now + self.scenario.limits.write_timeout_ms;
-                self.model.conn(link).write_due = Some(due);
+                let conn = self.model.conn(link);
+                // Of one that was cancelled, the next one has what is left.
+                conn.write_due = Some(conn.write_due.map_or(due, |before| before.min(due)));
             }
             Action::Read(key) => {
                 if let Some(link) = self.link_of(worker, key) {
@@ -828,13 +875,15 @@ impl World {
         self.queues_agree(model, worker, true).then_some(shed)
     }
 
-    /// Whether what is queued for open connections is what the model says.
+    /// Whether what is queued for open connections is what the model says, and who was pinged: where
+    /// memory is short, a ping that is not queued is no proof that none was due.
     fn queues_agree(&self, model: &Model, worker: usize, short: bool) -> bool {
         self.workers[worker].links.iter().all(|link| {
-            let conn = &model.conns[*link];
-            let outbox_bytes = self.glimpse(*link).map_or(0, |glimpse| glimpse.outbox_bytes);
+            let (conn, glimpse) = (&model.conns[*link], self.glimpse(*link));
+            let outbox_bytes = glimpse.map_or(0, |glimpse| glimpse.outbox_bytes);
             let tight = short || self.scenario.tight;
-            !conn.is_open() || conn.out.compare(tight, outbox_bytes).is_ok()
+            let pings = glimpse.is_none_or(|g| conn.is_pinged_at(g.ping_due, self.now));
+            !conn.is_open() || (pings && conn.out.compare(tight, outbox_bytes).is_ok())
         })
     }
 
@@ -849,7 +898,7 @@ impl World {
 
     // One list of checks.
     #[allow(clippy::too_many_lines)]
-    fn check_worker(&mut self, worker: usize) {
+    pub fn check_worker(&mut self, worker: usize) {
         let relay = &self.workers[worker].relay;
         let mut charged = 0;
         let mut holders = vec![None; self.model.ids.len()];

@@ -12,11 +12,11 @@ impl Net {
         while let Some(conn) = self.get_mut(handle) {
             match conn.stream.read(&mut scratch) {
                 Ok(0) => {
-                    let ended = match (conn.phase, conn.is_handshaking()) {
-                        (Phase::Open, _) => Ended::Cut("end of stream".into()),
-                        (_, true) => Ended::Refused("it ended amid the TLS handshake".into()),
-                        _ => Ended::Refused("the connection ended before a 101".into()),
-                    };
+                    let ended = conn.ended(match (conn.phase, conn.is_handshaking()) {
+                        (Phase::Open, _) => "end of stream",
+                        (_, true) => "it ended amid the TLS handshake",
+                        _ => "the connection ended before a 101",
+                    });
                     self.end(handle, ended, load);
                 }
                 Ok(length) => {
@@ -34,10 +34,7 @@ impl Net {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let ended = match conn.phase {
-                        Phase::Open => Ended::Cut(error.to_string()),
-                        _ => Ended::Refused(error.to_string()),
-                    };
+                    let ended = conn.ended(&error.to_string());
                     self.end(handle, ended, load);
                 }
             }

@@ -35,7 +35,10 @@ impl Net {
             let ended = match (read, self.get(handle).map(|conn| conn.phase)) {
                 (Ok(false), _) => continue,
                 (Ok(true), Some(Phase::Open)) => Ended::Cut("TLS ended with its alert".into()),
-                (Ok(true), _) => Ended::Refused("TLS ended with its alert before a 101".into()),
+                (Ok(true), _) => match self.get(handle) {
+                    Some(conn) => conn.ended("TLS ended with its alert before a 101"),
+                    None => continue,
+                },
                 (Err(error), Some(Phase::Open)) => match error {
                     rustls::Error::AlertReceived(_) => Ended::Cut(tls::explain(&error)),
                     _ => Ended::Violation(format!(

@@ -63,8 +63,8 @@ impl Push {
         Ok(Some(Self { http, account }))
     }
 
-    /// Serves requests for as long as a worker can make any. A wake that is under way when the
-    /// process ends is lost.
+    /// Serves requests for as long as a worker can make any, and until the last of them is sent. A wake
+    /// that is under way when the process ends is lost.
     pub async fn run(self, mut requests: Receiver<Box<Wake>>, metrics: Arc<Metrics>) {
         info!("push_wake_on");
         let Self { http, account } = self;
@@ -80,6 +80,8 @@ impl Push {
         while let Some(wake) = requests.recv().await {
             admission.admit(wake);
         }
+        // Nobody closes the semaphore.
+        let _ = admission.in_flight.acquire_many(MAX_IN_FLIGHT as u32).await;
     }
 }
 

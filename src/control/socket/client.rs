@@ -22,7 +22,20 @@ pub(in crate::control) fn ask<T: DeserializeOwned>(
     path: &Path,
     request: &Request,
 ) -> Result<T, String> {
-    ask_for_items(path, request, |_| Ok(()))
+    ask_patiently(path, request, PATIENCE)
+}
+
+/// As [`ask`], where nothing may be said for so long.
+///
+/// # Errors
+///
+/// As [`ask`].
+pub(in crate::control) fn ask_patiently<T: DeserializeOwned>(
+    path: &Path,
+    request: &Request,
+    patience: Duration,
+) -> Result<T, String> {
+    hear(path, request, patience, |_| Ok(()))
 }
 
 /// As [`ask`], with each part of the answer for `take`.
@@ -33,16 +46,25 @@ pub(in crate::control) fn ask<T: DeserializeOwned>(
 pub(in crate::control) fn ask_for_items<T: DeserializeOwned>(
     path: &Path,
     request: &Request,
+    take: impl FnMut(Value) -> Result<(), String>,
+) -> Result<T, String> {
+    hear(path, request, PATIENCE, take)
+}
+
+fn hear<T: DeserializeOwned>(
+    path: &Path,
+    request: &Request,
+    patience: Duration,
     mut take: impl FnMut(Value) -> Result<(), String>,
 ) -> Result<T, String> {
     let broken = |why: String| format!("no answer from {}: {why}", path.display());
-    let mut reader = BufReader::new(send(path, request)?);
+    let mut reader = BufReader::new(send(path, request, patience)?);
     loop {
         let mut line = Vec::new();
         let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line);
         match read {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let why = format!("nothing in {} s: the relay may be stuck", PATIENCE.as_secs());
+                let why = format!("nothing in {} s: the relay may be stuck", patience.as_secs());
                 return Err(broken(why));
             }
             Err(error) => return Err(broken(error.to_string())),
@@ -65,10 +87,10 @@ fn not_understood(error: &serde_json::Error) -> String {
     format!("{error}: is the relay of the same version as this command?")
 }
 
-fn send(path: &Path, request: &Request) -> Result<UnixStream, String> {
+fn send(path: &Path, request: &Request, patience: Duration) -> Result<UnixStream, String> {
     let unreachable = |error: io::Error| unreachable(path, &error);
     let mut stream = UnixStream::connect(path).map_err(unreachable)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
+    stream.set_read_timeout(Some(patience)).map_err(unreachable)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(unreachable)?;
     let mut line = serde_json::to_vec(request).map_err(|error| error.to_string())?;
     line.push(b'\n');

@@ -6,9 +6,12 @@ use rustix::fs::{Mode, chmod};
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::net::UnixListener;
 use tracing::warn;
 
@@ -21,6 +24,8 @@ pub(in crate::control) struct Bound {
     path: PathBuf,
     /// Device and inode of its file.
     file: Option<(u64, u64)>,
+    /// Another process listens there now, by the same socket.
+    is_given_away: Arc<AtomicBool>,
 }
 
 impl Bound {
@@ -32,15 +37,47 @@ impl Bound {
     pub(in crate::control) fn listen(path: &Path) -> Result<Self, Exit> {
         look(path)?;
         let bound = bind(path).and_then(|socket| UnixListener::from_std(socket.into()));
-        let listener = bound.map_err(|error| explain(path, &error))?;
-        Ok(Self { listener, path: path.to_owned(), file: identity(path) })
+        bound.map_err(|error| explain(path, &error)).map(|listener| Self::new(path, listener))
+    }
+
+    /// Listens by the socket of a predecessor, which has the same path, and [keeps](Self::given_away)
+    /// its file until told otherwise.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be used.
+    pub(in crate::control) fn inherit(path: &Path, descriptor: OwnedFd) -> Result<Self, Exit> {
+        let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(descriptor));
+        let bound = listener.map(|listener| Self::new(path, listener));
+        let bound = bound.map_err(|error| explain(path, &error))?;
+        bound.is_given_away.store(true, Ordering::Relaxed);
+        Ok(bound)
+    }
+
+    fn new(path: &Path, listener: UnixListener) -> Self {
+        let file = identity(path);
+        Self { listener, path: path.to_owned(), file, is_given_away: Arc::default() }
+    }
+
+    /// Set while another process listens there, by whose end the file stays.
+    pub(in crate::control) fn given_away(&self) -> Arc<AtomicBool> {
+        self.is_given_away.clone()
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
         // Another process may have put its own there.
-        if self.file.is_some() && identity(&self.path) == self.file {
+        if !self.is_given_away.load(Ordering::Relaxed)
+            && self.file.is_some()
+            && identity(&self.path) == self.file
+        {
             let _ = fs::remove_file(&self.path);
         }
     }

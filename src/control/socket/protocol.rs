@@ -4,6 +4,7 @@ use crate::config::IpNet;
 pub(in crate::control) use crate::metrics::snapshot::Drain as DrainStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::path::PathBuf;
 
 /// What the relay is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,12 @@ pub(in crate::control) enum Request {
         level: String,
         /// For so long.
         for_ms: Option<u64>,
+    },
+    /// Starts the program that is installed, which takes over everything; the process ends. Answered
+    /// with a [`Report`](crate::control::upgrade::Report).
+    Upgrade {
+        /// Start this one instead.
+        program: Option<PathBuf>,
     },
     /// Takes nobody new and sends everybody away. Answered with a [`DrainStatus`].
     Drain(DrainPlan),

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 /// Connections that are served at a time.
-const MAX_CONNECTIONS: usize = 16;
+pub(in crate::control) const MAX_CONNECTIONS: usize = 16;
 /// The longest request, with its end of line.
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// How long a request may take to arrive.
@@ -27,9 +27,13 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait when no connection can be accepted, because descriptors are short.
 const BREATHER: Duration = Duration::from_millis(100);
 
-/// Serves until the process ends.
-pub(in crate::control) async fn serve(bound: Bound, operations: Arc<Operations>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// Serves until the process ends. Each command that is under way holds one of the `places`, of which
+/// there are [`MAX_CONNECTIONS`].
+pub(in crate::control) async fn serve(
+    bound: Bound,
+    operations: Arc<Operations>,
+    places: Arc<Semaphore>,
+) {
     loop {
         let stream = match bound.listener.accept().await {
             Ok((stream, _)) => stream,

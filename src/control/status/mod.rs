@@ -14,6 +14,8 @@
 //!   `server_ids_sent_away`), `one_of_many`; `blocked`, an array of objects of `network`,
 //!   `is_configured` and `seconds_left`; `allowed_server_ids`; `resident_bytes`,
 //!   `memory_budget_bytes`; `open_descriptors`, `max_descriptors`; `max_connections`;
+//!   `upgrades`, an object of `succeeded`, `failed`, `last` (null, or `at_seconds` since 1970,
+//!   `connections` and `pause_ms`) and `last_failure` (null, or `at_seconds` and `why`);
 //!   `log_lines_lost`; `certificate_failures`, `certificate_expires_at_seconds` (since 1970)
 //! - `metrics`: an object with each metric that workers count, all workers together, by the name that
 //!   Prometheus has it under, without `pyrycode_relay_`. One without labels is a number; one with

@@ -1,6 +1,6 @@
 //! The JSON of a relay as `pyrycode-relay status` reads it, and what has changed between two of it.
 
-use crate::metrics::snapshot::{Blocked, Count, Drain};
+use crate::metrics::snapshot::{Blocked, Count, Drain, Upgrades};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -27,6 +27,7 @@ pub(super) struct Process {
     pub(super) max_descriptors: u64,
     pub(super) max_connections: u64,
     pub(super) memory_budget_bytes: u64,
+    pub(super) upgrades: Upgrades,
     pub(super) log_lines_lost: u64,
     pub(super) certificate_expires_at_seconds: Option<u64>,
 }

@@ -99,6 +99,13 @@ pub(in crate::control) fn overview(
     let process = &over.now.process;
     let (version, up) = (plain(&process.version), duration(process.uptime_seconds));
     text.coloured(BOLD, format_args!("pyrycode-relay {version} at {place}, up {up}"));
+    if let Some(last) = process.upgrades.last {
+        let ago = duration((now_s as u64).saturating_sub(last.at_seconds));
+        let (moved, pause) = (count(last.connections), last.pause_ms);
+        text.line(format_args!(
+            "Took over {moved} connections from another process {ago} ago, in {pause:.0} ms"
+        ));
+    }
     let problems = problems(over, now_s);
     for problem in &problems {
         let colour = if problem.is_grave { RED } else { YELLOW };

@@ -61,6 +61,13 @@ fn state(over: &Interval, found: &mut Vec<Problem>) {
             "Not ready: not all workers accept connections. If this lasts, read the log.",
         ));
     }
+    if let Some(failure) = &process.upgrades.last_failure {
+        found.push(mild(format!(
+            "The last upgrade failed, and this process serves on: {}. Mend that and run pyrycode-relay \
+             upgrade again.",
+            failure.why
+        )));
+    }
 }
 
 fn limits(over: &Interval, found: &mut Vec<Problem>) {
@@ -177,7 +184,7 @@ mod tests {
     use super::super::PAGE;
     use super::super::seen::{Delay, Seen};
     use super::*;
-    use crate::metrics::snapshot::{Count, Drain};
+    use crate::metrics::snapshot::{Count, Drain, UpgradeFailure};
     use std::collections::BTreeMap;
 
     const NOW_S: i64 = 1_800_000_000;
@@ -263,6 +270,10 @@ mod tests {
         let mut all = said(every_trouble);
         all.extend(said(|seen| seen.process.draining = true));
         all.extend(said(|seen| seen.process.drain = Some(Drain::default())));
+        all.extend(said(|seen| {
+            let why = "9".to_owned();
+            seen.process.upgrades.last_failure = Some(UpgradeFailure { at_seconds: 1, why });
+        }));
         all.extend(said(|seen| seen.process.certificate_expires_at_seconds = Some(1)));
         for Problem { text, .. } in all {
             // Values stand in between.

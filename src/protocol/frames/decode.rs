@@ -1,5 +1,9 @@
 //! A client's bytes, read by read, become messages.
 
+mod half_read;
+
+pub use half_read::{HalfRead, HalfReadFrame, HalfReadMessage};
+
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use super::header::{self, Header, MAX_CLIENT_HEADER_BYTES};

@@ -10,6 +10,11 @@ impl Mask {
         Self(u32::from_le_bytes(key))
     }
 
+    /// The key, as it stands in a header.
+    pub(super) const fn key(self) -> [u8; 4] {
+        self.0.to_le_bytes()
+    }
+
     /// Masks or unmasks `payload` in place. `offset` is the place of its first byte in the payload
     /// of the frame, in bytes: a payload may come in pieces.
     #[inline]

@@ -23,6 +23,29 @@ impl Message {
         Self::Binary(Vec::new())
     }
 
+    /// What came so far of one in another process. It takes no more memory than `bytes` do.
+    ///
+    /// # Errors
+    /// [`FrameError::InvalidUtf8`]: that process would not have kept it.
+    pub(super) fn resumed(is_text: bool, mut bytes: Vec<u8>) -> Result<Self, FrameError> {
+        if !is_text {
+            return Ok(Self::Binary(bytes));
+        }
+        let rest = bytes.split_off(bytes.len() - unfinished_bytes(&bytes));
+        let mut text = String::from_utf8(bytes).map_err(|_| FrameError::InvalidUtf8)?;
+        let mut cut = CutChar { bytes: [0; 4], len: 0 };
+        append_text(&mut text, &mut cut, &rest)?;
+        Ok(Self::Text { text, cut })
+    }
+
+    /// Whether it is a text, and the bytes that came so far.
+    pub(super) fn came(&self) -> (bool, Vec<u8>) {
+        match self {
+            Self::Text { text, cut } => (true, [text.as_bytes(), cut.as_bytes()].concat()),
+            Self::Binary(bytes) => (false, bytes.clone()),
+        }
+    }
+
     /// Bytes of payload that came so far.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -1,6 +1,6 @@
 //! What counts as one caller.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv4 address, or a network of 64 bits of IPv6, which is what one subscriber gets. An
 /// IPv4-mapped address counts as IPv4 (PROTOCOL.md, chapter 6).
@@ -14,6 +14,16 @@ impl From<IpAddr> for Address {
             // No network below 2^32 is given to anyone (RFC 4291, section 2.4), so the two kinds
             // do not meet.
             IpAddr::V6(v6) => Self((v6.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+/// An address that counts as this one.
+impl From<Address> for IpAddr {
+    fn from(Address(number): Address) -> Self {
+        match u32::try_from(number) {
+            Ok(v4) => Self::V4(Ipv4Addr::from_bits(v4)),
+            Err(_) => Self::V6(Ipv6Addr::from_bits(u128::from(number) << 64)),
         }
     }
 }
@@ -40,6 +50,7 @@ mod tests {
         ];
         for (one, other) in same {
             assert_eq!(address(one), address(other), "{one} {other}");
+            assert_eq!(Address::from(IpAddr::from(address(one))), address(one), "{one}");
         }
         for (one, other) in different {
             assert_ne!(address(one), address(other), "{one} {other}");

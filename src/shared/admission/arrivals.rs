@@ -29,6 +29,19 @@ impl Arrivals {
         }
     }
 
+    /// In how long the bucket is full, and until when tokens are promised.
+    pub(super) fn give_out(&self, now: Millis) -> (Millis, Millis) {
+        (self.full_at.saturating_sub(now), self.promised.saturating_sub(now))
+    }
+
+    /// Goes on from there.
+    pub(super) fn take_in(&mut self, now: Millis, (full_in, promised_in): (Millis, Millis)) {
+        if self.limit.is_some() {
+            self.full_at = now.saturating_add(full_in);
+            self.promised = now.saturating_add(promised_in.min(MAX_SPREAD_MS));
+        }
+    }
+
     /// Takes a token; where there is none, how long to wait.
     pub(super) fn take(&mut self, now: Millis) -> Result<(), Millis> {
         let Some(RateLimit { burst, refill_ms }) = self.limit else { return Ok(()) };

@@ -83,6 +83,30 @@ impl Rates {
         Ok(())
     }
 
+    /// Each bucket, and in how long it is full.
+    pub(super) fn give_out(&self, now: Millis) -> Vec<(Address, Millis)> {
+        let left = self.by_full_at.iter().filter(|(full_at, _)| *full_at > now);
+        left.map(|(full_at, address)| (*address, full_at - now)).collect()
+    }
+
+    /// These are the buckets, as many as there may be.
+    pub(super) fn take_in(
+        &mut self,
+        now: Millis,
+        buckets: impl Iterator<Item = (Address, Millis)>,
+    ) {
+        if self.limit.is_none() {
+            return;
+        }
+        for (address, left) in buckets.take(MAX_BUCKETS) {
+            let full_at = now.saturating_add(left);
+            if let Some(before) = self.buckets.insert(address, full_at) {
+                self.by_full_at.remove(&(before, address));
+            }
+            self.by_full_at.insert((full_at, address));
+        }
+    }
+
     fn forget_full(&mut self, now: Millis) {
         for _ in 0..FORGOTTEN_PER_TAKE {
             match self.by_full_at.first() {

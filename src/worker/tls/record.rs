@@ -114,6 +114,11 @@ impl Protection {
         Some(Self { suite, algorithm, explicit_nonce_bytes })
     }
 
+    /// How long its keys are.
+    pub(super) fn key_bytes(&self) -> usize {
+        self.algorithm.key_len()
+    }
+
     pub(super) fn tls13(&self) -> Option<&'static Tls13CipherSuite> {
         self.suite.tls13()
     }

@@ -3,6 +3,8 @@
 use super::record::{ALERT, APPLICATION_DATA, HANDSHAKE, Half, Protection};
 use super::*;
 use crate::control::certificates::provider;
+use crate::handover::link;
+use crate::handover::state::Bytes;
 use rcgen::KeyPair;
 use rustls::client::Resumption;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -12,6 +14,7 @@ use rustls::{
     ServerConnection, SupportedCipherSuite,
 };
 use std::io::{Read, Write};
+use std::sync::OnceLock;
 
 /// A server's configuration, and one of clients that trust it and speak this suite alone.
 pub(in crate::worker) struct Configs {
@@ -91,6 +94,19 @@ fn receive(session: &mut Session, bytes: &[u8]) -> (Vec<u8>, Vec<u8>, Received) 
     let mut data = plain.kept().to_vec();
     data.extend_from_slice(&input[plain.data.clone()]);
     (data, out, plain.received)
+}
+
+/// The session in another process.
+fn moved(session: &Session) -> Session {
+    let bytes = postcard::to_allocvec(&session.give_out().unwrap()).unwrap();
+    let given: link::Session = postcard::from_bytes(&bytes).unwrap();
+    Session::take_in(&given, session.partial().to_vec(), &server()).unwrap()
+}
+
+/// The configuration of any server here.
+fn server() -> Arc<ServerConfig> {
+    static SERVER: OnceLock<Arc<ServerConfig>> = OnceLock::new();
+    SERVER.get_or_init(|| configs(suites()[0]).server).clone()
 }
 
 fn shake(configs: &Configs) -> (ClientConnection, Session) {
@@ -245,8 +261,7 @@ fn records_may_be_split_at_every_byte() {
             let (mut plain, mut last) = (Vec::new(), Received::Open);
             for part in parts {
                 // It could move to another process at any time.
-                let (data, partial) = (session.data().unwrap(), session.partial().to_vec());
-                session = Session::revive(&data, partial, &provider()).unwrap();
+                session = moved(&session);
                 let (data, _, received) = receive(&mut session, part);
                 plain.extend(data);
                 if received != Received::Open {
@@ -816,4 +831,97 @@ fn what_comes_behind_the_handshake_is_not_lost() {
             }
         }
     }
+}
+
+/// Both directions go on at their numbers, with the keys that they have come to.
+#[test]
+fn it_goes_on_in_another_process_at_any_time() {
+    for suite in suites() {
+        let (mut client, mut session) = shake(&configs(suite));
+        for round in 0..6 {
+            if suite.tls13().is_some() && round % 2 == 1 {
+                // Ours are owed an update from then on, and are updated before the next data.
+                client.refresh_traffic_keys().unwrap();
+            }
+            session = moved(&session);
+            client.writer().write_all(b"to the relay").unwrap();
+            let record = sealed(&mut client);
+            let (begin, rest) = record.split_at(record.len() / 2);
+            let (mut data, out, _) = receive(&mut session, begin);
+            session = moved(&session);
+            let (more, _, received) = receive(&mut session, rest);
+            data.extend(more);
+            assert_eq!((data.as_slice(), received), (&b"to the relay"[..], Received::Open));
+            assert_eq!(opened(&mut client, &out), b"");
+            session = moved(&session);
+            let mut out = Vec::new();
+            assert!(session.encrypt(b"from the relay", &mut out));
+            assert_eq!(opened(&mut client, &out), b"from the relay", "{suite:?} {round}");
+        }
+        session = moved(&session);
+        let mut out = Vec::new();
+        assert!(session.close(&mut out));
+        assert!(!moved(&session).close(&mut Vec::new()), "it is said once");
+        opened(&mut client, &out);
+        assert!(client.process_new_packets().unwrap().peer_has_closed());
+    }
+}
+
+#[test]
+fn what_is_not_a_session_after_its_handshake_goes_on_too_but_for_one_amid_it() {
+    let configs = configs(suites()[0]);
+    let new = Session::new(&configs.server);
+    let mut expecting = moved(&new);
+    assert!(expecting.is_new());
+    let hello = sealed(&mut client(&configs));
+    let (_, out, _) = receive(&mut expecting, &hello);
+    assert!(!out.is_empty() && expecting.is_handshaking());
+    assert!(expecting.give_out().is_none());
+    let mut refused = new;
+    refused.refuse();
+    let mut out = Vec::new();
+    assert!(moved(&refused).close(&mut out));
+    assert_eq!(out, record::ACCESS_DENIED);
+    refused.close(&mut Vec::new());
+    assert!(!moved(&refused).close(&mut out), "it is said once");
+}
+
+/// What has come from another process is not trusted to be possible.
+#[test]
+fn what_no_session_can_be_is_refused() {
+    let changes: [fn(&mut link::Traffic); 10] = [
+        |traffic| traffic.suite = 0x1304,
+        |traffic| traffic.suite ^= 0xffff,
+        |traffic| traffic.receiving.key.0.0.truncate(1),
+        |traffic| traffic.sending.key.0.0.push(0),
+        |traffic| traffic.sending.secret.0.0.push(0),
+        |traffic| traffic.receiving.iv.0 = Bytes(vec![0; 8]),
+        |traffic| traffic.state.message_bytes = 5,
+        |traffic| traffic.state.empty = 255,
+        |traffic| traffic.state.updates = 33,
+        |traffic| traffic.state.renegotiations = 2,
+    ];
+    for suite in suites() {
+        let (_, session) = shake(&configs(suite));
+        for (number, change) in changes.iter().enumerate() {
+            let Some(link::Session::Open(mut traffic)) = session.give_out() else { panic!() };
+            change(&mut traffic);
+            let given = link::Session::Open(traffic);
+            let taken = Session::take_in(&given, Vec::new(), &server());
+            assert!(taken.is_err(), "{suite:?} {number}");
+        }
+        let given = session.give_out().unwrap();
+        assert!(Session::take_in(&given, vec![0; MAX_PARTIAL_BYTES + 1], &server()).is_err());
+    }
+    let expecting = link::Session::Expecting;
+    assert!(Session::take_in(&expecting, vec![22], &server()).is_err());
+}
+
+#[test]
+fn keys_are_not_shown() {
+    let (_, session) = shake(&configs(suites()[0]));
+    let Some(given @ link::Session::Open(traffic)) = &session.give_out() else { panic!() };
+    let shown = format!("{given:?}");
+    let key = format!("{:?}", traffic.sending.key.0.0);
+    assert!(shown.contains("sequence") && !shown.contains(key.trim_matches(['[', ']'])));
 }

@@ -16,6 +16,7 @@ use super::record::{
     ALERT, APPLICATION_DATA, Fault, HANDSHAKE, Half, Keys, Protection, RECORD_BYTES,
 };
 use super::secrets::{self, Secrets};
+pub use crate::handover::link::TrafficState as State;
 use rustls::{
     AlertDescription, CipherSuite, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved,
     SupportedCipherSuite,
@@ -66,31 +67,6 @@ pub(super) struct Opened {
     pub(super) is_left: bool,
 }
 
-/// What two [`Half`]s know of each other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
-    /// The peer has asked for an update of our keys, which it gets before the next data.
-    pub owes_update: bool,
-    /// The peer will send nothing more.
-    pub peer_closed: bool,
-    /// We will send nothing more.
-    pub closed: bool,
-    /// Empty records since the last data.
-    pub empty: u8,
-    /// Warnings of the peer.
-    pub warnings: u8,
-    /// Key updates of the peer since its last data.
-    pub updates: u8,
-    /// Renegotiations that were declined.
-    pub renegotiations: u8,
-    /// What came of a handshake message whose rest is in the next records.
-    pub message: [u8; 5],
-    /// How much of `message` has come.
-    pub message_bytes: u8,
-    /// Bytes to be skipped of a handshake message.
-    pub skip: u16,
-}
-
 /// All of a connection after its handshake but the ciphers: plain data.
 #[derive(Clone)]
 pub struct Data {
@@ -102,6 +78,19 @@ pub struct Data {
     pub sending: Keys,
     /// Everything else.
     pub state: State,
+}
+
+impl Data {
+    /// Whether a connection can have come to this.
+    pub(super) fn is_possible(&self) -> bool {
+        let State { empty, warnings, updates, renegotiations, message, message_bytes, .. } =
+            &self.state;
+        *empty <= MAX_EMPTY
+            && *warnings <= MAX_WARNINGS
+            && *updates <= MAX_UPDATES
+            && *renegotiations <= MAX_RENEGOTIATIONS
+            && usize::from(*message_bytes) < message.len()
+    }
 }
 
 impl fmt::Debug for Data {
@@ -176,6 +165,11 @@ impl Traffic {
             sending: self.sending.keys.clone(),
             state: self.state.clone(),
         }
+    }
+
+    /// How its records are protected.
+    pub(super) fn protection(&self) -> &Protection {
+        &self.protection
     }
 
     /// Whether it holds ciphers.

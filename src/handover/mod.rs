@@ -1,0 +1,45 @@
+//! Restarting without dropping a connection: what a process, the predecessor, gives to the one that it
+//! has started, its successor.
+//!
+//! - [`state`]: all that the relay knows of connections and server-ids, as plain data
+//! - [`link`]: what lies between a socket and the core, as plain data
+//! - [`distribute()`]: who gets what, where the successor may have another number of workers
+//! - [`process`]: what it knows beside that: counters, buckets, blocked networks
+//! - [`messages`]: what the two processes say to one another, and in which order
+//! - [`channel`]: how that is carried, with descriptors
+//!
+//! # Who may touch the sockets
+//!
+//! Bytes are read and written by exactly one of the two processes at each moment, whoever dies when:
+//!
+//! ```text
+//! predecessor                                 successor
+//!   Greeting, Offer (its listeners)  ──────▶
+//!                                              reads its configuration, makes its rings
+//!                                    ◀──────  Ready
+//!   stops accepting, then reading
+//!   State (everything, and sockets)  ──────▶
+//!                                              takes it in, and touches no socket
+//!                                    ◀──────  Prepared
+//!   Commit                           ──────▶
+//!                                    ◀──────  Taken
+//!                                              reads, writes and accepts from here on
+//!                                    ◀──────  Serving
+//!   tells the operator and systemd, ends
+//! ```
+//!
+//! Until it has read `Taken`, the predecessor can go on as if nothing had happened, and does so where the
+//! successor refuses, takes too long (then it is killed first) or has ended. The successor goes on
+//! alone when it is told to commit, and also where it is `Prepared` and the predecessor has ended:
+//! then nobody else holds the sockets. A predecessor that lives and does not want to go on says `Abort`.
+
+mod distribute;
+
+pub mod channel;
+pub mod link;
+pub mod messages;
+pub mod process;
+pub mod state;
+
+pub(crate) use distribute::{NOT_THERE, TWICE};
+pub use distribute::{Share, distribute};
