@@ -248,6 +248,20 @@ fn a_phone_that_is_not_read_for_its_binary_s_sake_is_read_again_in_another_proce
     assert_eq!(world.texts(binary).len(), 6);
 }
 
+/// Both processes together are to take no more than twice the memory of one.
+#[test]
+fn an_idle_phone_is_small_as_plain_data_and_as_bytes() {
+    let mut world = World::new();
+    world.binary("a");
+    let idle = size_of::<state::Connection>();
+    assert!(idle <= 512, "{idle}");
+    let bytes = |world: &World| world.given().encode().unwrap().len();
+    let before = bytes(&world);
+    world.phone("a");
+    let more = bytes(&world) - before;
+    assert!(more <= 100, "{more}");
+}
+
 /// Where each key of each worker went.
 type Moved = HashMap<(usize, Key), Key>;
 
