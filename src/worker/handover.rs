@@ -77,13 +77,8 @@ pub(super) struct Takeover {
 }
 
 impl Takeover {
-    /// Whether receives may be started.
-    pub(super) fn allows_reading(&self) -> bool {
-        self.stance == Stance::Serving
-    }
-
-    /// Whether a send may wait until the kernel takes some.
-    pub(super) fn allows_waiting(&self) -> bool {
+    /// Whether there is none: the worker may start what waits in the kernel, receives and sends.
+    pub(super) fn is_off(&self) -> bool {
         self.stance == Stance::Serving
     }
 
@@ -197,7 +192,7 @@ impl<C: Core> Worker<C> {
     /// A send could not be cancelled. If it goes on, it may do so for long.
     pub(super) fn on_send_not_cancelled(&mut self, key: Key) {
         let is_sending = self.link(key).is_some_and(|link| link.is_sending);
-        if is_sending && !self.takeover.allows_waiting() {
+        if is_sending && !self.takeover.is_off() {
             self.ring.cancel_send(key.0);
         }
     }

@@ -464,7 +464,7 @@ impl<C: Core> Worker<C> {
             return if self.has_mail() { Wait::No } else { Wait::Indefinitely };
         }
         let queues = [&self.starved, &self.deferred, &self.handshakes];
-        let is_busy = match self.takeover.allows_reading() {
+        let is_busy = match self.takeover.is_off() {
             true => queues.iter().any(|queue| !queue.is_empty()),
             false => self.takeover.is_hurried(),
         };
@@ -491,7 +491,7 @@ impl<C: Core> Worker<C> {
         let completions = completed.len();
         self.turn_number = self.turn_number.wrapping_add(1);
         self.handshakes_left = receive::HANDSHAKES_PER_TURN;
-        if self.takeover.allows_reading() {
+        if self.takeover.is_off() {
             self.read_deferred(now);
         }
         for completion in completed.drain(..) {
@@ -585,7 +585,7 @@ impl<C: Core> Worker<C> {
     /// completion can wait.
     fn send(&mut self, key: Key, outgoing: Outgoing, all: bool) {
         let is_open = self.core.is_open(key);
-        let may_wait = self.takeover.allows_waiting();
+        let may_wait = self.takeover.is_off();
         let Some(link) = self.held_link(key) else { return };
         let manner = match may_wait {
             true if all && is_open && !link.is_slow => Manner::Quick,
@@ -598,7 +598,7 @@ impl<C: Core> Worker<C> {
     }
 
     fn on_sent(&mut self, now: Millis, key: Key, outgoing: Outgoing, result: i32) {
-        let may_wait = self.takeover.allows_waiting();
+        let may_wait = self.takeover.is_off();
         let Some(link) = self.held_link(key) else { return };
         link.is_sending = false;
         if link.is_closing {

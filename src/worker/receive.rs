@@ -286,7 +286,7 @@ impl<C: Core> Worker<C> {
             && let Reading::Stopping(mode) = link.reading
         {
             link.reading = Reading::Armed(mode);
-            if !self.takeover.allows_reading() {
+            if !self.takeover.is_off() {
                 // It may bring nothing for long.
                 self.stop_receiving(key);
             }
@@ -316,7 +316,7 @@ impl<C: Core> Worker<C> {
 
     /// Starts a receive, if the core wants one and none is under way.
     pub(super) fn receive(&mut self, key: Key) {
-        if !self.core.wants_read(key) || !self.takeover.allows_reading() {
+        if !self.core.wants_read(key) || !self.takeover.is_off() {
             return;
         }
         let is_open = self.core.is_open(key);
