@@ -80,7 +80,7 @@ async fn nobody_serves_where_the_relay_is_killed_before_as_if_there_were_no_upgr
     for step in Step::ALL.into_iter().filter(|step| *step < Step::State) {
         let (mut service, pair, new) = without_predecessor(step).await;
         assert_eq!(service.ended(new).await, Some(1), "{step:?}: the successor ends");
-        pair.is_cut().await;
+        pair.expect_cut().await;
         assert_nobody_serves(service.relay.addr()).await;
     }
 }
@@ -103,7 +103,7 @@ async fn a_successor_that_is_killed_after_it_has_taken_over_is_a_crash_and_told_
     // By this, a supervisor starts it again.
     let old = service.pid;
     assert_eq!(service.ended(old).await, Some(1));
-    pair.is_cut().await;
+    pair.expect_cut().await;
     assert_nobody_serves(service.relay.addr()).await;
 }
 
@@ -171,7 +171,7 @@ async fn the_relay_goes_on_whatever_its_successor_does_before_it_has_taken_over(
                 Then::SaysTheWrongThing => {
                     process.say(&FromSuccessor::Serving { at_us: 7 });
                     // It would go on, and must not.
-                    process.is_killed().await;
+                    process.ends().await;
                     "is not understood"
                 }
             };
@@ -201,7 +201,7 @@ async fn outlives_silence(heard: Heard) {
     pair.say().await;
     let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
     assert!(why.contains("the new process said nothing for 10 s"), "{heard:?}: {why}");
-    soon("it is killed", process.is_killed()).await;
+    soon("it is killed", process.ends()).await;
     pair.talk().await;
 }
 

@@ -262,7 +262,7 @@ impl Pair {
     }
 
     /// Both are cut, as by a crash; what they had been sent before may come first.
-    pub(crate) async fn is_cut(mut self) {
+    pub(crate) async fn expect_cut(mut self) {
         for end in [self.binary.rest().await.1, self.phone.rest().await.1] {
             assert!(matches!(end, End::Reset | End::Fin | End::Torn), "{end:?}");
         }
