@@ -99,7 +99,7 @@ impl Predecessor {
     }
 
     /// The program ends, with this for a reason; nobody who dialled has been touched.
-    async fn refuses(self, says: &str) {
+    async fn expect_refusal(self, says: &str) {
         let dialled = Raw::connect_to(self.addr()).await;
         let Self { mut process, channel, stream, listener } = self;
         drop((channel, stream));
@@ -134,7 +134,7 @@ async fn another_version_of_the_state_is_refused_politely() {
         let FromSuccessor::Refused(why) = other.hear() else { panic!("it does not refuse") };
         let says = ["9.9.9", "restart it instead", &format!("has version {version}")];
         assert!(says.iter().all(|says| why.contains(says)), "{why}");
-        other.refuses("restart it instead").await;
+        other.expect_refusal("restart it instead").await;
     }
 }
 
@@ -144,23 +144,23 @@ async fn nonsense_is_refused_at_each_step() {
     for bytes in [[0xff; 16].to_vec(), [&1u64.to_le_bytes()[..], &[0; 8], &[0x80]].concat()] {
         let mut other = Predecessor::new();
         other.stream.write_all(&bytes).unwrap();
-        other.refuses("use `pyrycode-relay upgrade`").await;
+        other.expect_refusal("use `pyrycode-relay upgrade`").await;
     }
     let mut other = Predecessor::new();
     other.greet();
     other.say(&FromPredecessor::Commit);
-    other.refuses("offers nothing").await;
+    other.expect_refusal("offers nothing").await;
 
     let mut other = Predecessor::new();
     other.greet();
     other.offer("127.0.0.9:1234");
     let FromSuccessor::Refused(why) = other.hear() else { panic!("it does not refuse") };
     assert!(why.contains("the running relay serves at --insecure-listen 127.0.0.9:1234"), "{why}");
-    other.refuses("restart the relay instead").await;
+    other.expect_refusal("restart the relay instead").await;
 
     let mut other = Predecessor::until_ready();
     other.give(Worker::default(), 2);
-    other.refuses("not as many sockets").await;
+    other.expect_refusal("not as many sockets").await;
 
     let mut other = Predecessor::until_ready();
     let held_by_nobody = ServerId {
@@ -173,21 +173,21 @@ async fn nonsense_is_refused_at_each_step() {
     other.give(Worker { server_ids: vec![held_by_nobody], ..Worker::default() }, 1);
     let FromSuccessor::Refused(why) = other.hear() else { panic!("it does not refuse") };
     assert!(why.contains("contradicts itself"), "{why}");
-    other.refuses("contradicts itself").await;
+    other.expect_refusal("contradicts itself").await;
 }
 
 #[tokio::test]
 async fn a_predecessor_that_ends_or_goes_on_itself_before_the_commit_is_not_taken_over() {
-    Predecessor::new().refuses("use `pyrycode-relay upgrade`").await;
+    Predecessor::new().expect_refusal("use `pyrycode-relay upgrade`").await;
     let mut other = Predecessor::new();
     other.greet();
-    other.refuses("has ended").await;
-    Predecessor::until_ready().refuses("has ended").await;
+    other.expect_refusal("has ended").await;
+    Predecessor::until_ready().expect_refusal("has ended").await;
 
     // Half of the state, and nothing more.
     let mut other = Predecessor::until_ready();
     other.stream.write_all(&[&4000u64.to_le_bytes()[..], &[0; 8], &[2; 2000]].concat()).unwrap();
-    other.refuses("has ended").await;
+    other.expect_refusal("has ended").await;
     // All of it, but for its sockets.
     let mut other = Predecessor::until_ready();
     let state = State {
@@ -198,14 +198,14 @@ async fn a_predecessor_that_ends_or_goes_on_itself_before_the_commit_is_not_take
     let bytes = postcard::to_allocvec(&FromPredecessor::State(Box::new(state))).unwrap();
     let length = (bytes.len() as u64).to_le_bytes();
     other.stream.write_all(&[&length, &1u64.to_le_bytes()[..], &bytes].concat()).unwrap();
-    other.refuses("has ended").await;
+    other.expect_refusal("has ended").await;
 
     let mut other = Predecessor::until_ready();
     other.say(&FromPredecessor::Abort);
-    other.refuses("goes on itself").await;
+    other.expect_refusal("goes on itself").await;
     let mut other = Predecessor::until_prepared();
     other.say(&FromPredecessor::Abort);
-    other.refuses("goes on itself").await;
+    other.expect_refusal("goes on itself").await;
 }
 
 #[tokio::test]
