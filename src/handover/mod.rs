@@ -31,7 +31,11 @@
 //! Until it has read `Taken`, the predecessor can go on as if nothing had happened, and does so where the
 //! successor refuses, takes too long (then it is killed first) or has ended. The successor goes on
 //! alone when it is told to commit, and also where it is `Prepared` and the predecessor has ended:
-//! then nobody else holds the sockets. A predecessor that lives and does not want to go on says `Abort`.
+//! then nobody else holds the sockets. A predecessor that lives and goes on itself says `Abort`. A
+//! successor that is asked to stop before it has taken over refuses.
+//!
+//! A successor that ends behind `Taken` is a crash like any other: nobody has the sockets any more. The
+//! predecessor ends with an error then, so that whoever supervises it starts it again.
 
 mod distribute;
 

@@ -171,7 +171,7 @@ async fn the_relay_goes_on_whatever_its_successor_does_before_it_has_taken_over(
                 Then::SaysTheWrongThing => {
                     process.say(&FromSuccessor::Serving { at_us: 7 });
                     // It would go on, and must not.
-                    process.kill().await;
+                    process.ends().await;
                     "is not understood"
                 }
             };
@@ -201,7 +201,7 @@ async fn outlives_silence(heard: Heard) {
     pair.say().await;
     let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
     assert!(why.contains("the new process said nothing for 10 s"), "{heard:?}: {why}");
-    soon("it is killed", process.kill()).await;
+    soon("it is killed", process.ends()).await;
     pair.talk().await;
 }
 

@@ -368,8 +368,7 @@ async fn the_command_says_what_happened() {
     assert!(service.socket.exists(), "the control socket is the new process's");
     // It stops like any other, and takes its socket away.
     super::service::signal(pid, rustix::process::Signal::TERM);
-    assert_eq!(pair.binary.closed().await.0, 1001);
-    assert_eq!(pair.phone.closed().await.0, 1001);
+    pair.expect_stop().await;
     assert_eq!(service.ended(pid).await, Some(0));
     assert!(!service.socket.exists());
 }

@@ -123,11 +123,11 @@ impl Started {
     /// Ends, as a process does that is killed.
     pub(crate) async fn dies(self) {
         super::service::signal(self.pid, rustix::process::Signal::KILL);
-        self.kill().await;
+        self.ends().await;
     }
 
     /// Is killed, or has ended.
-    pub(crate) async fn kill(self) {
+    pub(crate) async fn ends(self) {
         wait_until("the end of the puppet", SOON, async || !is_alive(self.pid)).await;
     }
 

@@ -261,6 +261,12 @@ impl Pair {
         self.hear().await;
     }
 
+    /// Both are told that the relay stops. It waits for peers that do not end their side.
+    pub(crate) async fn expect_stop(mut self) {
+        assert_eq!(self.binary.closed().await.0, 1001);
+        assert_eq!(self.phone.closed().await.0, 1001);
+    }
+
     /// Both are cut, as by a crash; what they had been sent before may come first.
     pub(crate) async fn expect_cut(mut self) {
         for end in [self.binary.rest().await.1, self.phone.rest().await.1] {

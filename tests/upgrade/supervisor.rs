@@ -99,8 +99,7 @@ async fn sigusr2_upgrades_and_systemd_hears_of_the_new_main_process_and_its_watc
     pair.talk().await;
     signal(pid, Signal::TERM);
     supervisor.hear_from(pid, "STOPPING=1");
-    assert_eq!(pair.binary.closed().await.0, 1001);
-    assert_eq!(pair.phone.closed().await.0, 1001);
+    pair.expect_stop().await;
     assert_eq!(service.ended(pid).await, Some(0));
 }
 
