@@ -96,20 +96,16 @@ impl Session<'_> {
         let mut storms = self.warm_up(&subject)?;
         let mut samples = Vec::new();
         let then = self.look()?;
-        let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
-        self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
-        let is_upgraded = plan.upgrades && self.running.can_be_upgraded();
-        self.upgrades = is_upgraded.then(Upgrades::default);
+        self.begin_trouble();
         match plan.play {
             Play::Connect => storms = self.storms(&mut samples)?,
             _ => self.wait(plan.time, &mut samples)?,
         }
         let now = self.look()?;
         let faults = self.saboteurs.take().map(Saboteurs::stop).transpose()?;
-        let upgrades = self.upgrades.take();
         let drift = self.drift(&samples)?;
         let counts = self.agents.count()?;
-        upgrades.map(|upgrades| upgrades.check(&counts)).transpose()?;
+        self.upgrades.map(|upgrades| upgrades.check(&counts)).transpose()?;
         let calls = self.calls()?;
         let resident = self.running.resident_bytes()?;
         let before = storms.first().filter(|_| plan.play == Play::Idle);
@@ -142,7 +138,7 @@ impl Session<'_> {
             load: measured::load(plan, &then, &now, &counts),
             cgroup: None,
             faults,
-            upgrades,
+            upgrades: self.upgrades,
             drift,
             samples,
             percentiles: match traffic {
@@ -160,6 +156,15 @@ impl Session<'_> {
         };
         let handshakes = self.handshakes()?;
         Ok(self.running.target.tls.is_some().then_some(Tls { handshakes, costs }))
+    }
+
+    /// Peers that misbehave, and upgrades, begin where they are asked for.
+    fn begin_trouble(&mut self) {
+        let plan = self.plan;
+        let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
+        self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
+        let is_upgraded = plan.upgrades && self.running.can_be_upgraded();
+        self.upgrades = is_upgraded.then(Upgrades::default);
     }
 
     /// Whether what the relay holds has grown, where that is asked.
