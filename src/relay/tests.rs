@@ -3,7 +3,7 @@
 mod handover;
 
 use super::connection::Stage;
-use super::timers::Millis;
+use super::timers::{Millis, NEVER};
 use super::verify::{Verdict, Verification};
 use super::{Action, Key, Owners, Relay, Settings, Whom};
 use crate::config::{ByteRate, Limits, LogFormat, OnFailure, Verify};
@@ -1066,6 +1066,22 @@ fn ids_of_one_worker_spread_over_its_map() {
         of_each[(world.relay.registry.hash_of(id) % 4) as usize] += 1;
     }
     assert!(of_each.iter().all(|count| count * 5 > own.len()), "{of_each:?}");
+}
+
+#[test]
+fn what_a_peer_owes_is_due_anew_once_it_is_read_again() {
+    let mut world = World::new();
+    let peer = world.binary("a");
+    let limits = Limits::default();
+    let connection = world.relay.connections.held_mut(peer).unwrap();
+    (connection.due.pong, connection.due.message) = (5, 7);
+    connection.resume_deadlines(1000, &limits);
+    let anew = (1000 + limits.heartbeat_timeout_ms, 1000 + limits.message_timeout_ms);
+    assert_eq!((connection.due.pong, connection.due.message), anew);
+    // What is not owed stays so, and no deadline comes earlier.
+    (connection.due.pong, connection.due.message) = (NEVER, 1 << 40);
+    connection.resume_deadlines(1000, &limits);
+    assert_eq!((connection.due.pong, connection.due.message), (NEVER, 1 << 40));
 }
 
 // ---- what an operator wants
