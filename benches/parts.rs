@@ -5,7 +5,11 @@
 
 mod work;
 
+use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
+use pyrycode_relay::handover::state;
+use pyrycode_relay::relay::Relay;
+use pyrycode_relay::telemetry::Remote;
 use work::SIZES;
 
 fn main() {
@@ -100,14 +104,38 @@ fn core_binary_to_phone(bencher: Bencher<'_, '_>, bytes: usize) {
     bencher.bench_local(|| crowd.binary_to_phone());
 }
 
+/// A worker with so many idle phones, 16 to each binary, as bytes for another process.
+const IDLE_PHONES: usize = 17_000;
+
+fn idle() -> work::Crowd {
+    let mut crowd = work::crowd(128);
+    for id in 0..IDLE_PHONES / 16 {
+        for path in std::iter::once("/v1/server").chain(std::iter::repeat_n("/v1/client", 16)) {
+            let key = crowd.relay.accept(0, Remote("192.0.2.1:5".parse().unwrap()));
+            let id = format!("0b7e6f6e-58d2-4d0b-9d3e-{id:012}");
+            crowd.receive(key, &work::head(path, &id));
+        }
+    }
+    crowd
+}
+
+fn give_out(crowd: &work::Crowd) -> Vec<u8> {
+    crowd.relay.give_out(1, &|_| false).encode().unwrap()
+}
+
 #[divan::bench]
 fn give_out_17000_phones(bencher: Bencher<'_, '_>) {
-    let idle = work::idle();
-    bencher.bench_local(|| idle.give_out());
+    let crowd = idle();
+    bencher.counter(BytesCount::new(give_out(&crowd).len())).bench_local(|| give_out(&crowd));
 }
 
 #[divan::bench]
 fn revive_17000_phones(bencher: Bencher<'_, '_>) {
-    let bytes = work::idle().give_out();
-    bencher.bench_local(|| work::Idle::revive(black_box(&bytes)));
+    let bytes = give_out(&idle());
+    bencher.bench_local(|| {
+        let worker = state::Worker::decode(black_box(&bytes)).unwrap();
+        let (relay, keys) = Relay::revive(work::settings(), 1, worker).unwrap();
+        assert!(keys.len() > IDLE_PHONES);
+        relay
+    });
 }

@@ -5,7 +5,6 @@
 
 use ahash::RandomState;
 use pyrycode_relay::config::Limits;
-use pyrycode_relay::handover::state;
 use pyrycode_relay::metrics::Metrics;
 use pyrycode_relay::protocol::envelope;
 use pyrycode_relay::protocol::frames::{self, Decoder, Incoming};
@@ -206,7 +205,7 @@ pub fn fire_all((wheel, ids): &mut (Wheel<u32>, Vec<TimerId>)) -> usize {
 
 /// A whole core with one binary and its 16 phones.
 pub struct Crowd {
-    relay: Relay,
+    pub relay: Relay,
     binary: Key,
     phones: Vec<Key>,
     /// A phone's frame.
@@ -217,7 +216,7 @@ pub struct Crowd {
     scratch: Vec<u8>,
 }
 
-fn settings() -> Settings {
+pub fn settings() -> Settings {
     Settings {
         worker: 0,
         owners: Owners::new([1, 2, 3, 4], 1),
@@ -260,7 +259,7 @@ impl Crowd {
     }
 
     /// Bytes arrive; whatever that causes to be written is taken by the kernel and returned.
-    fn receive(&mut self, key: Key, bytes: &[u8]) -> Vec<u8> {
+    pub fn receive(&mut self, key: Key, bytes: &[u8]) -> Vec<u8> {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         scratch.extend_from_slice(bytes);
@@ -303,37 +302,5 @@ impl Crowd {
                 self.relay.on_written(1, key, write.buffer, Some(taken));
             }
         }
-    }
-}
-
-/// A worker with this many idle phones, 16 to each binary, as another process is to go on with it.
-pub struct Idle(Crowd);
-
-/// Their number.
-const IDLE_PHONES: usize = 17_000;
-
-pub fn idle() -> Idle {
-    let mut crowd = crowd(128);
-    for id in 0..IDLE_PHONES / 16 {
-        for path in std::iter::once("/v1/server").chain(std::iter::repeat_n("/v1/client", 16)) {
-            let key = crowd.relay.accept(0, Remote("192.0.2.1:5".parse().unwrap()));
-            crowd.receive(key, &head(path, &format!("0b7e6f6e-58d2-4d0b-9d3e-{id:012}")));
-        }
-    }
-    Idle(crowd)
-}
-
-impl Idle {
-    /// Everything as bytes.
-    pub fn give_out(&self) -> Vec<u8> {
-        self.0.relay.give_out(1, &|_| false).encode().unwrap()
-    }
-
-    /// A relay that goes on with them.
-    pub fn revive(bytes: &[u8]) -> Relay {
-        let worker = state::Worker::decode(bytes).unwrap();
-        let (relay, keys) = Relay::revive(settings(), 1, worker).unwrap();
-        assert!(keys.len() > IDLE_PHONES);
-        relay
     }
 }

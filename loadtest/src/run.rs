@@ -110,12 +110,7 @@ impl Session<'_> {
         let resident = self.running.resident_bytes()?;
         let before = storms.first().filter(|_| plan.play == Play::Idle);
         let idle_resident = self.grown_per_phone(before.and_then(|storm| storm.resident_before))?;
-        let costs = match plan.play {
-            Play::Connect => storms::costs(&storms, resume),
-            _ => Costs::default(),
-        };
-        let handshakes = self.handshakes()?;
-        let tls = self.running.target.tls.is_some().then_some(Tls { handshakes, costs });
+        let tls = self.tls(&storms)?;
         if plan.play.has_traffic() {
             self.agents.tell(Told::Stop)?;
         }
@@ -160,6 +155,16 @@ impl Session<'_> {
         self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
         let is_upgraded = plan.upgrades && self.running.can_be_upgraded();
         self.upgrades = is_upgraded.then(Upgrades::default);
+    }
+
+    /// What TLS was agreed and what it cost, where there is any.
+    fn tls(&mut self, storms: &[Storm]) -> Outcome<Option<Tls>> {
+        let costs = match self.plan.play {
+            Play::Connect => storms::costs(storms, self.plan.offer.resume),
+            _ => Costs::default(),
+        };
+        let handshakes = self.handshakes()?;
+        Ok(self.running.target.tls.is_some().then_some(Tls { handshakes, costs }))
     }
 
     /// Whether what the relay holds has grown, where that is asked.

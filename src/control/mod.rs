@@ -88,7 +88,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 use upgrade::inheritance::{self, Started};
 use upgrade::predecessor::Predecessor;
-use upgrade::{Program, Upgrades};
+use upgrade::{Heir, Program, Upgrades};
 use worker_threads::WorkerThreads;
 
 /// What begins the URL of a relay that is asked how it is doing.
@@ -272,7 +272,9 @@ async fn supervise(
     let certificates = manager.as_ref().map(CertificateManager::certificates);
     let has_tls = tls.is_some();
     let resources = Resources { listeners: Vec::new(), tls, push, epoch, estate: None };
-    let started = inheritance::start(config, threads, listeners, resources, predecessor).await?;
+    let mut stops = [&mut interrupt, &mut terminate];
+    let started =
+        inheritance::start(config, threads, listeners, resources, predecessor, &mut stops).await?;
     let Started { fleet, mut ends, serving, earlier, record } = started;
     if let Some(manager) = manager {
         manager.start(challenges);
@@ -342,7 +344,7 @@ async fn supervise(
         tokio::select! {
             _ = interrupt.recv() => break info!(err = "SIGINT", "shutting_down"),
             _ = terminate.recv() => break info!(err = "SIGTERM", "shutting_down"),
-            pid = upgrades.heir() => return leaving.leave(pid, ends).await,
+            heir = upgrades.heir() => return leaving.leave(heir, ends).await,
             end = ends.next() => if !upgrades.is_leaving() {
                 return Err(worker_failure(end));
             },
@@ -361,10 +363,12 @@ async fn supervise(
             }
         }
     }
-    if let Some(pid) = upgrades.stop().await {
-        // Meant for whoever serves.
-        pass_on_terminate(pid);
-        return leaving.leave(pid, ends).await;
+    if let Some(heir) = upgrades.stop().await {
+        if let Ok(pid) = heir {
+            // Meant for whoever serves.
+            pass_on_terminate(pid);
+        }
+        return leaving.leave(heir, ends).await;
     }
     notify::stopping();
     monitoring.drain();
@@ -397,19 +401,25 @@ struct Leaving {
 }
 
 impl Leaving {
-    /// The process `pid` serves: ends, once the commands and the wake requests that are under way have
+    /// The process `heir` serves: ends, once the commands and the wake requests that are under way have
     /// their answers.
-    async fn leave(self, pid: u32, mut ends: Ends) -> Result<(), Exit> {
-        if let Some(given_away) = &self.given_away {
+    ///
+    /// # Errors
+    ///
+    /// It has ended, and nobody serves.
+    async fn leave(self, heir: Heir, mut ends: Ends) -> Result<(), Exit> {
+        if let (Some(given_away), Ok(_)) = (&self.given_away, &heir) {
             given_away.store(true, Ordering::Relaxed);
         }
         self.doors.iter().for_each(JoinHandle::abort);
-        notify::taken_over_by(pid);
+        if let Ok(pid) = heir {
+            notify::taken_over_by(pid);
+        }
         let all = self.commands.acquire_many(server::MAX_CONNECTIONS as u32);
         let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
         let _ = tokio::time::timeout(LAST_ANSWERS, ends.all()).await;
         let _ = tokio::time::timeout(LAST_WAKES, ends.last_wakes()).await;
-        Ok(())
+        heir.map(drop).map_err(failure)
     }
 }
 

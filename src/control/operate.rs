@@ -161,6 +161,9 @@ fn drain(path: &Path, plan: DrainPlan, wait: bool) -> Result<(), String> {
 }
 
 fn upgrade(path: &Path, program: Option<PathBuf>, json: bool) -> Result<(), String> {
+    // The relay is in another folder than whoever asks it.
+    let program =
+        program.map(std::path::absolute).transpose().map_err(|error| error.to_string())?;
     let report: Report = ask_patiently(path, &Request::Upgrade { program }, UPGRADE_PATIENCE)?;
     if json {
         say(&serde_json::to_string(&report).map_err(|error| error.to_string())?);

@@ -54,10 +54,7 @@ impl Operations {
             Request::Blocked => done(self.monitoring.blocked()),
             Request::LogLevel { level, for_ms } => self.log_level(&level, for_ms),
             Request::Drain(plan) => done(self.drain.begin(plan).await),
-            Request::Upgrade { program } => match self.upgrades.upgrade(program).await {
-                Ok(report) => done(report),
-                Err(why) => Err(format!("{why}: the relay goes on as it is")),
-            },
+            Request::Upgrade { program } => self.upgrades.upgrade(program).await.and_then(done),
             Request::DrainStatus => done(self.drain.status()),
             Request::CancelDrain => done(self.drain.cancel()),
         })

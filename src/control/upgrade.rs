@@ -83,8 +83,33 @@ pub(super) struct Upgrades {
     pub(super) is_leaving: AtomicBool,
     /// The process is to stop, so none begins, and one that has not come far ends.
     pub(super) stopping: Notify,
-    /// The process that has taken over.
-    pub(super) heir: watch::Sender<Option<u32>>,
+    /// What has become of everything, once it is this process's no more.
+    pub(super) heir: watch::Sender<Option<Heir>>,
+}
+
+/// The process that has taken over; or that one has, and has ended, and how.
+pub(super) type Heir = Result<u32, String>;
+
+/// Why an upgrade has come to nothing.
+enum Failure {
+    /// This process goes on, for this reason.
+    Refused(String),
+    /// The new process had taken over, and has ended like this: all connections are lost.
+    Lost(String),
+}
+
+impl Failure {
+    fn why(&self) -> &str {
+        match self {
+            Self::Refused(why) | Self::Lost(why) => why,
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
 }
 
 /// A worker's part, with since when it has been still.
@@ -126,20 +151,26 @@ impl Upgrades {
                     report.pid, report.connections
                 );
                 info!(path = shown, err, "upgraded");
-                self.heir.send_replace(Some(report.pid));
+                self.heir.send_replace(Some(Ok(report.pid)));
             }
-            Err(why) => {
-                warn!(path = shown, err = why, "upgrade_failed");
-                self.monitoring.upgrades.note_failure(why);
+            Err(failure) => {
+                warn!(path = shown, err = failure.why(), "upgrade_failed");
+                self.monitoring.upgrades.note_failure(failure.why());
+                if let Failure::Lost(why) = failure {
+                    self.heir.send_replace(Some(Err(why.clone())));
+                }
             }
         }
-        outcome
+        outcome.map_err(|failure| match failure {
+            Failure::Refused(why) => format!("{why}: the relay goes on as it is"),
+            Failure::Lost(why) => why,
+        })
     }
 
-    async fn try_to(&self, program: &Program) -> Result<Report, String> {
+    async fn try_to(&self, program: &Program) -> Result<Report, Failure> {
         if self.drain.status().is_some() {
             let why = "the relay is being drained: wait until it has ended, or `drain --cancel`";
-            return Err(why.to_owned());
+            return Err(Failure::Refused(why.to_owned()));
         }
         let mut successor = Successor::start(program)?;
         let offer = Offer { serving: self.serving.clone(), others: self.lent.names() };
@@ -149,17 +180,16 @@ impl Upgrades {
         };
         let version = match ready {
             Ok(version) => version,
-            Err(why) => return Err(successor.give_up(why).await),
+            Err(why) => return Err(successor.give_up(why).await.into()),
         };
-        let outcome = self.hand_over(&mut successor, version).await;
-        match outcome {
-            Ok(report) => Ok(report),
-            Err(why) => {
+        match self.hand_over(&mut successor, version).await {
+            Err(Failure::Refused(why)) => {
                 let why = successor.give_up(why).await;
                 // Only now: until it has ended, nobody else may touch a socket.
                 self.fleet.resume();
-                Err(why)
+                Err(why.into())
             }
+            outcome => outcome,
         }
     }
 
@@ -168,18 +198,18 @@ impl Upgrades {
         &self,
         successor: &mut Successor,
         version: String,
-    ) -> Result<Report, String> {
+    ) -> Result<Report, Failure> {
         self.fleet.stop_accepting();
         if self.has_tls {
             sleep(HANDSHAKES).await;
         }
         const STUCK: &str = "a worker does not come to rest: its event loop is stuck";
         if !self.fleet.quiesce(QUIET).await {
-            return Err(STUCK.to_owned());
+            return Err(Failure::Refused(STUCK.to_owned()));
         }
         let mut parts = Vec::new();
         for worker in 0..self.fleet.workers() {
-            let given = self.fleet.give_out(worker, QUIET).await.ok_or(STUCK)?;
+            let given = self.fleet.give_out(worker, QUIET).await.ok_or_else(|| STUCK.to_owned())?;
             parts.push(Given { given, still_since_us: now_us() });
         }
         let mut report = Report {
@@ -193,7 +223,9 @@ impl Upgrades {
         let since_us: Vec<u64> = parts.iter().map(|part| part.still_since_us).collect();
         let (state, descriptors) = self.state(parts);
         successor.prepare(state, descriptors).await?;
-        let serving_at_us = successor.commit(|| self.leave()).await?;
+        successor.commit().await?;
+        self.leave();
+        let serving_at_us = successor.serving().await.map_err(Failure::Lost)?;
         let pauses = since_us.iter().map(|since| serving_at_us.saturating_sub(*since));
         report.pause_ms = pauses.map(|us| us as f64 / 1000.0).collect();
         Ok(report)
@@ -231,11 +263,11 @@ impl Upgrades {
         (FromPredecessor::State(Box::new(state)), sockets)
     }
 
-    /// The process that has taken over, once it has.
-    pub(super) async fn heir(&self) -> u32 {
+    /// The process that has taken over, once one has.
+    pub(super) async fn heir(&self) -> Heir {
         let mut heir = self.heir.subscribe();
-        match heir.wait_for(Option::is_some).await.map(|heir| *heir) {
-            Ok(Some(pid)) => pid,
+        match heir.wait_for(Option::is_some).await.map(|heir| heir.clone()) {
+            Ok(Some(heir)) => heir,
             // It is `self` that says so.
             _ => std::future::pending().await,
         }
@@ -243,11 +275,11 @@ impl Upgrades {
 
     /// The process is to stop, and begins no upgrade any more: one that has not come far ends, one that
     /// has is waited for; the process that has taken over, if one has.
-    pub(super) async fn stop(&self) -> Option<u32> {
+    pub(super) async fn stop(&self) -> Option<Heir> {
         self.stopping.notify_one();
         drop(self.place.acquire().await);
         self.place.close();
-        *self.heir.borrow()
+        self.heir.borrow().clone()
     }
 }
 

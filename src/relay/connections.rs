@@ -117,11 +117,22 @@ impl Connections {
         self.tracking.displaced = displaced;
     }
 
-    /// The slot of a phone that does not have the one that its name tells.
+    /// Whether there are phones that have not the slot that their name tells.
+    #[must_use]
+    #[inline]
+    pub fn has_displaced(&self) -> bool {
+        !self.tracking.displaced.is_empty()
+    }
+
+    /// Where a phone of this name is, if there is one.
     #[must_use]
     #[cold]
-    pub fn displaced(&self, name: &ConnId) -> Option<Key> {
-        self.tracking.displaced.get(name).copied()
+    pub fn key_of(&self, name: &ConnId) -> Key {
+        let own = Key(name.slot());
+        match self.find(own).map(|connection| &connection.stage) {
+            Some(Stage::Phone { conn_id, .. }) if conn_id == name => own,
+            _ => self.tracking.displaced.get(name).copied().unwrap_or(own),
+        }
     }
 
     /// How many phones have not the slot that their name tells.

@@ -178,13 +178,13 @@ fn find_phone(
     of: EntryKey,
     name: ConnId,
 ) -> Option<&mut Connection> {
-    let is_named = |phone: &Connection| match phone.stage {
-        Stage::Phone { entry, conn_id, .. } => entry == of && conn_id == name,
-        _ => false,
+    let key = match connections.has_displaced() {
+        true => connections.key_of(&name),
+        false => Key(name.slot()),
     };
-    let mut key = Key(name.slot());
-    if !connections.find(key).is_some_and(is_named) {
-        key = connections.displaced(&name)?;
+    let phone = connections.find_mut(key)?;
+    match phone.stage {
+        Stage::Phone { entry, conn_id, .. } if entry == of && conn_id == name => Some(phone),
+        _ => None,
     }
-    connections.find_mut(key).filter(|phone| is_named(phone))
 }

@@ -230,10 +230,12 @@ impl Relay {
     pub fn begin_write(&mut self, now: Millis, key: Key) -> Option<Write> {
         let (connection, tracking) = self.connections.tracked(key)?;
         let write = self.output.begin_write(connection, &mut self.ledger)?;
-        // Of a write that the kernel took nothing of, the next one has what was left.
-        let due = connection.due.write.min(now + self.limits.write_timeout_ms);
-        connection.due.write = due;
-        tracking.arm_by(connection, due);
+        // After one that the kernel took nothing of, the time runs that it had.
+        if connection.due.write == NEVER {
+            let due = now + self.limits.write_timeout_ms;
+            connection.due.write = due;
+            tracking.arm_by(connection, due);
+        }
         Some(write)
     }
 

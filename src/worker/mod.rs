@@ -520,11 +520,11 @@ impl<C: Core> Worker<C> {
     }
 
     /// Counts a turn that began at `begun`, when `forwarded_before` messages had been passed on.
-    fn count_turn(&self, begun: Instant, completions: u64, forwarded_before: u64) {
-        let Counts { enters, waits } = self.ring.counts();
+    fn count_turn(&mut self, begun: Instant, completions: u64, forwarded_before: u64) {
+        let Counts { enters, waits } = self.ring.take_counts();
         self.counters.count(Series::Turns);
-        self.counters.set(Series::RingEnters, enters);
-        self.counters.set(Series::RingWaits, waits);
+        self.counters.add(Series::RingEnters, enters);
+        self.counters.add(Series::RingWaits, waits);
         self.counters.add(Series::Completions, completions);
         self.counters.raise(Series::CompletionsMax, completions);
         let forwarded = self.forwarded().wrapping_sub(forwarded_before);

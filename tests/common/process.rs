@@ -80,6 +80,16 @@ impl Process {
         stderr: impl Into<Stdio>,
     ) -> Self {
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        Self::spawn_as_it_is(command)
+    }
+
+    /// As [`Process::spawn`], with this for standard input.
+    pub fn spawn_on(mut command: Command, stdin: impl Into<Stdio>) -> Self {
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn_as_it_is(command)
+    }
+
+    fn spawn_as_it_is(mut command: Command) -> Self {
         let mut child = command.spawn().expect("the relay's binary starts");
         let (stdout, stderr) = (Arc::default(), Arc::default());
         let mut readers = Vec::new();
@@ -175,18 +185,24 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for the process to end by itself within `deadline`.
-    pub async fn wait_exit(&mut self, deadline: Duration) -> Exit {
+    /// As [`Process::wait_exit`], where another process may still write what this one's output is
+    /// collected from.
+    pub async fn wait_status(&mut self, deadline: Duration) -> ExitStatus {
         let end = Instant::now() + deadline;
-        let status = loop {
+        loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
+                return status;
             }
             assert!(Instant::now() < end, "still runs after {deadline:?}; it said:\n{}", {
                 self.stderr()
             });
             tokio::time::sleep(Duration::from_millis(5)).await;
-        };
+        }
+    }
+
+    /// Waits for the process to end by itself within `deadline`.
+    pub async fn wait_exit(&mut self, deadline: Duration) -> Exit {
+        let status = self.wait_status(deadline).await;
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
@@ -346,6 +362,11 @@ impl Relay {
     /// Waits for the relay to end by itself within `deadline`.
     pub async fn wait_exit(&mut self, deadline: Duration) -> Exit {
         self.process.wait_exit(deadline).await
+    }
+
+    /// As [`Relay::wait_exit`], where its successor still writes to the same log.
+    pub async fn wait_status(&mut self, deadline: Duration) -> ExitStatus {
+        self.process.wait_status(deadline).await
     }
 
     pub fn has_exited(&mut self) -> bool {

@@ -86,10 +86,15 @@ impl Raw {
     /// A peer whose kernel takes in little (its buffers are `bytes` each way), so that one who
     /// does not read is soon felt.
     pub async fn narrow(relay: &Relay, bytes: u32) -> Self {
+        Self::narrow_through(&relay.door(), bytes).await
+    }
+
+    /// As [`Raw::narrow`], of whom the door is known.
+    pub async fn narrow_through(door: &Door, bytes: u32) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();
         socket.set_send_buffer_size(bytes).unwrap();
-        Self::try_dial(socket, &relay.door()).await.unwrap()
+        Self::try_dial(socket, door).await.unwrap()
     }
 
     async fn dial(socket: TcpSocket, addr: SocketAddr) -> Self {

@@ -1,6 +1,7 @@
 //! Relays that serve HTTPS, and how peers reach them.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
@@ -121,6 +122,11 @@ impl Door {
 impl Relay {
     /// As [`Relay::start`], with HTTPS by a certificate for [`DOMAIN`], which peers verify.
     pub async fn start_tls(args: &[&str]) -> Self {
+        Self::start_tls_with(args, |_| {}).await
+    }
+
+    /// As [`Relay::start_tls`], after `prepare` has seen the command.
+    pub async fn start_tls_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let (authority, folder) = (Authority::new(), Folder::new());
         let leaf = authority.leaf(DOMAIN);
         let cert = folder.write("cert.pem", &leaf.chain);
@@ -128,7 +134,7 @@ impl Relay {
         // Of no use to the relay, but to whoever tries it by hand.
         folder.write("authority.pem", authority.pem());
         let https = ["--tls-cert", &cert, "--tls-key", &key, "--https-listen", "127.0.0.1:0"];
-        Self::start(&[&https, args].concat())
+        Self::start_with(&[&https, args].concat(), prepare)
             .await
             .serving_https(Tls::new(authority.roots()), folder)
     }

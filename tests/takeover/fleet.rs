@@ -240,6 +240,15 @@ impl Given {
         self.sockets.iter().map(Vec::len).sum()
     }
 
+    /// Bytes of the connections that were opened and not read, and that were received and not opened.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let connections = self.states.iter().flat_map(|state| &state.connections);
+        let waiting = connections.map(|connection| &connection.link.waiting);
+        waiting.fold((0, 0), |(opened, received), waiting| {
+            (opened + waiting.opened.0.len(), received + waiting.received.0.len())
+        })
+    }
+
     /// By worker.
     pub(crate) fn states(&mut self) -> &mut [state::Worker] {
         &mut self.states

@@ -271,7 +271,7 @@ mod tests {
         all.extend(said(|seen| seen.process.draining = true));
         all.extend(said(|seen| seen.process.drain = Some(Drain::default())));
         all.extend(said(|seen| {
-            let why = "the new process has ended".to_owned();
+            let why = "9".to_owned();
             seen.process.upgrades.last_failure = Some(UpgradeFailure { at_seconds: 1, why });
         }));
         all.extend(said(|seen| seen.process.certificate_expires_at_seconds = Some(1)));

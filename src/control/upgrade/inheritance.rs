@@ -13,6 +13,7 @@ use crate::worker::listener;
 use socket2::Socket;
 use std::io;
 use std::time::Duration;
+use tokio::signal::unix::Signal;
 use tracing::info;
 
 /// How long the workers may take to serve once they may.
@@ -31,7 +32,7 @@ pub(in crate::control) struct Started {
 }
 
 /// Has all workers serve: by `listeners` where there is no predecessor, and else by its own and these,
-/// which do not listen yet. `resources` has none.
+/// which do not listen yet. `resources` has none. `stops` are the signals that ask the process to stop.
 ///
 /// # Errors
 ///
@@ -42,6 +43,7 @@ pub(in crate::control) async fn start(
     listeners: Vec<Socket>,
     resources: Resources,
     predecessor: &mut Option<Predecessor>,
+    stops: &mut [&mut Signal],
 ) -> Result<Started, Exit> {
     let Some(before) = predecessor else {
         let serving = serving(config, &listeners)?;
@@ -61,6 +63,10 @@ pub(in crate::control) async fn start(
     let serving = serving(config, &all)?;
     let (fleet, ends, heirs) = take_in(config, threads, resources, all, estate)?;
     heirs.wait().map_err(failure)?;
+    if is_asked_to_stop(stops).await {
+        // Else everybody would be sent away by a process that is to be of no use.
+        return Err(failure("it was asked to stop before it served".to_owned()));
+    }
     before.take()?;
     // Nothing is refused from here on: nobody else serves.
     more.iter().try_for_each(listener::listen).map_err(|error| failure(error.to_string()))?;
@@ -77,6 +83,22 @@ pub(in crate::control) async fn start(
         "took_over"
     );
     Ok(Started { fleet, ends, serving, earlier, record })
+}
+
+/// Whether a signal has come that asks the process to stop.
+async fn is_asked_to_stop(stops: &mut [&mut Signal]) -> bool {
+    for stop in stops {
+        // The runtime looks for signals when it is given a turn.
+        let is_asked = tokio::select! {
+            biased;
+            _ = stop.recv() => true,
+            () = tokio::task::yield_now() => false,
+        };
+        if is_asked {
+            return true;
+        }
+    }
+    false
 }
 
 fn take_in(

@@ -93,9 +93,8 @@ impl Successor {
         }
     }
 
-    /// Has it go on. When it does, `leave` is called, and this waits until it serves; since when, by
-    /// the clock that both share.
-    pub(super) async fn commit(&mut self, leave: impl FnOnce()) -> Result<u64, String> {
+    /// Has it go on, which it does when this returns without an error.
+    pub(super) async fn commit(&mut self) -> Result<(), String> {
         let taken = self
             .exchange(COMMIT, |channel| {
                 channel.send(&FromPredecessor::Commit, &[])?;
@@ -112,16 +111,38 @@ impl Successor {
             other => return Err(unexpected(other)),
         }
         self.is_over = true;
-        leave();
-        match self.exchange(COMMIT, receive).await {
-            Ok(FromSuccessor::Serving { at_us }) => Ok(at_us),
-            Ok(_) => Ok(now_us()),
-            Err(why) => {
-                warn!(
-                    err = format!("process {} took over and says no more: {why}", self.pid()),
-                    "successor_silent"
-                );
-                Ok(now_us())
+        Ok(())
+    }
+
+    /// Waits until it serves, now that it goes on; since when it does, by the clock that both share.
+    ///
+    /// # Errors
+    ///
+    /// It has ended, so that nobody serves.
+    pub(super) async fn serving(&mut self) -> Result<u64, String> {
+        let why = match self.exchange(COMMIT, receive).await {
+            Ok(FromSuccessor::Serving { at_us }) => return Ok(at_us),
+            Ok(other) => unexpected(other),
+            Err(why) => why,
+        };
+        let pid = self.pid();
+        if let Some(status) = self.end_within(GRACE).await {
+            return Err(format!(
+                "process {pid} took over and has ended ({status}; its reason is in the log): all \
+                 connections are lost, and this process ends, too"
+            ));
+        }
+        warn!(err = format!("process {pid} took over and says no more: {why}"), "successor_silent");
+        Ok(now_us())
+    }
+
+    /// How it has ended, if it does so in this time.
+    async fn end_within(&mut self, time: Duration) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if begun.elapsed() < time => tokio::time::sleep(LOOK_EVERY).await,
+                ended => return ended.ok().flatten(),
             }
         }
     }
@@ -150,20 +171,13 @@ impl Successor {
 
     /// It has ended when this returns: by itself, or because it is killed.
     async fn end(&mut self) -> Option<ExitStatus> {
-        let begun = Instant::now();
-        loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Some(status);
-            }
-            if begun.elapsed() > 2 * GRACE {
-                // It is killed: whatever the kernel still does for it, it runs no more.
-                return None;
-            }
-            if begun.elapsed() > GRACE {
-                let _ = self.child.kill();
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+        let by_itself = self.end_within(GRACE).await;
+        if by_itself.is_none() {
+            let _ = self.child.kill();
+            // It is killed: whatever the kernel still does for it, it runs no more.
+            return self.end_within(GRACE).await;
         }
+        by_itself
     }
 
     /// Uses the channel in a thread that may block.

@@ -231,12 +231,42 @@ fn a_budget_that_is_too_small_refuses_all_of_it_and_the_old_process_goes_on() {
     assert_eq!(world.texts(phone).len(), 20);
 }
 
+#[test]
+fn a_phone_that_is_not_read_for_its_binary_s_sake_is_read_again_in_another_process() {
+    let mut world = World::new();
+    let (binary, phone) = (world.binary("a"), world.phone("a"));
+    world.appetite.insert(binary, 0);
+    let message = format!("\"{}\"", "x".repeat(200_000));
+    for _ in 0..6 {
+        world.text(phone, &message);
+    }
+    assert!(!world.relay.wants_read(phone));
+    world.restart();
+    assert!(!world.relay.wants_read(phone));
+    world.feed(binary);
+    assert!(world.relay.wants_read(phone), "its binary has read");
+    assert_eq!(world.texts(binary).len(), 6);
+}
+
+/// Both processes together are to take no more than twice the memory of one.
+#[test]
+fn an_idle_phone_is_small_as_plain_data_and_as_bytes() {
+    let mut world = World::new();
+    world.binary("a");
+    let idle = size_of::<state::Connection>();
+    assert!(idle <= 544, "{idle}");
+    let bytes = |world: &World| world.given().encode().unwrap().len();
+    let before = bytes(&world);
+    world.phone("a");
+    let more = bytes(&world) - before;
+    assert!(more <= 100, "{more}");
+}
+
 /// Where each key of each worker went.
 type Moved = HashMap<(usize, Key), Key>;
 
-/// The workers of a process, as `count` others go on with them; with where each key went.
-fn redistributed(workers: &[&World], count: usize) -> Vec<(World, Moved)> {
-    let given: Vec<state::Worker> = workers.iter().map(|world| world.given()).collect();
+/// What the workers of a process gave out, as `count` others go on with it; with where each key went.
+fn redistributed(given: Vec<state::Worker>, count: usize) -> Vec<(World, Moved)> {
     let slots: Vec<Vec<u32>> = given
         .iter()
         .map(|worker| worker.connections.iter().map(|connection| connection.slot).collect())
@@ -282,7 +312,7 @@ fn a_phone_is_found_by_its_name_whatever_its_slot_and_by_nobody_else() {
         all.push((number, binary, phones.map(|phone| (phone, world.conn_id(phone)))));
     }
     assert_eq!(all[0].2[0].0, all[1].2[0].0, "slots collide");
-    let mut after = redistributed(&before.iter().collect::<Vec<_>>(), 1);
+    let mut after = redistributed(before.iter().map(World::given).collect(), 1);
     let (world, was) = &mut after[0];
     assert_eq!(world.counts(), (2, 4));
     let say = |world: &mut World, binary: Key, name: &str| {
@@ -302,7 +332,7 @@ fn a_phone_is_found_by_its_name_whatever_its_slot_and_by_nobody_else() {
     }
     assert_eq!(world.metrics.total(Series::UnknownConnIds), 4);
     // And back: names find their slots again, once they are free.
-    let back = redistributed(&[world], 2);
+    let back = redistributed(vec![world.given()], 2);
     for (number, _, phones) in &all {
         let (again, moved) = &back[*number];
         assert_eq!(again.counts(), (2, 4), "of all workers together");
@@ -338,11 +368,11 @@ fn who_was_on_its_way_to_an_owner_gets_there_or_is_there() {
     world.bytes(caller, &[health, request.as_bytes(), &[0x81]].concat());
     assert!(world.moved.is_empty(), "its answer must leave first");
     // As many workers: it goes on its way.
-    let (same, was) = redistributed(&[&world], 2).remove(0);
+    let (same, was) = redistributed(vec![world.given()], 2).remove(0);
     let key = was[&(0, caller)];
     assert_eq!(same.moved, [(key, 1, vec![0x81])]);
     // One worker, which owns everything.
-    let (mut one, was) = redistributed(&[&world], 1).remove(0);
+    let (mut one, was) = redistributed(vec![world.given()], 1).remove(0);
     let key = was[&(0, caller)];
     let answers = String::from_utf8(one.received[&key].clone()).unwrap();
     assert!(answers.contains("HTTP/1.1 200 ") && answers.contains("HTTP/1.1 101 "), "{answers}");
@@ -350,6 +380,34 @@ fn who_was_on_its_way_to_an_owner_gets_there_or_is_there() {
     assert!(one.moved.is_empty() && one.relay.wants_read(key));
     one.bytes(key, &masked(1, b"{}")[1..]);
     assert_eq!(one.metrics.total(Series::MalformedEnvelopes), 1, "its bytes were kept");
+}
+
+#[test]
+fn a_move_that_was_ordered_and_not_carried_out_is_ordered_again_or_needless() {
+    let foreign = "id-of-another";
+    let owners = Owners::new([1, 2, 3, 4], 2);
+    let owner = owners.owner_of(&ServerId::from_header(foreign.as_bytes()).unwrap());
+    let budget = SharedBudget::new(64 << 20, 2);
+    let mut world = World::of_worker(1 - owner, Limits::default(), budget, 2);
+    let caller = world.connect();
+    let mut request = [head("/v1/server", foreign).as_bytes(), &[0x81]].concat();
+    world.relay.on_bytes(world.now, caller, &mut request, &mut { u32::MAX });
+    let mut actions = Vec::new();
+    world.relay.take_actions(&mut actions);
+    let Some(Action::HandOver { key, hand_over, .. }) = actions.pop() else {
+        panic!("{actions:?}")
+    };
+    let given = || {
+        let mut given = world.relay.give_out(world.now, &|other| other == key);
+        given.connections.push(hand_over.give_out(world.now, key, world.now + 700));
+        let mut workers = vec![state::Worker::default(), state::Worker::default()];
+        workers[1 - owner] = state::Worker::decode(&given.encode().unwrap()).unwrap();
+        workers
+    };
+    let (same, was) = redistributed(given(), 2).remove(1 - owner);
+    assert_eq!(same.moved, [(was[&(1 - owner, key)], owner, vec![0x81])]);
+    let (one, _) = redistributed(given(), 1).remove(0);
+    assert_eq!((one.counts(), one.moved.len()), ((1, 0), 0));
 }
 
 /// A worker is changed so that it cannot be.
