@@ -148,6 +148,15 @@ impl Session<'_> {
         })
     }
 
+    /// Peers that misbehave, and upgrades, begin where they are asked for.
+    fn begin_trouble(&mut self) {
+        let plan = self.plan;
+        let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
+        self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
+        let is_upgraded = plan.upgrades && self.running.can_be_upgraded();
+        self.upgrades = is_upgraded.then(Upgrades::default);
+    }
+
     /// What TLS was agreed and what it cost, where there is any.
     fn tls(&mut self, storms: &[Storm]) -> Outcome<Option<Tls>> {
         let costs = match self.plan.play {
@@ -156,15 +165,6 @@ impl Session<'_> {
         };
         let handshakes = self.handshakes()?;
         Ok(self.running.target.tls.is_some().then_some(Tls { handshakes, costs }))
-    }
-
-    /// Peers that misbehave, and upgrades, begin where they are asked for.
-    fn begin_trouble(&mut self) {
-        let plan = self.plan;
-        let seed = plan.faults.filter(|_| self.running.target.tls.is_none());
-        self.saboteurs = seed.map(|seed| Saboteurs::start(&self.running.target, seed, plan.time));
-        let is_upgraded = plan.upgrades && self.running.can_be_upgraded();
-        self.upgrades = is_upgraded.then(Upgrades::default);
     }
 
     /// Whether what the relay holds has grown, where that is asked.
