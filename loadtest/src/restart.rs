@@ -60,6 +60,16 @@ pub(crate) enum Over {
     Tls13,
 }
 
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain TCP",
+            Self::Tls12 => "TLS 1.2",
+            Self::Tls13 => "TLS 1.3",
+        })
+    }
+}
+
 impl Over {
     fn version(self) -> Option<Version> {
         match self {

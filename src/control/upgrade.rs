@@ -204,13 +204,15 @@ impl Upgrades {
             sleep(HANDSHAKES).await;
         }
         const STUCK: &str = "a worker does not come to rest: its event loop is stuck";
+        // From here on peers wait, while workers come to rest and while they give out.
+        let still_since_us = now_us();
         if !self.fleet.quiesce(QUIET).await {
             return Err(Failure::Refused(STUCK.to_owned()));
         }
         let mut parts = Vec::new();
         for worker in 0..self.fleet.workers() {
             let given = self.fleet.give_out(worker, QUIET).await.ok_or_else(|| STUCK.to_owned())?;
-            parts.push(Given { given, still_since_us: now_us() });
+            parts.push(Given { given, still_since_us });
         }
         let mut report = Report {
             pid: successor.pid(),

@@ -36,7 +36,7 @@ pub(super) struct Setting {
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peers, over, workers, .. } = self;
-        write!(f, "{peers:?} over {over:?}, {workers}")
+        write!(f, "{peers:?} over {over}, {workers}")
     }
 }
 

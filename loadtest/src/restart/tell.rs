@@ -35,7 +35,7 @@ fn one(row: &Row) -> String {
     let worst = most(upgrades, |one| one.felt.p999_us / 1000.0);
     let verdict = if worst > PROMISED_MS { " (MORE THAN 300)" } else { "" };
     let mut told = format!(
-        "{scenario:?} {shape}, {size} B, over {over:?}, {workers}: {} upgrades of {moved:.0} \
+        "{scenario:?} {shape}, {size} B, over {over}, {workers}: {} upgrades of {moved:.0} \
          connections, {left_out} left out, {cut} cut\n  pause {:.1} ms, at most {:.1}; command {:.0} \
          ms\n  round trips {p50:.2} ms (p50), {p999:.1} (p99.9), {longest:.1} (longest); p99.9 around \
          the worst upgrade {worst:.1} ms{verdict}\n  {:.0} messages/s",
@@ -80,7 +80,7 @@ pub(super) fn page(path: &Path, rows: &[Row]) -> Outcome<()> {
     let plot = |row: &Row| {
         let Row { scenario, over, workers, shape, .. } = row;
         let title = format!(
-            "{scenario:?} {shape} over {over:?}, {workers}: round trips in ms, over seconds; \
+            "{scenario:?} {shape} over {over}, {workers}: round trips in ms, over seconds; \
              upgrades are marked"
         );
         let line = |name: &str, of: fn(&super::session::Point) -> f64| Line {
