@@ -310,7 +310,7 @@ async fn a_binary_message_that_is_not_utf_8_is_no_protocol_error() {
 #[tokio::test]
 async fn a_close_reason_that_is_not_utf_8_fails_the_connection() {
     // RFC 6455, section 8.1: 1007.
-    let relay = Relay::start(&[]).await;
+    let relay = Relay::start(&["--close-timeout", "300ms"]).await;
     for role in ROLES {
         let (mut peer, _other) = dial(&relay, role, &format!("{role:?}")).await;
         peer.send(masked(CLOSE, b"\x03\xe8bad \xff")).await;
@@ -507,7 +507,7 @@ async fn nothing_after_a_close_is_handled() {
 
 #[tokio::test]
 async fn each_connection_gets_exactly_one_close_frame_and_the_first_reason_wins() {
-    let relay = Relay::start(&["--close-timeout", "1s"]).await;
+    let relay = Relay::start(&["--close-timeout", "300ms"]).await;
     let violation = || masked(3, "");
     let not_utf_8 = || masked(TEXT, [0xff]);
     let too_big = || Hostile::new(TEXT, "").claiming(LIMIT as u64 + 1).bytes();

@@ -267,12 +267,20 @@ impl Fleet {
         tokio::time::timeout(patience, all).await.unwrap_or(false)
     }
 
-    /// Has a worker that has come to rest give out everything and stand still; `None` if it does not
-    /// within `patience`.
-    pub(super) async fn give_out(&self, worker: usize, patience: Duration) -> Option<GivenOut> {
-        let (done, mut answer) = unbounded_channel();
-        self.mailboxes.get(worker)?.send(Mail::GiveOut { done }).ok()?;
-        tokio::time::timeout(patience, answer.recv()).await.ok()?
+    /// Has the workers, which have come to rest, give out everything and stand still; `None` if one of
+    /// them does not within `patience`.
+    pub(super) async fn give_out(&self, patience: Duration) -> Option<Vec<GivenOut>> {
+        let mut answers = Vec::new();
+        for mailbox in &self.mailboxes {
+            let (done, answer) = unbounded_channel();
+            mailbox.send(Mail::GiveOut { done }).ok()?;
+            answers.push(answer);
+        }
+        let mut given = Vec::new();
+        for mut answer in answers {
+            given.push(tokio::time::timeout(patience, answer.recv()).await.ok()??);
+        }
+        Some(given)
     }
 
     /// Has every worker go on, as if it had not come to rest.

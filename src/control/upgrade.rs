@@ -209,11 +209,9 @@ impl Upgrades {
         if !self.fleet.quiesce(QUIET).await {
             return Err(Failure::Refused(STUCK.to_owned()));
         }
-        let mut parts = Vec::new();
-        for worker in 0..self.fleet.workers() {
-            let given = self.fleet.give_out(worker, QUIET).await.ok_or_else(|| STUCK.to_owned())?;
-            parts.push(Given { given, still_since_us });
-        }
+        let given = self.fleet.give_out(QUIET).await.ok_or_else(|| STUCK.to_owned())?;
+        let parts: Vec<_> =
+            given.into_iter().map(|given| Given { given, still_since_us }).collect();
         let mut report = Report {
             pid: successor.pid(),
             version,
