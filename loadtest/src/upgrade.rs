@@ -35,8 +35,8 @@ pub(crate) struct Report {
     pub(crate) server_ids: u64,
     /// Connections that ended, amid their TLS handshake.
     pub(crate) left_out: u64,
-    /// How long each worker stood still, in milliseconds.
-    pub(crate) pause_ms: Vec<f64>,
+    /// How long no worker served, in milliseconds.
+    pub(crate) pause_ms: f64,
 }
 
 /// Upgrades of a relay while something else was measured.
@@ -52,8 +52,7 @@ impl Upgrades {
     pub(crate) fn count(&mut self, report: &Report) {
         self.done += 1;
         self.left_out += report.left_out;
-        let pauses = report.pause_ms.iter().copied();
-        self.longest_pause_ms = pauses.fold(self.longest_pause_ms, f64::max);
+        self.longest_pause_ms = self.longest_pause_ms.max(report.pause_ms);
     }
 
     /// Whether no more handshakes were cut than the relay says.

@@ -170,11 +170,9 @@ fn upgrade(path: &Path, program: Option<PathBuf>, json: bool) -> Result<(), Stri
         return Ok(());
     }
     let Report { pid, version, connections, server_ids, left_out, pause_ms } = report;
-    let pauses: Vec<String> = pause_ms.iter().map(|pause| format!("{pause:.0} ms")).collect();
     say(&format!(
         "upgraded: process {pid} (version {version}) has taken over {connections} connections and \
-         {server_ids} server-ids; each worker stood still for: {}",
-        pauses.join(", ")
+         {server_ids} server-ids; the workers stood still for {pause_ms:.0} ms",
     ));
     if left_out > 0 {
         say(&format!(

@@ -62,8 +62,8 @@ pub(super) struct Report {
     pub(super) server_ids: u64,
     /// Connections that ended, because they were amid a TLS handshake.
     pub(super) left_out: u64,
-    /// How long each worker stood still, in milliseconds.
-    pub(super) pause_ms: Vec<f64>,
+    /// How long no worker served, in milliseconds: from when they began to come to rest.
+    pub(super) pause_ms: f64,
 }
 
 /// What is given away in an upgrade.
@@ -110,12 +110,6 @@ impl From<String> for Failure {
     fn from(why: String) -> Self {
         Self::Refused(why)
     }
-}
-
-/// A worker's part, with since when it has been still.
-struct Given {
-    given: GivenOut,
-    still_since_us: u64,
 }
 
 impl Upgrades {
@@ -210,24 +204,20 @@ impl Upgrades {
             return Err(Failure::Refused(STUCK.to_owned()));
         }
         let given = self.fleet.give_out(QUIET).await.ok_or_else(|| STUCK.to_owned())?;
-        let parts: Vec<_> =
-            given.into_iter().map(|given| Given { given, still_since_us }).collect();
         let mut report = Report {
             pid: successor.pid(),
             version,
-            connections: parts.iter().map(|part| part.given.sockets.len() as u64).sum(),
-            server_ids: parts.iter().map(|part| part.given.state.server_ids.len() as u64).sum(),
-            left_out: parts.iter().map(|part| part.given.left_out as u64).sum(),
-            pause_ms: Vec::new(),
+            connections: given.iter().map(|given| given.sockets.len() as u64).sum(),
+            server_ids: given.iter().map(|given| given.state.server_ids.len() as u64).sum(),
+            left_out: given.iter().map(|given| given.left_out as u64).sum(),
+            pause_ms: 0.0,
         };
-        let since_us: Vec<u64> = parts.iter().map(|part| part.still_since_us).collect();
-        let (state, descriptors) = self.state(parts);
+        let (state, descriptors) = self.state(given, still_since_us);
         successor.prepare(state, descriptors).await?;
         successor.commit().await?;
         self.leave();
         let serving_at_us = successor.serving().await.map_err(Failure::Lost)?;
-        let pauses = since_us.iter().map(|since| serving_at_us.saturating_sub(*since));
-        report.pause_ms = pauses.map(|us| us as f64 / 1000.0).collect();
+        report.pause_ms = serving_at_us.saturating_sub(still_since_us) as f64 / 1000.0;
         Ok(report)
     }
 
@@ -242,10 +232,9 @@ impl Upgrades {
     }
 
     /// Everything, and the descriptors that go with it.
-    fn state(&self, parts: Vec<Given>) -> (FromPredecessor, Vec<RawFd>) {
-        let still_since_us = parts.iter().map(|part| part.still_since_us).min();
+    fn state(&self, parts: Vec<GivenOut>, still_since_us: u64) -> (FromPredecessor, Vec<RawFd>) {
         let (mut workers, mut sockets, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
-        for Given { given, .. } in parts {
+        for given in parts {
             workers.push((given.state, given.listeners.len() as u32));
             sockets.extend(given.sockets);
             listeners.extend(given.listeners);
@@ -258,7 +247,6 @@ impl Upgrades {
             admission: self.fleet.admission.give_out(now),
             upgrades: self.monitoring.upgrades.count(),
         };
-        let still_since_us = still_since_us.unwrap_or_else(now_us);
         let state = State { process, still_since_us, workers };
         (FromPredecessor::State(Box::new(state)), sockets)
     }

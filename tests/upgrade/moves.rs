@@ -356,7 +356,7 @@ async fn the_command_says_what_happened() {
     let said = service.told(&["upgrade"]).await;
     assert!(said.starts_with("upgraded: process "), "{said}");
     assert!(said.contains(" 2 connections and 1 server-ids"), "{said}");
-    assert!(said.contains("stood still for: ") && said.trim_end().ends_with(" ms"), "{said}");
+    assert!(said.contains("stood still for ") && said.trim_end().ends_with(" ms"), "{said}");
     assert_eq!(service.ended(old).await, Some(0));
     let line = service.relay.wait_for_log("took_over").await;
     assert!(line.get("err").unwrap().contains("2 connections"), "{}", line.raw);

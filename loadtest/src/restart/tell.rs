@@ -27,7 +27,7 @@ pub(super) fn table(rows: &[Row]) -> String {
 fn one(row: &Row) -> String {
     let Row { scenario, over, workers, shape, size, upgrades, round_trips, .. } = row;
     let moved = most(upgrades, |one| one.report.connections as f64);
-    let pause = |one: &Upgrade| one.report.pause_ms.iter().copied().fold(0.0, f64::max);
+    let pause = |one: &Upgrade| one.report.pause_ms;
     let left_out: u64 = upgrades.iter().map(|one| one.report.left_out).sum();
     let cut: u64 = upgrades.iter().map(|one| one.cut_handshakes).sum();
     let [p50, p999, longest] =
