@@ -18,6 +18,8 @@ pub struct Glimpse {
     pub held_bytes: usize,
     /// When it is pinged next; [`NEVER`](super::timers::NEVER) if it is not.
     pub ping_due: Millis,
+    /// Until when it is not read, because its server-id is over its rate.
+    pub slowed_until: Option<Millis>,
 }
 
 impl Relay {
@@ -34,6 +36,7 @@ impl Relay {
             input_bytes: charges.input as usize,
             held_bytes: charges.outbox as usize,
             ping_due: connection.due.ping,
+            slowed_until: connection.slowed.then_some(connection.due.stage),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::connection::{Hearing, Speaker, Stage};
 use super::timers::{Millis, NEVER};
-use super::{Key, Relay};
+use super::{Key, Relay, pace};
 use crate::metrics::Series;
 use crate::protocol::close::{Close, GONE_WITHOUT_CLOSE};
 use crate::protocol::envelope;
@@ -40,8 +40,11 @@ impl Relay {
                 self.broken("a connection is read whose request is not answered yet")
             }
             Stage::Newcomer(_) | Stage::Binary { .. } | Stage::Phone { .. } => {
+                let rated = pace::rated(&self.limits, connection);
                 taken -= self.on_frame_bytes(now, key, input, messages);
-                self.charge_rate(now, key, taken);
+                if let Some(rated) = rated {
+                    self.charge_rate(rated, now, key, taken);
+                }
             }
         }
         self.settle(now);

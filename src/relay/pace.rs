@@ -11,7 +11,7 @@ use super::connection::{Connection, Stage};
 use super::registry::EntryKey;
 use super::timers::{Millis, NEVER};
 use super::{Action, Key, Relay};
-use crate::config::ByteRate;
+use crate::config::{ByteRate, Limits};
 use crate::metrics::Series;
 
 /// The longest that a connection waits before it is looked at again: a rate that has changed
@@ -57,22 +57,23 @@ impl Bucket {
 }
 
 impl Relay {
-    /// Bytes of a connection were read: they are charged to its server-id, and if that is over its
-    /// rate, the connection is not read for a moment.
-    #[inline]
-    pub(super) fn charge_rate(&mut self, now: Millis, key: Key, bytes: usize) {
-        if let Some(rate) = self.limits.server_id_rate {
-            self.slow_to(rate, now, key, bytes);
-        }
-    }
-
+    /// Bytes of a connection were read: they are charged to the server-id that it spoke for, even if
+    /// they have ended it. If that is over its rate, the connection is not read for a moment.
     #[inline(never)]
-    fn slow_to(&mut self, rate: ByteRate, now: Millis, key: Key, bytes: usize) {
-        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
-        let Some(entry) = paced(connection) else { return };
+    pub(super) fn charge_rate(
+        &mut self,
+        (entry, rate): (EntryKey, ByteRate),
+        now: Millis,
+        key: Key,
+        bytes: usize,
+    ) {
         let Some(held) = self.registry.entry_mut(entry) else { return };
         held.bucket.take(rate, now, bytes);
         let Some(wait) = held.bucket.wait(rate, now) else { return };
+        let Some((connection, tracking)) = self.connections.tracked(key) else { return };
+        if paced(connection).is_none() {
+            return;
+        }
         // Its next message may be what proves that it lives.
         if matches!(connection.stage, Stage::Binary { .. }) && held.is_probed() {
             return;
@@ -111,6 +112,13 @@ impl Relay {
             self.output.act(Action::Read(key));
         }
     }
+}
+
+/// Whom what a connection sends now is charged to, and by which rate; nobody where none is set.
+#[inline]
+pub(super) fn rated(limits: &Limits, connection: &Connection) -> Option<(EntryKey, ByteRate)> {
+    let rate = limits.server_id_rate?;
+    paced(connection).map(|entry| (entry, rate))
 }
 
 /// The server-id whose rate the connection counts for. A newcomer counts for none, or a stranger who

@@ -1266,6 +1266,24 @@ fn over_its_rate_a_server_id_waits_and_nobody_is_closed() {
 }
 
 #[test]
+fn what_ends_a_connection_is_charged_with_what_came_before_it() {
+    let no_json = masked(1, b"no JSON");
+    let unmasked = vec![0x81, 0];
+    for end in [masked(CLOSE, &1000_u16.to_be_bytes()), no_json, unmasked] {
+        let mut world = World::with(rated(1024, 1024), 64 * 1024 * 1024, 1);
+        let (binary, phone) = (world.binary("a"), world.phone("a"));
+        let text = format!("\"{}\"", "x".repeat(3000));
+        world.bytes(phone, &[masked(1, text.as_bytes()), end].concat());
+        assert_eq!(world.counts(), (1, 0), "it has ended");
+        // Else whoever ends each time could send as fast as it can connect.
+        world.text(binary, "{}");
+        assert!(!world.relay.wants_read(binary));
+        world.pass(3000);
+        assert!(world.relay.wants_read(binary));
+    }
+}
+
+#[test]
 fn time_that_a_peer_was_kept_waiting_is_not_held_against_it() {
     let limits = Limits { heartbeat_interval_ms: 3000, grace_ms: 3_600_000, ..rated(1024, 1024) };
     let mut world = World::with(limits, 64 * 1024 * 1024, 1);

@@ -8,7 +8,7 @@ use crate::operator::Target;
 use crate::outbound::{Notice, Out};
 use crate::scenario::Scenario;
 use crate::wire::{Item, Msg, Payload};
-use pyrycode_relay::config::Limits;
+use pyrycode_relay::config::{ByteRate, Limits};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -26,7 +26,7 @@ pub const CLAIMED: Reason = (4409, "server-id already claimed");
 pub const TOO_MANY: Reason = (4429, "too many phones for server-id");
 
 /// Deadlines are met at the first of these ticks at which they have passed.
-const TICK_MS: Ms = 8;
+pub const TICK_MS: Ms = 8;
 const PHONE_OUTBOX_BYTES: usize = 4 << 20;
 pub const FRAME_OVERHEAD: usize = 64;
 /// A newcomer that has sent this much ahead is no longer read.
@@ -96,8 +96,16 @@ pub struct Conn {
     /// What the held messages take, each with its length.
     pub held_bytes: usize,
     pub ended: bool,
-    /// Not read for the sake of somebody's backlog; as the world has seen it.
+    /// Not read for the sake of somebody's backlog, or of the rate; as the world has seen it.
     pub paused: bool,
+    /// Not read because its id is over its rate; as the world has seen it.
+    pub slowed: bool,
+    /// Where in what it sends that begins which counts for its id, as this event is told, and up to
+    /// where it counts for sure: in the rest, somebody who has ended is heard.
+    counts_from: Option<u64>,
+    counts_to: u64,
+    /// What it sent last counted for its id.
+    pub has_paid: bool,
     sent: u32,
     answered: u32,
     pub stage_due: Option<Ms>,
@@ -108,6 +116,11 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// What it sends counts for its id.
+    fn is_rated(&self) -> bool {
+        matches!(self.state, State::Binary | State::Phone)
+    }
+
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Newcomer | State::Binary | State::Phone)
     }
@@ -143,9 +156,36 @@ pub struct Id {
     pub owner: usize,
     pub tenure: Tenure,
     pub phones: Vec<Link>,
+    /// What it has sent, as far as that counts for sure, and with all that may count.
+    pub sent_least: Bucket,
+    pub sent_most: Bucket,
+}
+
+/// What an id may send in a time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bucket {
+    /// What is missing of it, in thousandths of a byte, and when that was so.
+    missing: (u64, Ms),
+    /// Until when more is missing than may be sent at once.
+    pub over_until: Ms,
+}
+
+impl Bucket {
+    fn pay(&mut self, rate: ByteRate, bytes: u64, now: Ms) {
+        let (missing, at) = self.missing;
+        let missing = missing.saturating_sub((now - at) * rate.bytes_per_s) + 1000 * bytes;
+        let over = missing.saturating_sub(1000 * rate.burst_bytes);
+        *self = Self { missing: (missing, now), over_until: now + over.div_ceil(rate.bytes_per_s) };
+    }
 }
 
 impl Id {
+    /// Nobody has it any more, and nothing is remembered of it.
+    pub fn set_free(&mut self) {
+        self.tenure = Tenure::Free;
+        (self.sent_least, self.sent_most) = Default::default();
+    }
+
     pub fn holder(&self) -> Option<Link> {
         match self.tenure {
             Tenure::Held(holder) | Tenure::Probed { holder, .. } => Some(holder),
@@ -230,6 +270,8 @@ impl Model {
             owner: *owner,
             tenure: Tenure::Free,
             phones: Vec::new(),
+            sent_least: Bucket::default(),
+            sent_most: Bucket::default(),
         });
         Self {
             limits: scenario.limits,
@@ -269,6 +311,10 @@ impl Model {
             held_bytes: 0,
             ended: false,
             paused: false,
+            slowed: false,
+            counts_from: None,
+            counts_to: 0,
+            has_paid: false,
             sent: 0,
             answered: 0,
             stage_due: Some(now + self.limits.header_timeout_ms),
@@ -300,6 +346,7 @@ impl Model {
             Event::Bytes(link, bytes) => {
                 self.conn(*link).delivered += *bytes as u64;
                 self.process(*link, now);
+                self.pay(*link, now);
             }
             Event::End { link, clean } => self.end(*link, *clean, now),
             Event::Taken(link, bytes) => return self.taken(*link, bytes, now),
@@ -318,6 +365,7 @@ impl Model {
                 self.conn(*link).state = State::Head;
                 self.open(*link, now);
                 self.process(*link, now);
+                self.pay(*link, now);
             }
             Event::Down(worker) => self.shut_down(*worker, now),
             Event::Shed => {}
@@ -331,6 +379,40 @@ impl Model {
 
     // Input.
 
+    /// The peer's next bytes come in: they count if it has its id now, whoever pays for memory first.
+    pub fn receives(&mut self, link: Link) {
+        let conn = self.conn(link);
+        conn.counts_from = conn.is_rated().then_some(conn.delivered);
+        conn.counts_to = conn.delivered;
+        conn.has_paid = false;
+    }
+
+    /// What has come in is paid for by the id.
+    fn pay(&mut self, link: Link, now: Ms) {
+        let Some(rate) = self.limits.server_id_rate else { return };
+        let conn = self.conn(link);
+        let Some(from) = conn.counts_from else { return };
+        if conn.is_rated() {
+            conn.counts_to = conn.delivered;
+        }
+        let (least, most) = (conn.counts_to - from, conn.delivered - from);
+        conn.counts_from = Some(conn.delivered);
+        conn.counts_to = conn.delivered;
+        conn.has_paid = least > 0;
+        let id = conn.id;
+        self.ids[id].sent_least.pay(rate, least, now);
+        self.ids[id].sent_most.pay(rate, most, now);
+    }
+
+    /// Whether a peer is not to be read for a moment: until when, if it counts for an id.
+    pub fn over_until(&self, link: Link) -> Option<(Ms, Ms)> {
+        let conn = &self.conns[link];
+        let id = &self.ids[conn.id];
+        let is_heard = matches!(id.tenure, Tenure::Probed { holder, .. } if holder == link);
+        let over = (id.sent_least.over_until, id.sent_most.over_until);
+        (conn.is_rated() && !is_heard).then_some(over)
+    }
+
     fn process(&mut self, link: Link, now: Ms) {
         loop {
             let conn = &self.conns[link];
@@ -342,8 +424,12 @@ impl Model {
             if !complete {
                 break;
             }
-            let Some((_, end, item)) = self.conn(link).items.pop_front() else { break };
-            self.conn(link).last_end = end;
+            let conn = self.conn(link);
+            let Some((_, end, item)) = conn.items.pop_front() else { break };
+            conn.last_end = end;
+            if conn.is_rated() {
+                conn.counts_to = end;
+            }
             self.item(link, item, now);
         }
         let due = now + self.limits.message_timeout_ms;
@@ -550,6 +636,8 @@ impl Model {
         }
         let ping_due = self.next_ping(now);
         let conn = self.conn(link);
+        conn.counts_from = conn.is_rated().then_some(conn.last_end);
+        conn.counts_to = conn.last_end;
         if conn.is_open() {
             conn.ping_due = Some(ping_due);
         }
@@ -575,6 +663,9 @@ impl Model {
                 self.conn(link).state = State::Newcomer;
                 let due = now + self.limits.probe_timeout_ms;
                 self.ids[id].tenure = Tenure::Probed { holder, newcomers: vec![link], due };
+                if std::mem::take(&mut self.conn(holder).slowed) {
+                    self.reads_again(holder, now);
+                }
                 self.ping(holder, now);
             }
             Tenure::Probed { holder, mut newcomers, due } => {
@@ -899,8 +990,13 @@ impl Model {
 
     /// When the relay must have been woken.
     pub fn next_deadline(&self, worker: usize) -> Option<(Ms, Fire)> {
-        // No pong is awaited where memory was too short for the ping.
-        let certain = |fire: &Fire| !(self.tight && matches!(fire, Fire::Pong(_)));
+        // No pong is awaited where memory was too short for the ping, and one that is gives the rest of a
+        // message its time anew while its sender is not read for the rate.
+        let certain = |fire: &Fire| match *fire {
+            Fire::Pong(_) => !self.tight,
+            Fire::Message(link) => !(self.tight && self.conns[link].slowed),
+            _ => true,
+        };
         let due = self.deadlines(worker).filter(|(_, fire)| certain(fire));
         due.map(|(due, fire)| (due.next_multiple_of(TICK_MS), fire)).min_by_key(|(due, _)| *due)
     }
@@ -909,7 +1005,14 @@ impl Model {
         let passed = |due: Option<Ms>| due.is_some_and(|due| due <= now);
         match fire {
             Fire::Write(link) if passed(self.conns[link].write_due) => self.abort(link, now),
-            Fire::Message(link) if passed(self.conns[link].message_due) => self.abort(link, now),
+            Fire::Message(link) if passed(self.conns[link].message_due) => {
+                if self.conns[link].slowed {
+                    self.reads_again(link, now);
+                    self.conn(link).paused = true;
+                } else {
+                    self.abort(link, now);
+                }
+            }
             Fire::Stage(link) if passed(self.conns[link].stage_due) => {
                 let conn = &self.conns[link];
                 if conn.state == State::Head && conn.partial_bytes() > 0 {
@@ -942,7 +1045,7 @@ impl Model {
             }
             Fire::Id(id) => match self.ids[id].tenure.clone() {
                 Tenure::Grace { due } if passed(Some(due)) => {
-                    self.ids[id].tenure = Tenure::Free;
+                    self.ids[id].set_free();
                     self.evict(id, NORMAL, now);
                 }
                 Tenure::Probed { holder, newcomers, due } if passed(Some(due)) => {

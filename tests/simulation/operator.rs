@@ -138,7 +138,7 @@ impl Model {
     pub fn send_away(&mut self, ids: &[usize], now: Ms) {
         for id in ids {
             let all = self.all_of(*id);
-            self.ids[*id].tenure = Tenure::Free;
+            self.ids[*id].set_free();
             self.ids[*id].phones.clear();
             for link in all {
                 self.close(link, RESTART, None, false, now);

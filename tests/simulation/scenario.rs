@@ -2,7 +2,7 @@
 
 use crate::model::Ms;
 use crate::rng::Rng;
-use pyrycode_relay::config::{Limits, RateLimit};
+use pyrycode_relay::config::{ByteRate, Limits, RateLimit};
 use pyrycode_relay::protocol::ids::ServerId;
 use pyrycode_relay::relay::Owners;
 use pyrycode_relay::shared::admission::AdmissionLimits;
@@ -56,7 +56,7 @@ impl Scenario {
         let workers = rng.range(1, 4);
         let event_bytes = if tight { 96 * 1024 } else { 1 << 20 };
         let headrooms = event_bytes * if workers > 1 { 2 * workers } else { 1 };
-        Self {
+        let mut scenario = Self {
             workers: workers as usize,
             owner_seeds: [rng.next(), rng.next(), rng.next(), rng.next()],
             limits,
@@ -74,7 +74,19 @@ impl Scenario {
             pass_percent: rng.range(2, 12),
             pass_ms: *rng.pick(&[20, 100, 500, 2500]).unwrap_or(&100),
             shut_down_at: rng.percent(15).then(|| rng.range(20, steps.max(21))),
+        };
+        // What comes at once in a fat one would be waited for by the hour.
+        if !fat {
+            scenario.limits.server_id_rate = Self::rate(&mut Rng::new(scenario.owner_seeds[0]));
         }
+        scenario
+    }
+
+    /// Mostly none; else so little that it is felt. Drawn by itself, so that a seed does otherwise what it
+    /// did without.
+    fn rate(rng: &mut Rng) -> Option<ByteRate> {
+        let (bytes_per_s, burst_bytes) = (rng.range(1024, 20_000), rng.range(1024, 8192));
+        rng.percent(15).then_some(ByteRate { bytes_per_s, burst_bytes })
     }
 
     /// Mostly none; else so few that they are felt.

@@ -2,7 +2,9 @@
 //! the relay as `src/worker/mod.rs` does, and after every call compares it with the model.
 
 use crate::check;
-use crate::model::{AHEAD_FULL, BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State, Who};
+use crate::model::{
+    AHEAD_FULL, BACKLOG, Event, Fire, Link, Model, Ms, NORMAL, Seen, State, TICK_MS, Who,
+};
 use crate::rng::Rng;
 use crate::scenario::Scenario;
 use crate::wire::{Item, Payload};
@@ -343,6 +345,7 @@ impl World {
         // What came earlier of a message is passed on with its end.
         let conn = &self.model.conns[link];
         let half_read = conn.fragments.unwrap_or(0) + conn.partial_bytes();
+        self.model.receives(link);
         let before = self.before(taken + half_read, false);
         // Two messages at a time, as if others took their turns in between.
         let mut at = 0;
@@ -721,6 +724,11 @@ impl World {
                     if let (Event::Bytes(link, _), Some(then), false) =
                         (event, &before.model, shed.is_empty())
                     {
+                        // Whoever paid amid what it sent need not have its rest counted.
+                        if shed.contains(link) {
+                            let id = then.conns[*link].id;
+                            self.model.ids[id].sent_least = then.ids[id].sent_least;
+                        }
                         // Whoever paid may have gone before or after it was asked how many there are.
                         let mut paid = then.clone();
                         for link in &shed {
@@ -753,6 +761,7 @@ impl World {
             _ => 0,
         };
         self.seen.extend(seen.into_iter().map(|seen| (link, seen)));
+        self.check_sender(event);
         self.check_worker(worker);
     }
 
@@ -920,13 +929,15 @@ impl World {
             self.check_bytes(link, &glimpse);
             let reads = relay.wants_read(key);
             if conn.is_open() && !conn.ended {
-                if !reads {
+                self.check_rate(worker, link, glimpse.slowed_until);
+                let slowed = glimpse.slowed_until.is_some();
+                if !slowed && !reads {
                     self.check_pause(link);
                 }
                 let ahead = conn.state == State::Newcomer && conn.held_bytes >= AHEAD_FULL;
                 check!(!(reads && ahead), "pause", "link {link} is read on and on");
-                if conn.paused == reads {
-                    resumed.push((link, reads));
+                if conn.paused == reads || conn.slowed != slowed {
+                    resumed.push((link, reads, slowed));
                 }
             } else if matches!(conn.state, State::Head | State::Closing) && !conn.ended {
                 check!(reads, "pause", "link {link} is not read: {:?}", conn.state);
@@ -959,12 +970,13 @@ impl World {
                     && self.glimpse(*link).is_none_or(|glimpse| glimpse.phase == Phase::Closed)
             });
         check!(untold || places == expected, "places", "{places:?} for {expected:?}");
-        for (link, reads) in resumed {
-            if reads {
+        for (link, reads, slowed) in resumed {
+            // Whoever is no longer slowed has its time anew, though a backlog may still be in its way.
+            if reads || (self.model.conns[link].slowed && !slowed) {
                 self.model.reads_again(link, self.now);
-            } else {
-                self.model.conn(link).paused = true;
             }
+            let conn = self.model.conn(link);
+            (conn.paused, conn.slowed) = (!reads, slowed);
         }
     }
 
@@ -1016,6 +1028,41 @@ impl World {
             _ => 0,
         };
         check!(reason > 0, "pause", "link {link} is not read, and nothing waits");
+    }
+
+    /// A peer is kept waiting while its id is over its rate, and no longer: its worker is awake then.
+    fn check_rate(&self, worker: usize, link: Link, slowed_until: Option<Ms>) {
+        let conn = &self.model.conns[link];
+        let Some((least, most)) = self.model.over_until(link) else {
+            return check!(
+                slowed_until.is_none(),
+                "rate",
+                "link {link} is slowed: {:?}",
+                conn.state
+            );
+        };
+        let Some(until) = slowed_until else {
+            let goes_on = conn.slowed && least > self.now;
+            return check!(!goes_on, "rate", "link {link} is read on before {least}");
+        };
+        // What is due while another process takes over is due then.
+        let most = most.max(self.now);
+        check!(until <= most, "rate", "link {link} waits until {until}, its id until {most}");
+        let wake = self.workers[worker].relay.next_wake_ms();
+        check!(
+            wake.is_some_and(|wake| wake <= until.next_multiple_of(TICK_MS)),
+            "rate",
+            "link {link} is to wait until {until}, and its worker sleeps until {wake:?}"
+        );
+    }
+
+    /// Whoever has just sent too much is not read on.
+    fn check_sender(&self, event: &Event) {
+        let (Event::Bytes(link, _) | Event::Adopt(link, _)) = event else { return };
+        let over = self.model.over_until(*link).is_some_and(|(least, _)| least > self.now);
+        let over = over && self.model.conns[*link].has_paid;
+        let slowed = self.glimpse(*link).is_none_or(|glimpse| glimpse.slowed_until.is_some());
+        check!(slowed || !over, "rate", "link {link} is over its id's rate, and is read");
     }
 
     /// The shell has been told to read whatever is to be read.
