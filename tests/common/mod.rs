@@ -59,6 +59,12 @@ pub use tls::{DOMAIN, Door, Tls, record, records};
 /// How long a test waits for something that must come.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// Whether so much time is over since `begun`, by the relay's clock: that counts whole milliseconds, two
+/// processes of an upgrade one after the other.
+pub fn is_over(begun: Instant, time: Duration) -> bool {
+    begun.elapsed() + Duration::from_millis(3) >= time
+}
+
 /// The result of `future`, which must come by [`SOON`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(SOON, future).await {
