@@ -13,7 +13,7 @@ use std::fs::{self, OpenOptions};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// A file of the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,7 +183,7 @@ pub(super) fn diagnose(path: &Path, to: &Path, with_addresses: bool) -> Result<u
 
 fn write(parts: &[Part], to: &Path) -> std::io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = super::since_1970(Instant::now());
     let mut archive = tar::Builder::new(file);
     for Part { name, text } in parts {
         let mut header = tar::Header::new_gnu();

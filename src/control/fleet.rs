@@ -253,18 +253,7 @@ impl Fleet {
 
     /// Has every worker come to rest. False if one did not within `patience`.
     pub(super) async fn quiesce(&self, patience: Duration) -> bool {
-        let (done, mut answers) = unbounded_channel();
-        self.tell_all(|| Mail::Quiesce { done: done.clone() });
-        drop(done);
-        let all = async {
-            for _ in &self.mailboxes {
-                if answers.recv().await.is_none() {
-                    return false;
-                }
-            }
-            true
-        };
-        tokio::time::timeout(patience, all).await.unwrap_or(false)
+        self.all_answer(patience, |done| Mail::Quiesce { done }).await
     }
 
     /// Has the workers, which have come to rest, give out everything and stand still; `None` if one of
@@ -293,6 +282,26 @@ impl Fleet {
         self.tell_all(|| Mail::Leave);
     }
 
+    /// Whether every worker answers such mail within `patience`.
+    async fn all_answer<T>(
+        &self,
+        patience: Duration,
+        mail: impl Fn(UnboundedSender<T>) -> Mail,
+    ) -> bool {
+        let (done, mut answers) = unbounded_channel();
+        self.tell_all(|| mail(done.clone()));
+        drop(done);
+        let all = async {
+            for _ in &self.mailboxes {
+                if answers.recv().await.is_none() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(patience, all).await.unwrap_or(false)
+    }
+
     fn tell_all(&self, mail: impl Fn() -> Mail) {
         for mailbox in &self.mailboxes {
             // Fails only where the worker has ended already.
@@ -308,20 +317,7 @@ impl Fleet {
     /// Has every worker bring its gauges up to date. False if one did not within `patience`: it
     /// is busy, or stuck, or has ended.
     pub(super) async fn take_census(&self, patience: Duration) -> bool {
-        let (done, mut answers) = unbounded_channel();
-        for mailbox in &self.mailboxes {
-            let _ = mailbox.send(Mail::Census(done.clone()));
-        }
-        drop(done);
-        let all = async {
-            for _ in &self.mailboxes {
-                if answers.recv().await.is_none() {
-                    return false;
-                }
-            }
-            true
-        };
-        tokio::time::timeout(patience, all).await.unwrap_or(false)
+        self.all_answer(patience, Mail::Census).await
     }
 }
 

@@ -436,10 +436,10 @@ fn pass_on_terminate(pid: u32) {
     }
 }
 
-/// When `epoch` was by the wall clock, in seconds since 1970.
-fn since_1970(epoch: Instant) -> u64 {
-    let started = SystemTime::now().checked_sub(epoch.elapsed());
-    let since = started.and_then(|started| started.duration_since(UNIX_EPOCH).ok());
+/// When a moment was by the wall clock, in seconds since 1970.
+fn since_1970(moment: Instant) -> u64 {
+    let moment = SystemTime::now().checked_sub(moment.elapsed());
+    let since = moment.and_then(|moment| moment.duration_since(UNIX_EPOCH).ok());
     since.unwrap_or_default().as_secs()
 }
 

@@ -8,7 +8,7 @@ use crate::control::fleet::{Ends, Fleet, Heirs, Resources};
 use crate::control::listening;
 use crate::control::worker_threads::WorkerThreads;
 use crate::handover::messages::Place;
-use crate::handover::process::{Counters, Process};
+use crate::handover::process::Counters;
 use crate::worker::listener;
 use socket2::Socket;
 use std::io;
@@ -54,7 +54,7 @@ pub(in crate::control) async fn start(
         return Ok(Started { fleet, ends, serving, earlier, record });
     };
     let mut estate = before.receive()?;
-    let Process { counters: earlier, upgrades, .. } = estate.process.clone();
+    let (earlier, upgrades) = (estate.process.counters.clone(), estate.process.upgrades);
     let (since_us, connections) = (estate.still_since_us, estate.connections() as u64);
     let more: io::Result<Vec<Socket>> = listeners.iter().map(Socket::try_clone).collect();
     let more = more.map_err(|error| failure(error.to_string()))?;

@@ -1,8 +1,9 @@
 //! How upgrades went, for metrics, the status page and alerts.
 
+use crate::control::since_1970;
 use crate::metrics::snapshot::{LastUpgrade, UpgradeFailure, Upgrades};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// How upgrades went so far: those of earlier processes included, of which this one has taken over.
 #[derive(Debug, Default)]
@@ -20,14 +21,16 @@ impl Record {
     pub(in crate::control) fn note_success(&self, connections: u64, pause_ms: f64) {
         let mut upgrades = self.upgrades();
         upgrades.succeeded += 1;
-        upgrades.last = Some(LastUpgrade { at_seconds: now(), connections, pause_ms });
+        upgrades.last =
+            Some(LastUpgrade { at_seconds: since_1970(Instant::now()), connections, pause_ms });
     }
 
     /// This process goes on.
     pub(super) fn note_failure(&self, why: &str) {
         let mut upgrades = self.upgrades();
         upgrades.failed += 1;
-        upgrades.last_failure = Some(UpgradeFailure { at_seconds: now(), why: why.to_owned() });
+        upgrades.last_failure =
+            Some(UpgradeFailure { at_seconds: since_1970(Instant::now()), why: why.to_owned() });
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -42,8 +45,4 @@ impl Record {
     fn upgrades(&self) -> MutexGuard<'_, Upgrades> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -31,10 +31,6 @@ impl Admission {
     /// A network that cannot be blocked: there are too many, or it is none.
     pub fn take_in(&self, now: Millis, state: &process::Admission) -> Result<(), String> {
         let mut tables = self.tables();
-        let buckets = |rates: &[(IpAddr, u64)]| {
-            let rates = rates.to_vec();
-            rates.into_iter().map(|(address, left)| (Address::from(address), left))
-        };
         tables.rates.take_in(now, buckets(&state.rates));
         tables.handshakes.take_in(now, buckets(&state.handshakes));
         tables.arrivals.take_in(now, state.arrivals);
@@ -47,6 +43,10 @@ impl Admission {
         }
         Ok(())
     }
+}
+
+fn buckets(rates: &[(IpAddr, Millis)]) -> impl Iterator<Item = (Address, Millis)> {
+    rates.iter().map(|(address, left)| (Address::from(*address), *left))
 }
 
 #[cfg(test)]
