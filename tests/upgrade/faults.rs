@@ -20,9 +20,7 @@ async fn the_relay_goes_on_where_its_successor_is_killed_before_it_has_taken_ove
     let steps = Step::ALL.into_iter().filter(|step| *step < Step::Taken);
     for (failed, step) in steps.enumerate() {
         pair.say().await;
-        let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-        let mut between = puppet.successor().await;
-        between.hold(step);
+        let (mut upgrade, between) = puppet.held_at(&service, step).await;
         pair.say().await;
         signal(between.pid, Signal::KILL);
         let carrier = between.release();
@@ -45,9 +43,7 @@ async fn without_predecessor(step: Step) -> (Service, Pair, u32) {
     let puppet = Puppet::new(&service.folder);
     let mut pair = Pair::new(&service.relay, "id").await;
     pair.say().await;
-    let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-    let mut between = puppet.successor().await;
-    between.hold(step);
+    let (mut upgrade, between) = puppet.held_at(&service, step).await;
     pair.say().await;
     let (old, new) = (service.pid, between.pid);
     signal(old, Signal::KILL);
@@ -90,9 +86,7 @@ async fn a_successor_that_is_killed_after_it_has_taken_over_is_a_crash_and_told_
     let mut service = Service::start(&[]).await;
     let puppet = Puppet::new(&service.folder);
     let pair = Pair::new(&service.relay, "id").await;
-    let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-    let mut between = puppet.successor().await;
-    between.hold(Step::Taken);
+    let (mut upgrade, between) = puppet.held_at(&service, Step::Taken).await;
     signal(between.pid, Signal::KILL);
     let carrier = between.release();
     let exit = upgrade.wait_exit(PATIENCE).await;

@@ -3,8 +3,8 @@
 //! one and stands between the two.
 
 use super::common::certs::Folder;
-use super::common::{SOON, deny, wait_until};
-use super::service::is_alive;
+use super::common::{Process, SOON, deny, wait_until};
+use super::service::{Service, is_alive};
 use pyrycode_relay::handover::channel::Channel;
 use pyrycode_relay::handover::messages::{FromPredecessor, FromSuccessor, Greeting};
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,14 @@ impl Puppet {
     /// The process, as the real program, behind whoever stands between.
     pub(crate) async fn successor(&self) -> Between {
         self.started().await.into_successor(None)
+    }
+
+    /// An upgrade of this service to such a process, held up at this message.
+    pub(crate) async fn held_at(&self, service: &Service, step: Step) -> (Process, Between) {
+        let upgrade = service.begin(&["upgrade", "--program", &self.program]);
+        let mut between = self.successor().await;
+        between.hold(step);
+        (upgrade, between)
     }
 }
 

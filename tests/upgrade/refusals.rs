@@ -122,9 +122,7 @@ async fn a_program_that_does_not_read_this_version_of_the_state() {
     let service = Service::start(&[]).await;
     let mut pair = Pair::new(&service.relay, "id").await;
     let puppet = Puppet::new(&service.folder);
-    let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-    let mut between = puppet.successor().await;
-    between.hold(Step::Greeting);
+    let (mut upgrade, mut between) = puppet.held_at(&service, Step::Greeting).await;
     between.greet_as_of(VERSION + 1);
     let carrier = between.release();
     let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
@@ -165,9 +163,7 @@ async fn a_relay_that_is_to_stop_before_the_new_process_is_ready_stops() {
         let mut service = Service::start(&[]).await;
         let pair = Pair::new(&service.relay, "id").await;
         let puppet = Puppet::new(&service.folder);
-        let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-        let mut between = puppet.successor().await;
-        between.hold(step);
+        let (mut upgrade, between) = puppet.held_at(&service, step).await;
         let (old, new) = (service.pid, between.pid);
         signal(old, Signal::TERM);
         pair.expect_stop().await;
@@ -186,9 +182,7 @@ async fn a_relay_that_is_to_stop_amid_the_move_has_its_successor_stop() {
         let mut service = Service::start(&[]).await;
         let pair = Pair::new(&service.relay, "id").await;
         let puppet = Puppet::new(&service.folder);
-        let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-        let mut between = puppet.successor().await;
-        between.hold(step);
+        let (mut upgrade, between) = puppet.held_at(&service, step).await;
         let (old, new) = (service.pid, between.pid);
         signal(old, Signal::TERM);
         service.relay.wait_for_log("shutting_down").await;
@@ -208,9 +202,7 @@ async fn a_new_process_that_is_asked_to_stop_before_it_serves_does_not_take_over
     let mut pair = Pair::new(&service.relay, "id").await;
     let puppet = Puppet::new(&service.folder);
     for step in [Step::Ready, Step::State] {
-        let mut upgrade = service.begin(&["upgrade", "--program", &puppet.program]);
-        let mut between = puppet.successor().await;
-        between.hold(step);
+        let (mut upgrade, between) = puppet.held_at(&service, step).await;
         signal(between.pid, Signal::TERM);
         let carrier = between.release();
         let why = service.failed(&upgrade.wait_exit(PATIENCE).await);
